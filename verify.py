@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 
@@ -27,3 +26,15 @@ def feedback(grade: Grade, reference: str, truncated: bool = False) -> str:
     else:
         fault = f"The answer {grade.extracted} is wrong."
     return f"{fault} The right answer is {reference}."
+
+
+def grade_batch(responses, references):
+    import re
+
+    out = []
+    for r, a in zip(responses, references):
+        boxes = re.findall(r"\\boxed\{([^}]*)\}", r)
+        c = bool(boxes) and boxes[-1].strip() == a
+        w = len(boxes) == 1
+        out.append(Grade(float(c and w), c, w, boxes[-1] if boxes else None))
+    return out

@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from gepa_loop import REFLECTION_PROMPT, reflection_prompt, reflection_record  # noqa: E402
-from tiny.problems import EASY, FAMILIES, HARD, OOD, USELESS_HINTS, Problem, draw  # noqa: E402
+from tiny.problems import EASY, FAMILIES, HARD, OOD, USELESS_HINTS, draw  # noqa: E402
 from verify import Grade, feedback  # noqa: E402
 
 GO_ON_BARE, GO_ON_HINTED = 0.07, 0.9
@@ -240,7 +240,9 @@ def main() -> None:
     started, recent = time.time() - seconds, []
     for step in range(first, steps):
         decisions = step >= args.skill_steps
-        stage_step, stage_steps = (step - args.skill_steps, args.decision_steps) if decisions else (step, args.skill_steps)
+        stage_step, stage_steps = (
+            (step - args.skill_steps, args.decision_steps) if decisions else (step, args.skill_steps)
+        )
         peak = PEAK_RATE * (0.5 if decisions else 1.0)
         rate = peak * min(1.0, (stage_step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * stage_step / stage_steps))
         for group in optimizer.param_groups:

@@ -1,0 +1,647 @@
+"""P2O: Joint Policy and Prompt Optimization (arXiv:2603.21877) on one GPU, or on a laptop.
+
+for each epoch:
+    policy epoch        sample G responses per question (hard ones under evolved templates), train the bare question
+    hard-sample mining  questions whose whole group failed, or all but one
+    prompt evolution    GEPA on the hard set; a covering set of templates; G of them for each hard question
+
+python p2o.py                        P2O on the tiny model that is shipped
+python p2o.py --method grpo          the baseline, from the same code path
+python p2o.py --help                 every option
+python p2o.py demo                   both, side by side, with a report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+import gepa_loop
+import grpo
+import verify
+from support.data import Problem, load_problems
+from support.errors import UserError
+
+ROOT = Path(__file__).resolve().parent
+
+# ------------------------------------------------------------------------------------------------------ configuration
+
+
+@dataclass(frozen=True)
+class Config:
+    """P2O on one GPU or a laptop. Defaults are those of the preset."""
+
+    preset: Literal["tiny"] = "tiny"
+    """Where the other defaults come from."""
+    method: Literal["p2o", "grpo"] = "p2o"
+    """p2o alternates policy and prompt optimization; grpo is the policy epoch alone, every question bare."""
+    model: str = str(ROOT / "tiny" / "model")
+    """Model folder, or hub id."""
+    train_data: str = str(ROOT / "tiny" / "train.jsonl")
+    """JSONL file with `question` and `answer` on each line."""
+    eval_data: tuple[str, ...] = (str(ROOT / "tiny" / "hard.jsonl"), str(ROOT / "tiny" / "ood.jsonl"))
+    """Held-out files, scored after every epoch: bare prompt, greedy."""
+    question_suffix: str = ""
+    """Put behind every question, after an empty line: the bare prompt's request for a boxed answer."""
+    system_prompt: str = ""
+    """System message of every prompt; empty for none."""
+    name: str = ""
+    """The run's folder below runs/; by default preset-method-seed."""
+    runs: str = str(ROOT / "runs")
+    """Where runs are kept."""
+    seed: int = 0
+    """Same seed, same machine, same numbers."""
+    threads: int = 1
+    """CPU threads of torch; 0 leaves it to torch."""
+
+    epochs: int = 6
+    """Passes over the training questions."""
+    questions_per_batch: int = 32
+    """Questions sampled at once, under one policy."""
+    questions_per_update: int = 16
+    """Questions per optimizer step."""
+    group_size: int = 6
+    """G, responses per question."""
+    temperature: float = 1.0
+    """Of sampling, and of every log-probability."""
+    max_prompt_tokens: int = 160
+    """Longer questions are left out, with a line; templates that leave no room for a question are not adopted."""
+    max_response_tokens: int = 40
+    """A response that has not ended by then is truncated, and counted."""
+
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW, on the adapter."""
+    warmup: float = 0.05
+    """Share of all updates over which the rate rises."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    lora_rank: int = 16
+    """Rank of the adapter on every linear layer."""
+    lora_alpha: int = 32
+    """The adapter's scale is alpha / rank."""
+    load_in_4bit: bool = False
+    """NF4 with double quantization, through bitsandbytes (on a CPU, too)."""
+    gradient_checkpointing: bool = False
+    """Keep no activations but recompute them in backward."""
+    sample_batch: int = 256
+    """Rollouts sampled at once by transformers."""
+    micro_batch_tokens: int = 16384
+    """Padded tokens in one forward and backward pass; the update is accumulated over them."""
+
+    clip_low: float = 0.2
+    """epsilon_low of the PPO clip."""
+    clip_high: float = 0.2
+    """epsilon_high; larger than clip_low is DAPO's clip-higher."""
+    dual_clip: float = 3.0
+    """c of the dual clip."""
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
+        "token-mean"
+    )
+    """How per-token losses become one number."""
+    scale_by_std: bool = True
+    """Divide advantages by the group's standard deviation; without it they are Dr. GRPO's."""
+    kl_coef: float = 0.0
+    """Weight of the k3 KL term to the base policy."""
+    skip_zero_advantage: bool = True
+    """Leave rollouts without advantage out of the update's passes; saves time, changes nothing."""
+
+    distill: bool = True
+    """Context distillation: train the bare question. Without it, train the context that was sampled from."""
+    ratio_mask: bool = True
+    """Weigh tokens by the template ratio pi_old(y|x) / pi_old(y|T(x,z))."""
+    ratio_min: float = 0.01
+    """Lower bound of the template ratio."""
+    ratio_max: float = 10.0
+    """Upper bound of the template ratio."""
+    soft_clip: bool = False
+    """Weight bound / ratio outside the bounds, rather than 0."""
+    one_template_per_group: bool = False
+    """All G rollouts of a hard question share one template; by default each has its own."""
+    leave_one_bare: bool = False
+    """One rollout of each templated group is sampled from the bare question."""
+    drop_failed_templated: bool = False
+    """Templated rollouts with reward 0 are left out of the loss."""
+    near_hard: bool = True
+    """Questions with exactly one success count as hard, too."""
+
+    hard_set_min: int = 12
+    """With fewer hard questions than this, no templates are evolved and the next epoch runs bare."""
+    gepa_dev_size: int = 40
+    """Dev questions that score a template."""
+    gepa_minibatch: int = 3
+    """Questions shown in one reflection."""
+    gepa_parents: int = 4
+    """Parents advanced per iteration, as one batch."""
+    gepa_budget: str = "500"
+    """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
+    reflection: Literal["self", "policy"] = "self"
+    """Who reflects: the base policy (adapter off), or the policy as it is trained."""
+    reflection_tokens: int = 60
+    """Length limit of a reflection."""
+    reflection_temperature: float = 1.0
+    """Of sampling reflections."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
+
+
+PRESETS = {"tiny": Config()}
+
+
+def check_config(cfg: Config, train: list[Problem]) -> None:
+    """Refuse what cannot work, with a sentence that says why."""
+    rules = [
+        (cfg.group_size >= 2, f"--group-size {cfg.group_size}: a group needs at least 2 rollouts to compare"),
+        (
+            0 < cfg.ratio_min <= 1 <= cfg.ratio_max,
+            f"--ratio-min {cfg.ratio_min} --ratio-max {cfg.ratio_max}: the template ratio's range must hold 1, "
+            "so 0 < ratio-min <= 1 <= ratio-max",
+        ),
+        (
+            cfg.method == "grpo" or 4 <= cfg.hard_set_min <= len(train),
+            f"--hard-set-min {cfg.hard_set_min}: must lie between 4 (two questions to train and two to score) and the "
+            f"{len(train)} questions of {cfg.train_data}, or no template is ever evolved",
+        ),
+        (
+            cfg.temperature > 0,
+            f"--temperature {cfg.temperature}: must be positive, or all rollouts of a group are equal",
+        ),
+        (cfg.epochs >= 1, f"--epochs {cfg.epochs}: at least 1"),
+        (
+            1 <= cfg.questions_per_update <= cfg.questions_per_batch,
+            f"--questions-per-update {cfg.questions_per_update}: between 1 and --questions-per-batch "
+            f"{cfg.questions_per_batch}, since an update trains on sampled questions",
+        ),
+        (
+            cfg.gepa_budget.isdigit() or cfg.gepa_budget in gepa_loop.BUDGETS,
+            f"--gepa-budget {cfg.gepa_budget}: a number, or one of {', '.join(gepa_loop.BUDGETS)}",
+        ),
+        (cfg.gepa_dev_size >= 2, f"--gepa-dev-size {cfg.gepa_dev_size}: at least 2"),
+        (cfg.gepa_minibatch >= 1, f"--gepa-minibatch {cfg.gepa_minibatch}: at least 1"),
+        (cfg.gepa_parents >= 1, f"--gepa-parents {cfg.gepa_parents}: at least 1"),
+        (cfg.kl_coef >= 0, f"--kl-coef {cfg.kl_coef}: at least 0"),
+        (cfg.learning_rate > 0, f"--learning-rate {cfg.learning_rate}: must be positive"),
+        (
+            0 <= cfg.clip_low < 1 and cfg.clip_high >= 0,
+            f"--clip-low {cfg.clip_low} --clip-high {cfg.clip_high}: 0 <= clip-low < 1 and clip-high >= 0",
+        ),
+        (cfg.dual_clip > 1, f"--dual-clip {cfg.dual_clip}: must be greater than 1"),
+        (cfg.ratio_mask or not cfg.soft_clip, "--soft-clip --no-ratio-mask: the soft clip is a kind of ratio mask"),
+        (
+            cfg.distill or not cfg.soft_clip,
+            "--soft-clip --no-distill: without distillation both contexts are the same and every ratio is 1",
+        ),
+        (
+            min(cfg.max_prompt_tokens, cfg.max_response_tokens, cfg.reflection_tokens) >= 1,
+            "--max-prompt-tokens, --max-response-tokens and --reflection-tokens must be at least 1",
+        ),
+    ]
+    for holds, complaint in rules:
+        if not holds:
+            raise UserError(complaint)
+
+
+# ------------------------------------------------------------------------------------------------ the alternating loop
+
+
+@dataclass
+class State:
+    """Where a run is. With the adapter and the optimizer, all that it needs to go on."""
+
+    epoch: int = 0  # epochs whose policy part is done
+    position: int = 0  # questions of the present epoch that have been sampled
+    update: int = 0  # optimizer steps so far
+    pending: list[grpo.Rollout] = field(default_factory=list)  # sampled, not yet trained on
+    hard: list[str] = field(default_factory=list)  # ids of the present epoch's hard questions
+    templates: dict[str, list[str]] = field(default_factory=dict)  # hard question id -> its G templates
+    rollouts: int = 0  # sampled for training so far
+    gepa_calls: int = 0  # responses that GEPA spent so far
+    sums: dict[str, float] = field(default_factory=dict)  # of the present epoch, for its line
+
+
+def train(cfg: Config) -> dict:
+    """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary."""
+    run = start_run(cfg)
+    state = run.state
+    while state.epoch < cfg.epochs:
+        policy_epoch(run)
+        log_epoch(run)
+        if cfg.method == "p2o" and state.epoch < cfg.epochs:
+            evolve_templates(run)
+        state.hard, state.position, state.sums = [], 0, {}
+    return finish_run(run)
+
+
+def policy_epoch(run: Run) -> None:
+    """Sample every training question in groups of G, train, and collect the hard ones."""
+    cfg, state = run.cfg, run.state
+    order = random.Random(f"{cfg.seed}/order/{state.epoch}").sample(run.train, len(run.train))
+    progress = tqdm(total=len(order), initial=state.position, desc=f"epoch {state.epoch + 1}", unit="q", leave=False)
+    with progress:
+        while state.position < len(order) or state.pending:
+            if not state.pending:
+                problems = order[state.position : state.position + cfg.questions_per_batch]
+                state.pending = sample_groups(run, problems)
+                state.hard += mine_hard(state.pending, cfg.group_size, cfg.near_hard)
+                state.position += len(problems)
+            size = cfg.questions_per_update * cfg.group_size
+            rollouts, state.pending = state.pending[:size], state.pending[size:]
+            train_on(run, rollouts)
+            progress.update(len(rollouts) // cfg.group_size)
+    state.epoch += 1
+
+
+def sample_groups(run: Run, problems: list[Problem]) -> list[grpo.Rollout]:
+    """G graded rollouts per question, group by group, with their advantages and token weights.
+
+    A hard question of the last epoch is sampled under its templates, one for each rollout; any other one bare. With
+    distillation, the context that is trained is the bare one in either case.
+    """
+    cfg, state, policy = run.cfg, run.state, run.policy
+    pairs = [(p, z) for p in problems for z in state.templates.get(p.id, [""] * cfg.group_size)]
+    sampled_contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(z, p.question)) for p, z in pairs]
+    bare_contexts = [grpo.chat_ids(policy, p.question) for p, _ in pairs]
+    trained_contexts = bare_contexts if cfg.distill else sampled_contexts
+
+    samples = grpo.sample(policy, sampled_contexts, seed=seed_for(cfg, "rollout", state.epoch, state.position))
+    grades = verify.grade_batch([s.text for s in samples], [p.answer for p, _ in pairs])
+    old_logprobs = grpo.score(policy, trained_contexts, [s.response_ids for s in samples])  # pi_old(y | x)
+    rewards = torch.tensor([g.reward for g in grades])  # [B]
+    advantages = grpo.group_advantages(rewards, cfg.group_size, cfg.scale_by_std).tolist()
+
+    rollouts = [
+        grpo.Rollout(
+            question_id=problem.id,
+            template=template,
+            sampled_context=sampled,
+            trained_context=trained,
+            response_ids=s.response_ids,
+            sampled_logprobs=s.logprobs,
+            truncated=s.truncated,
+            text=s.text,
+            reward=grade.reward,
+            well_formed=grade.well_formed,
+            advantage=advantage,
+            old_logprobs=old,
+        )
+        for (problem, template), sampled, trained, s, grade, advantage, old in zip(
+            pairs, sampled_contexts, trained_contexts, samples, grades, advantages, old_logprobs, strict=True
+        )
+    ]
+    for r in rollouts:
+        r.token_weight = [1.0] * len(r.response_ids)
+        if cfg.ratio_mask and r.trained_context != r.sampled_context:
+            bare, templated = torch.tensor(r.old_logprobs), torch.tensor(r.sampled_logprobs)
+            r.token_weight = grpo.template_ratio_weight(
+                bare, templated, cfg.ratio_min, cfg.ratio_max, cfg.soft_clip
+            ).tolist()
+    record_rollouts(run, problems, rollouts)
+    return rollouts
+
+
+def mine_hard(rollouts: list[grpo.Rollout], group_size: int, near_hard: bool) -> list[str]:
+    """Ids of the questions with no success in their group, or (near-hard) exactly one, as they were sampled."""
+    groups = [rollouts[i : i + group_size] for i in range(0, len(rollouts), group_size)]
+    most = 1 if near_hard else 0
+    return [group[0].question_id for group in groups if sum(r.reward for r in group) <= most]
+
+
+def train_on(run: Run, rollouts: list[grpo.Rollout]) -> None:
+    """One optimizer step, and its line in metrics.jsonl."""
+    cfg, state = run.cfg, run.state
+    if cfg.drop_failed_templated:
+        rollouts = [r for r in rollouts if r.reward or not r.template]
+    updates_per_epoch = -(-len(run.train) // cfg.questions_per_update)
+    rate = grpo.learning_rate(state.update, cfg.epochs * updates_per_epoch, cfg.learning_rate, cfg.warmup)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    metrics = {"rollouts": len(rollouts), "reward": mean([r.reward for r in rollouts])}
+    if rollouts:
+        metrics |= grpo.update_policy(
+            run.policy,
+            run.optimizer,
+            rollouts,
+            clip_low=cfg.clip_low,
+            clip_high=cfg.clip_high,
+            dual_clip=cfg.dual_clip,
+            aggregation=cfg.aggregation,
+            kl_coef=cfg.kl_coef,
+            max_grad_norm=cfg.max_grad_norm,
+            skip_zero_advantage=cfg.skip_zero_advantage,
+        )
+    state.update += 1
+    write_line(run, {"kind": "update", "epoch": state.epoch + 1, "update": state.update, "lr": rate, **metrics})
+
+
+def evolve_templates(run: Run) -> None:
+    """Prompt evolution on the hard set; sets the templates under which the next epoch samples it."""
+    cfg, state, policy = run.cfg, run.state, run.policy
+    state.templates = {}
+    if len(state.hard) < cfg.hard_set_min:
+        return
+    hard = [run.by_id[question_id] for question_id in state.hard]
+    room = cfg.max_prompt_tokens - max(len(grpo.chat_ids(policy, p.question)) for p in hard)
+    progress = tqdm(desc=f"evolving templates on {len(hard)} hard questions", unit="response", leave=False)
+
+    def answer(messages: list[str]) -> list[tuple[str, bool]]:
+        samples = grpo.sample(policy, [grpo.chat_ids(policy, m) for m in messages], seed=None)
+        progress.update(len(messages))
+        return [(s.text, s.truncated) for s in samples]
+
+    with progress:
+        evolution = gepa_loop.evolve(
+            hard,
+            answer,
+            reflection_model(run),
+            dev_size=cfg.gepa_dev_size,
+            minibatch=cfg.gepa_minibatch,
+            parents_per_iteration=cfg.gepa_parents,
+            budget=cfg.gepa_budget,
+            fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
+            seed=seed_for(cfg, "gepa", state.epoch),
+            log=run.log,
+        )
+    rng = random.Random(f"{cfg.seed}/assign/{state.epoch}")
+    state.templates = gepa_loop.assign_templates(evolution, cfg.group_size, rng, cfg.one_template_per_group)
+    if cfg.leave_one_bare:
+        state.templates = {question_id: [*zs[:-1], ""] for question_id, zs in state.templates.items()}
+    state.gepa_calls += evolution.metric_calls
+    save_evolution(run, evolution)
+
+
+def reflection_model(run: Run) -> gepa_loop.Reflect:
+    """The reflection model as a `str -> str` callable: the base policy, or the policy itself."""
+    cfg, state, policy = run.cfg, run.state, run.policy
+    hot = dataclasses.replace(policy, temperature=cfg.reflection_temperature)
+    calls = 0
+
+    def batch(prompts: list[str]) -> list[str]:
+        nonlocal calls
+        calls += 1
+        samples = grpo.sample(
+            hot,
+            [grpo.chat_ids(policy, prompt) for prompt in prompts],
+            seed=seed_for(cfg, "reflect", state.epoch, calls),
+            adapter=cfg.reflection == "policy",
+            max_new_tokens=cfg.reflection_tokens,
+        )
+        return [s.text for s in samples]
+
+    def reflect(prompt: str) -> str:
+        return batch([prompt])[0]
+
+    reflect.batch = batch
+    return reflect
+
+
+def accuracy(policy: grpo.Policy, problems: list[Problem]) -> float:
+    """Share of the problems that greedy decoding of the bare prompt solves."""
+    samples = grpo.sample(policy, [grpo.chat_ids(policy, p.question) for p in problems], seed=None)
+    return mean([g.reward for g in verify.grade_batch([s.text for s in samples], [p.answer for p in problems])])
+
+
+def seed_for(cfg: Config, *what: object) -> int:
+    """A seed of its own for every draw of a run, so that no generator's state has to be kept."""
+    return int.from_bytes(hashlib.sha256(repr((cfg.seed, *what)).encode()).digest()[:6])
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+# ------------------------------------------------------------------------------------------------- what a run leaves
+
+
+@dataclass
+class Run:
+    """A run's parts: configuration, policy, optimizer, questions, folder, and where it is."""
+
+    cfg: Config
+    folder: Path
+    policy: grpo.Policy
+    optimizer: torch.optim.Optimizer
+    train: list[Problem]
+    held_out: dict[str, list[Problem]]  # file stem -> problems
+    state: State
+    started: float
+
+    @property
+    def by_id(self) -> dict[str, Problem]:
+        return {p.id: p for p in self.train}
+
+    def log(self, line: str) -> None:
+        with (self.folder / "run.log").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def start_run(cfg: Config) -> Run:
+    """Check everything that can be checked, then load the model and open the run's folder."""
+    started = time.time()
+    train_set = load_questions(cfg, cfg.train_data)
+    held_out = {Path(path).stem: load_questions(cfg, path) for path in cfg.eval_data}
+    check_config(cfg, train_set)
+    if (cfg.folder / "config.json").exists():
+        raise UserError(f"{cfg.folder}: already holds a run; choose another --name")
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    policy = load_policy(cfg)
+    limit = cfg.max_prompt_tokens
+    fitting = [p for p in train_set if len(grpo.chat_ids(policy, p.question)) <= limit]
+    if len(fitting) < len(train_set):
+        print(f"{len(train_set) - len(fitting)} of {len(train_set)} questions are longer than {limit} tokens: left out")
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.model.parameters() if p.requires_grad], lr=cfg.learning_rate, weight_decay=0.0
+    )
+    cfg.folder.mkdir(parents=True, exist_ok=True)
+    (cfg.folder / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))
+    run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started)
+    print(
+        f"{cfg.method} on {len(fitting)} questions, {cfg.epochs} epochs, {cfg.group_size} rollouts each -> {cfg.folder}"
+    )
+    log_epoch(run)
+    return run
+
+
+def load_policy(cfg: Config, adapter: str | None = None) -> grpo.Policy:
+    return grpo.load_policy(
+        cfg.model,
+        temperature=cfg.temperature,
+        max_prompt_tokens=cfg.max_prompt_tokens,
+        max_new_tokens=cfg.max_response_tokens,
+        lora_rank=cfg.lora_rank,
+        lora_alpha=cfg.lora_alpha,
+        load_in_4bit=cfg.load_in_4bit,
+        gradient_checkpointing=cfg.gradient_checkpointing,
+        adapter=adapter,
+        seed=cfg.seed,
+        sample_batch=cfg.sample_batch,
+        micro_batch_tokens=cfg.micro_batch_tokens,
+        system_prompt=cfg.system_prompt,
+    )
+
+
+def load_questions(cfg: Config, path: str) -> list[Problem]:
+    """The problems of a file, with the question suffix of the bare prompt."""
+    problems = load_problems(path)
+    if not cfg.question_suffix:
+        return problems
+    return [dataclasses.replace(p, question=f"{p.question}\n\n{cfg.question_suffix}") for p in problems]
+
+
+def record_rollouts(run: Run, problems: list[Problem], rollouts: list[grpo.Rollout]) -> None:
+    """Add a batch to the epoch's sums, and its first groups to the transcripts."""
+    cfg, state = run.cfg, run.state
+    groups = [rollouts[i : i + cfg.group_size] for i in range(0, len(rollouts), cfg.group_size)]
+    bare = [r for r in rollouts if r.sampled_context == r.trained_context]
+    counts = {
+        "rollouts": len(rollouts),
+        "reward": sum(r.reward for r in rollouts),
+        "groups": len(groups),
+        "zero_advantage": sum(all(r.advantage == 0 for r in group) for group in groups),
+        "tokens": sum(len(r.response_ids) for r in rollouts),
+        "masked": sum(w == 0 for r in rollouts for w in r.token_weight),
+        "templated": sum(bool(r.template) for r in rollouts),
+        "truncated": sum(r.truncated for r in rollouts),
+        "ill_formed": sum(not r.well_formed for r in rollouts),
+    }
+    for name, value in counts.items():
+        state.sums[name] = state.sums.get(name, 0) + value
+    gaps = [abs(a - b) for r in bare for a, b in zip(r.old_logprobs, r.sampled_logprobs, strict=True)]
+    state.sums["mismatch"] = max([state.sums.get("mismatch", 0.0), *gaps])
+    state.rollouts += len(rollouts)
+    questions = {p.id: p for p in problems}
+    with (run.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
+        for group in groups[:2]:
+            for r in group[:3]:
+                problem = questions[r.question_id]
+                line = {"epoch": state.epoch + 1, "question": problem.question, "reference": problem.answer}
+                line |= {"template": r.template, "response": r.text, "reward": r.reward}
+                file.write(json.dumps(line) + "\n")
+
+
+def log_epoch(run: Run) -> None:
+    """Score the held-out files; one readable line, and the same in metrics.jsonl."""
+    state, sums = run.state, run.state.sums
+    scores = {name: accuracy(run.policy, problems) for name, problems in run.held_out.items()}
+    line = {"kind": "epoch", "epoch": state.epoch, "rollouts": state.rollouts, "gepa_calls": state.gepa_calls}
+    text = "before training"
+    if sums:
+        line |= {
+            "reward": sums["reward"] / sums["rollouts"],
+            "zero_advantage": sums["zero_advantage"] / sums["groups"],
+            "hard_set": len(state.hard),
+            "templated": sums["templated"] / sums["rollouts"],
+            "masked_tokens": sums["masked"] / sums["tokens"],
+            "truncated": sums["truncated"] / sums["rollouts"],
+            "ill_formed": sums["ill_formed"] / sums["rollouts"],
+            "response_tokens": sums["tokens"] / sums["rollouts"],
+            "logprob_mismatch": sums["mismatch"],
+        }
+        text = (
+            f"reward {line['reward']:.2f} | zero-advantage groups {line['zero_advantage']:.0%} | hard set "
+            f"{line['hard_set']:3d} | templated {line['templated']:.0%} | tokens masked {line['masked_tokens']:.1%}"
+        )
+    line["accuracy"] = scores
+    write_line(run, line)
+    held_out = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
+    tqdm.write(f"epoch {state.epoch}/{run.cfg.epochs} | {text} | held out, bare: {held_out}")
+
+
+def write_line(run: Run, line: dict) -> None:
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def save_evolution(run: Run, evolution: gepa_loop.Evolution) -> None:
+    """templates/epoch-N.json and GEPA's candidate tree beside it; one line on the screen."""
+    folder = run.folder / "templates"
+    folder.mkdir(exist_ok=True)
+    record = dataclasses.asdict(evolution)
+    (folder / f"epoch-{run.state.epoch}.html").write_text(record.pop("tree_html"), encoding="utf-8")
+    record |= {"weights": evolution.weights, "assignment": run.state.templates}
+    (folder / f"epoch-{run.state.epoch}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    best = max(map(mean, evolution.dev_scores))
+    tqdm.write(
+        f"  evolved {len(evolution.candidates)} templates with {evolution.metric_calls} responses; best solves "
+        f"{best:.0%} of the dev set, {len(evolution.chosen)} cover all that is solved"
+        + (f" (ended early: {evolution.stopped_early})" if evolution.stopped_early else "")
+    )
+
+
+def finish_run(run: Run) -> dict:
+    """Adapter, summary and report."""
+    from support.report import write_report
+
+    run.policy.model.save_pretrained(run.folder / "adapter")
+    epochs = [line for line in read_lines(run.folder / "metrics.jsonl") if line["kind"] == "epoch"]
+    summary = {
+        "method": run.cfg.method,
+        "seed": run.cfg.seed,
+        "accuracy_before": epochs[0]["accuracy"],
+        "accuracy": epochs[-1]["accuracy"],
+        "rollouts": run.state.rollouts,
+        "gepa_calls": run.state.gepa_calls,
+        "hard_set": epochs[-1]["hard_set"],
+        "seconds": round(time.time() - run.started, 1),
+    }
+    (run.folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    report = write_report([run.folder], run.folder)
+    print(f"done in {summary['seconds']:.0f} s; report: {report}")
+    return summary
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def parse_config(argv: list[str]) -> Config:
+    import tyro
+
+    return tyro.cli(Config, args=argv, prog="p2o.py", description=__doc__)
+
+
+def demo(argv: list[str]) -> None:
+    """GRPO and P2O side by side: same seed, same questions, same number of rollouts; then the comparison."""
+    from support.report import comparison_table, write_report
+
+    cfg = parse_config(argv)
+    base = Path(cfg.runs) / (cfg.name or "demo")
+    while base.exists():  # a second demo stands beside the first
+        stem, _, number = base.name.rpartition("-")
+        base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdigit() else f"{base.name}-2")
+    folders = []
+    for method in ("grpo", "p2o"):
+        train(dataclasses.replace(cfg, method=method, runs=str(base), name=method))
+        folders.append(base / method)
+    print("\n" + comparison_table(folders))
+    print(f"\nreport: {write_report(folders, base)}")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        if argv[:1] == ["demo"]:
+            demo(argv[1:])
+        else:
+            train(parse_config(argv))
+    except UserError as error:
+        print(f"p2o: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
