@@ -169,11 +169,7 @@ class _PolicyAdapter:
         responses = self.answer([apply_template(template, problem.question) for template, problem in pairs])
         grades = verify.grade_batch([text for text, _ in responses], [problem.answer for _, problem in pairs])
         records = [
-            {
-                "Question": problem.question,
-                "Response": text,
-                "Feedback": verify.feedback(grade, problem.answer, truncated),
-            }
+            reflection_record(problem.question, text, verify.feedback(grade, problem.answer, truncated))
             for (_, problem), (text, truncated), grade in zip(pairs, responses, grades, strict=True)
         ]
         batches, start = [], 0
@@ -213,6 +209,11 @@ def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
             "prompt_template": REFLECTION_PROMPT,
         }
     )
+
+
+def reflection_record(question: str, response: str, feedback: str) -> dict[str, str]:
+    """One graded example, as the reflection model sees it."""
+    return {"Question": question, "Response": response, "Feedback": feedback}
 
 
 def parse_reflection(reply: str) -> str | None:

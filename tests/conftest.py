@@ -1,0 +1,28 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+torch.set_num_threads(1)  # more do not help at this size, and results then do not depend on the machine's cores
+
+
+@pytest.fixture(scope="session")
+def tiny_policy():
+    """The shipped tiny model with a fresh adapter. Tests that train it take `fresh_policy` instead."""
+    return load_tiny()
+
+
+@pytest.fixture
+def fresh_policy():
+    return load_tiny()
+
+
+def load_tiny(**settings):
+    import grpo
+
+    defaults = {"temperature": 1.0, "max_prompt_tokens": 160, "max_new_tokens": 40}
+    return grpo.load_policy(str(ROOT / "tiny" / "model"), **(defaults | settings))

@@ -1,0 +1,332 @@
+"""grpo.py: the losses against the authors' numbers, and the promises of sampling, log-probs and update."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import load_tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+import grpo
+
+CASES = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())
+TENSOR = torch.tensor
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, TENSOR(expected), atol=1e-5, rtol=0)
+
+
+# ------------------------------------------------------------------------------------- the authors' numbers, to 1e-5
+
+
+@pytest.mark.parametrize("case", CASES["advantage"])
+@pytest.mark.parametrize("name, scale", [("advantages_std_normalised", True), ("advantages_mean_only", False)])
+def test_group_advantages_reproduce_the_reference(case, name, scale):
+    advantages = grpo.group_advantages(TENSOR(case["rewards"]), case["group_size"], scale_by_std=scale)
+    close(advantages[:, None] * TENSOR(case["response_mask"]), case[name])
+
+
+@pytest.mark.parametrize("case", CASES["policy_loss"])
+def test_policy_loss_reproduces_value_metrics_and_gradient(case):
+    logprobs = TENSOR(case["logprobs"], requires_grad=True)
+    loss, metrics = grpo.policy_loss(
+        logprobs,
+        TENSOR(case["old_logprobs"]),
+        TENSOR(case["advantages"]),
+        TENSOR(case["response_mask"]),
+        clip_low=case["clip_low"],
+        clip_high=case["clip_high"],
+        dual_clip=case["dual_clip"],
+        token_weight=None if case["token_weight"] is None else TENSOR(case["token_weight"]),
+        aggregation=case["aggregation"],
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(case["loss"], abs=1e-5)
+    close(logprobs.grad, case["grad_logprobs"])
+    for name in ("clip_fraction", "approx_kl", "dual_clip_fraction"):
+        assert metrics[name] == pytest.approx(case[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES["template_mask"])
+def test_template_ratio_weight_reproduces_the_reference(case):
+    bare, templated = TENSOR(case["logprobs_without_template"]), TENSOR(case["logprobs_with_template"])
+    weight = grpo.template_ratio_weight(bare, templated, case["ratio_min"], case["ratio_max"], case["soft"])
+    close(weight, case["token_weight"])
+
+
+@pytest.mark.parametrize("case", CASES["kl_k3"])
+def test_kl_k3_reproduces_the_reference(case):
+    close(grpo.kl_k3(TENSOR(case["logprobs"]), TENSOR(case["ref_logprobs"])), case["kl"])
+
+
+# ------------------------------------------------------------------------------------------------ pure functions
+
+logprob = st.floats(-30, 0)
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=6, max_size=6))
+def test_advantages_of_a_group_sum_to_zero_and_vanish_when_all_agree(rewards):
+    advantages = grpo.group_advantages(TENSOR(rewards), 6)
+    assert advantages.sum().item() == pytest.approx(0, abs=1e-5)
+    assert (advantages == 0).all() == (len(set(rewards)) == 1)
+
+
+def test_advantages_compare_within_groups_and_not_across():
+    advantages = grpo.group_advantages(TENSOR([1.0, 1.0, 0.0, 0.0]), 2)
+    assert advantages.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("rewards, size", [(4, 1), (5, 2)])
+def test_advantages_refuse_what_is_no_group(rewards, size):
+    with pytest.raises(ValueError, match="do not make groups"):
+        grpo.group_advantages(torch.zeros(rewards), size)
+
+
+def test_aggregation_refuses_an_unknown_name():
+    with pytest.raises(ValueError, match="token-mean"):
+        grpo.aggregate(torch.zeros(1, 1), torch.ones(1, 1), "mean")
+
+
+@given(bare=logprob, templated=logprob)
+def test_soft_weight_is_the_bound_over_the_ratio_and_hard_weight_is_one_inside(bare, templated):
+    ratio = math.exp(max(-20, min(20, bare - templated)))
+    hard = grpo.template_ratio_weight(TENSOR([[bare]]), TENSOR([[templated]])).item()
+    soft = grpo.template_ratio_weight(TENSOR([[bare]]), TENSOR([[templated]]), soft=True).item()
+    if 0.011 < ratio < 9.9:
+        assert hard == soft == 1
+    elif ratio < 0.0099 or ratio > 10.1:
+        assert hard == 0
+        assert soft == pytest.approx((0.01 if ratio < 1 else 10) / ratio, rel=1e-3)
+
+
+@given(new=logprob, ref=logprob)
+def test_k3_is_never_negative_and_zero_only_when_equal(new, ref):
+    value = grpo.kl_k3(TENSOR([[new]]), TENSOR([[ref]])).item()
+    assert -1e-6 <= value <= 10
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), limit=st.integers(1, 120))
+def test_micro_batches_hold_every_sequence_once_within_the_limit_longest_first(lengths, limit):
+    groups = list(grpo.micro_batches(lengths, limit))
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert lengths[groups[0][0]] == max(lengths)
+    for group in groups:
+        assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= limit
+
+
+def test_learning_rate_warms_up_and_stays():
+    assert grpo.learning_rate(0, 40, 1.0, 0.05) == 0.5
+    assert grpo.learning_rate(39, 40, 1.0, 0.05) == 1.0
+
+
+# ---------------------------------------------------------------------------------- sampling and log-probs, for real
+
+QUESTIONS = ["Add these digits: 7, 9, 8.", "Read this binary number: 1, 0, 1, 1, 0, 1.", "Work out this chain: 3, *2, +5."]
+
+
+def contexts_of(policy, questions=QUESTIONS):
+    return [grpo.chat_ids(policy, question) for question in questions]
+
+
+def noise_adapter(policy, scale=0.05):
+    """A fresh LoRA adapter is the identity; this one is not."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampled_logprobs_equal_the_trainers(fresh_policy, temperature):
+    fresh_policy.temperature = temperature
+    noise_adapter(fresh_policy)
+    contexts = contexts_of(fresh_policy)
+    samples = grpo.sample(fresh_policy, contexts, seed=1)
+    scored = grpo.score(fresh_policy, contexts, [s.response_ids for s in samples])
+    for sample, logprobs in zip(samples, scored, strict=True):
+        torch.testing.assert_close(TENSOR(sample.logprobs), TENSOR(logprobs), atol=1e-4, rtol=0)
+
+
+def test_same_seed_same_responses_and_another_seed_others(tiny_policy):
+    contexts = contexts_of(tiny_policy) * 8
+    first, second, other = (grpo.sample(tiny_policy, contexts, seed=seed) for seed in (5, 5, 6))
+    assert [s.response_ids for s in first] == [s.response_ids for s in second]
+    assert [s.response_ids for s in first] != [s.response_ids for s in other]
+
+
+def test_samples_follow_the_models_distribution(tiny_policy):
+    """First tokens of many samples against the softmax of the logits: no hidden top-k, top-p or penalty."""
+    context = contexts_of(tiny_policy, ["Turn the minute hand by: 25, 45, 10, 35, 50."])[0]
+    hot = copy.copy(tiny_policy)
+    hot.temperature = 3.0  # flat enough that hidden truncation would show
+    samples = grpo.sample(hot, [context] * 4000, seed=0, max_new_tokens=1)
+    with torch.no_grad():
+        logits = tiny_policy.model(torch.tensor([context])).logits[0, -1]
+    expected = (logits / 3.0).softmax(-1)
+    counts = torch.bincount(torch.tensor([s.response_ids[0] for s in samples]), minlength=len(expected)) / 4000
+    assert (counts - expected).abs().sum() / 2 < 0.15  # total variation; sampling noise alone gives about 0.1
+
+
+def test_greedy_takes_the_likeliest_token(tiny_policy):
+    contexts = contexts_of(tiny_policy)
+    samples = grpo.sample(tiny_policy, contexts, seed=None)
+    for context, sample in zip(contexts, samples, strict=True):
+        with torch.no_grad():
+            logits = tiny_policy.model(torch.tensor([context + sample.response_ids])).logits[0]
+        assert logits[len(context) - 1 : -1].argmax(-1).tolist() == sample.response_ids
+
+
+def test_a_response_that_runs_out_of_tokens_is_marked(tiny_policy):
+    sample = grpo.sample(tiny_policy, contexts_of(tiny_policy)[:1], seed=None, max_new_tokens=2)[0]
+    assert sample.truncated and len(sample.response_ids) == 2
+    sample = grpo.sample(tiny_policy, contexts_of(tiny_policy)[:1], seed=None)[0]
+    assert not sample.truncated and sample.response_ids[-1] in tiny_policy.stop_ids
+
+
+def test_adapter_off_is_the_base_policy(fresh_policy):
+    contexts = contexts_of(fresh_policy)
+    before = grpo.sample(fresh_policy, contexts, seed=3)
+    responses = [s.response_ids for s in before]
+    reference = grpo.score(fresh_policy, contexts, responses)
+    noise_adapter(fresh_policy)
+    assert grpo.score(fresh_policy, contexts, responses) != reference
+    assert grpo.score(fresh_policy, contexts, responses, adapter=False) == reference
+    assert [s.response_ids for s in grpo.sample(fresh_policy, contexts, seed=3, adapter=False)] == responses
+
+
+# ------------------------------------------------------------------------------------------------------- the update
+
+
+class GradientSpy(torch.optim.SGD):
+    """An optimizer that keeps the gradient and does not move."""
+
+    def __init__(self, policy):
+        super().__init__([p for p in policy.model.parameters() if p.requires_grad], lr=0.0)
+        self.steps = 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        self.gradient = torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]).clone()
+
+
+def rollouts_of(policy, template="", distill=True, advantages=(1.0, -0.5, -0.5)):
+    """One rollout for each of QUESTIONS, sampled under a template."""
+    sampled = contexts_of(policy, [f"{template}\n\n{q}" if template else q for q in QUESTIONS])
+    trained = contexts_of(policy) if distill else sampled
+    samples = grpo.sample(policy, sampled, seed=2)
+    old = grpo.score(policy, trained, [s.response_ids for s in samples])
+    return [
+        grpo.Rollout(
+            question_id=str(i),
+            template=template,
+            sampled_context=sampled[i],
+            trained_context=trained[i],
+            response_ids=s.response_ids,
+            sampled_logprobs=s.logprobs,
+            truncated=s.truncated,
+            text=s.text,
+            reward=0.0,
+            advantage=advantages[i],
+            old_logprobs=old[i],
+            token_weight=[1.0] * len(s.response_ids),
+        )
+        for i, s in enumerate(samples)
+    ]
+
+
+def gradient_of(policy, rollouts, **settings):
+    spy = GradientSpy(policy)
+    grpo.update_policy(policy, spy, rollouts, max_grad_norm=1e9, **settings)
+    return spy.gradient
+
+
+def test_the_distilled_gradient_is_that_of_the_bare_context(fresh_policy):
+    """Sampled under a template, trained bare: the gradient is -A * grad log pi(y | x), with no trace of the template."""
+    policy, template = fresh_policy, "Add one digit at a time."
+    noise_adapter(policy)
+    rollouts = rollouts_of(policy, template)
+    gradient = gradient_of(policy, rollouts)
+
+    def by_hand(contexts):
+        logprobs = grpo.token_logprobs(policy, contexts, [r.response_ids for r in rollouts])  # [B, T]
+        advantages = TENSOR([r.advantage for r in rollouts])[:, None]
+        loss = -(advantages * logprobs).sum() / sum(len(r.response_ids) for r in rollouts)
+        parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+    bare, templated = by_hand([r.trained_context for r in rollouts]), by_hand([r.sampled_context for r in rollouts])
+    torch.testing.assert_close(gradient, bare, atol=1e-5, rtol=1e-3)
+    assert (gradient - templated).norm() > 0.1 * gradient.norm()
+    undistilled = rollouts_of(policy, template, distill=False)
+    torch.testing.assert_close(gradient_of(policy, undistilled), templated, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_micro_batches_accumulate_to_the_gradient_of_one_batch(fresh_policy, aggregation, kl_coef):
+    noise_adapter(fresh_policy)
+    rollouts = rollouts_of(fresh_policy)
+    whole = gradient_of(fresh_policy, rollouts, aggregation=aggregation, kl_coef=kl_coef)
+    fresh_policy.micro_batch_tokens = 1  # every sequence alone
+    parts = gradient_of(fresh_policy, rollouts, aggregation=aggregation, kl_coef=kl_coef)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+def test_leaving_out_zero_advantage_rollouts_changes_nothing(fresh_policy, aggregation):
+    rollouts = rollouts_of(fresh_policy, advantages=(1.0, 0.0, -0.5))
+    skipped = gradient_of(fresh_policy, rollouts, aggregation=aggregation, skip_zero_advantage=True)
+    kept = gradient_of(fresh_policy, rollouts, aggregation=aggregation, skip_zero_advantage=False)
+    torch.testing.assert_close(skipped, kept, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_batch_without_any_advantage_takes_no_step(fresh_policy, skip):
+    spy = GradientSpy(fresh_policy)
+    metrics = grpo.update_policy(
+        fresh_policy, spy, rollouts_of(fresh_policy, advantages=(0.0, 0.0, 0.0)), skip_zero_advantage=skip
+    )
+    assert spy.steps == 0 and metrics["loss"] == 0
+
+
+def test_a_masked_token_gives_no_gradient_but_counts_in_the_mean(fresh_policy):
+    rollouts = rollouts_of(fresh_policy, advantages=(1.0, 0.0, 0.0))
+    full = gradient_of(fresh_policy, rollouts)
+    for rollout in rollouts:
+        rollout.token_weight = [0.5] * len(rollout.token_weight)
+    torch.testing.assert_close(gradient_of(fresh_policy, rollouts), 0.5 * full, atol=1e-6, rtol=1e-3)
+    for rollout in rollouts:
+        rollout.token_weight = [0.0] * len(rollout.token_weight)
+    assert not gradient_of(fresh_policy, rollouts).any()
+
+
+def test_learning_raises_the_log_prob_of_what_was_good(fresh_policy):
+    rollouts = rollouts_of(fresh_policy)
+    optimizer = torch.optim.AdamW([p for p in fresh_policy.model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(3):
+        grpo.update_policy(fresh_policy, optimizer, rollouts)
+    after = grpo.score(fresh_policy, [r.trained_context for r in rollouts], [r.response_ids for r in rollouts])
+    change = [sum(new) - sum(r.old_logprobs) for new, r in zip(after, rollouts, strict=True)]
+    assert change[0] > 0 > change[1]
+
+
+def test_the_chunked_head_gives_the_log_probs_of_the_whole_one(tiny_policy, monkeypatch):
+    contexts = contexts_of(tiny_policy)
+    responses = [s.response_ids for s in grpo.sample(tiny_policy, contexts, seed=4)]
+    whole = grpo.score(tiny_policy, contexts, responses)
+    monkeypatch.setattr(grpo, "LOGIT_CHUNK", 1)  # one token at a time
+    assert grpo.score(tiny_policy, contexts, responses) == [pytest.approx(row, abs=1e-5) for row in whole]
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    plain, checkpointed = load_tiny(), load_tiny(gradient_checkpointing=True)
+    for policy in (plain, checkpointed):
+        noise_adapter(policy)
+    rollouts = rollouts_of(plain)
+    torch.testing.assert_close(gradient_of(checkpointed, rollouts), gradient_of(plain, rollouts), atol=1e-6, rtol=1e-3)
