@@ -152,12 +152,20 @@ class Config:
     """Parents advanced per iteration, as one batch."""
     gepa_budget: str = "500"
     """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
-    reflection: Literal["self", "policy"] = "self"
-    """Who reflects: the base policy (adapter off), or the policy as it is trained."""
+    reflection: Literal["self", "policy", "teacher"] = "self"
+    """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
     reflection_tokens: int = 60
     """Length limit of a reflection."""
     reflection_temperature: float = 1.0
     """Of sampling reflections."""
+    teacher_url: str = ""
+    """Base URL of an OpenAI-compatible endpoint, for --reflection teacher; its key is read from OPENAI_API_KEY."""
+    teacher_model: str = ""
+    """The model's name there."""
+    teacher_max_calls: int = 1000
+    """Limit on calls of one evolution."""
+    teacher_max_tokens: int = 2_000_000
+    """Limit on tokens of one evolution, prompts and replies together."""
 
     @property
     def folder(self) -> Path:
@@ -169,6 +177,11 @@ PRESETS = {"tiny": Config()}
 
 def check_config(cfg: Config, train: list[Problem]) -> None:
     """Refuse what cannot work, with a sentence that says why."""
+    templated = [
+        name
+        for name in ("soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated")
+        if getattr(cfg, name)
+    ]
     rules = [
         (cfg.group_size >= 2, f"--group-size {cfg.group_size}: a group needs at least 2 rollouts to compare"),
         (
@@ -209,6 +222,18 @@ def check_config(cfg: Config, train: list[Problem]) -> None:
         (
             cfg.distill or not cfg.soft_clip,
             "--soft-clip --no-distill: without distillation both contexts are the same and every ratio is 1",
+        ),
+        (
+            cfg.reflection != "teacher" or (cfg.teacher_url and cfg.teacher_model),
+            "--reflection teacher: needs --teacher-url (an OpenAI-compatible endpoint) and --teacher-model",
+        ),
+        (
+            cfg.reflection == "teacher" or not cfg.teacher_url,
+            f"--teacher-url {cfg.teacher_url}: is used by --reflection teacher only",
+        ),
+        (
+            cfg.method == "p2o" or not templated,
+            f"--method grpo: samples no templates, so it cannot have --{(templated or [''])[0].replace('_', '-')}",
         ),
         (
             min(cfg.max_prompt_tokens, cfg.max_response_tokens, cfg.reflection_tokens) >= 1,
@@ -411,8 +436,17 @@ def evolve_templates(run: Run) -> None:
 
 
 def reflection_model(run: Run) -> gepa_loop.Reflect:
-    """The reflection model as a `str -> str` callable: the base policy, or the policy itself."""
+    """The reflection model as a `str -> str` callable: the base policy, the policy itself, or a teacher."""
     cfg, state, policy = run.cfg, run.state, run.policy
+    if cfg.reflection == "teacher":
+        return gepa_loop.teacher(
+            cfg.teacher_url,
+            cfg.teacher_model,
+            max_tokens=cfg.reflection_tokens,
+            temperature=cfg.reflection_temperature,
+            max_calls=cfg.teacher_max_calls,
+            max_total_tokens=cfg.teacher_max_tokens,
+        )
     hot = dataclasses.replace(policy, temperature=cfg.reflection_temperature)
     calls = 0
 
@@ -712,8 +746,8 @@ def silent_failures(line: dict, hard: list[str], cfg: Config) -> list[str]:
         )
     elif line["ill_formed"] == 1:
         warnings.append(
-            "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is it "
-            "an instruct model with its own chat template?"
+            "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is "
+            "it an instruct model with its own chat template?"
         )
     elif line["reward"] == 0:
         warnings.append(
@@ -815,14 +849,49 @@ def demo(argv: list[str]) -> None:
     print(f"\nreport: {write_report(folders, base)}")
 
 
+def study(file: Path, jobs: int = 2, runs: Path = ROOT / "runs") -> None:
+    """Variants times seeds from one small file; goes on where it was stopped; a table and figures in results/.
+
+    Args:
+        file: A TOML file; see studies/main.toml.
+        jobs: Runs at once.
+        runs: Where the runs are kept.
+    """
+    from support.study import run_study
+
+    print(f"\ntable: {run_study(file, runs, jobs, str(ROOT / 'p2o.py'))}")
+
+
+def evaluate(argv: list[str]) -> None:
+    import tyro
+
+    from support.evaluate import evaluate as command
+
+    tyro.cli(command, args=argv, prog="p2o.py eval")
+
+
+def run_study_command(argv: list[str]) -> None:
+    import tyro
+
+    tyro.cli(study, args=argv, prog="p2o.py study")
+
+
+def train_command(argv: list[str]) -> None:
+    flags = {"--resume", "--allow-changes"}
+    cfg = parse_config([arg for arg in argv if arg not in flags])
+    train(cfg, resume="--resume" in argv, allow_changes="--allow-changes" in argv)
+
+
+COMMANDS = {"demo": demo, "study": run_study_command, "eval": evaluate}
+
+
 def main(argv: list[str]) -> int:
+    command = COMMANDS.get(argv[0]) if argv else None
     try:
-        if argv[:1] == ["demo"]:
-            demo(argv[1:])
+        if command:
+            command(argv[1:])
         else:
-            flags = {"--resume", "--allow-changes"}
-            cfg = parse_config([arg for arg in argv if arg not in flags])
-            train(cfg, resume="--resume" in argv, allow_changes="--allow-changes" in argv)
+            train_command(argv)
     except KeyboardInterrupt:
         return 130
     except UserError as error:

@@ -304,7 +304,8 @@ def _quick(predicted: str, reference: str) -> bool | None:
         return False
     if _TIGHT.sub("", predicted) == _TIGHT.sub("", reference):
         return True
-    if (a := _number(predicted)) and (b := _number(reference)):
+    a, b = _number(predicted), _number(reference)
+    if a and b:
         if _same_number(a, b):
             return True
         return None if re.search("[0-9],[0-9]", predicted) and re.search("[0-9],[0-9]", reference) else False
