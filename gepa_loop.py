@@ -98,7 +98,10 @@ def evolve(
         sampling_strategy=IndependentSampling(parents_per_iteration),
         reflection_minibatch_size=minibatch,
         max_metric_calls=calls,
-        stop_callbacks=lambda state: reflection.failed_in_a_row >= MAX_FAILED_REFLECTIONS,
+        # Nothing is left to gain once a template solves the whole dev set.
+        stop_callbacks=lambda state: (
+            reflection.failed_in_a_row >= MAX_FAILED_REFLECTIONS or max(state.program_full_scores_val_set) >= 1.0
+        ),
         logger=SimpleNamespace(log=log),
         seed=seed,
         raise_on_exception=True,  # an adapter that always fails would loop for ever otherwise

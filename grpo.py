@@ -14,6 +14,7 @@ Log-probabilities are those of the sampling distribution everywhere: logits divi
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import warnings
@@ -253,6 +254,23 @@ def load_policy(
     return Policy(
         peft_model, tokenizer, temperature, max_prompt_tokens, max_new_tokens, sorted(stop_ids - {None}), **settings
     )
+
+
+def load_adapter(policy: Policy, folder: Path) -> None:
+    """Overwrite the adapter's weights by saved ones."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(policy.model, load_peft_weights(str(folder), device=str(policy.device)))
+
+
+def base_fingerprint(policy: Policy) -> str:
+    """A short digest of the base model: every frozen tensor's name and shape, and a few of its values."""
+    known = hashlib.sha256()
+    for name, parameter in policy.model.named_parameters():
+        if not parameter.requires_grad:
+            values = parameter.flatten()[:: max(1, parameter.numel() // 16)][:16].float().tolist()
+            known.update(repr((name, tuple(parameter.shape), values)).encode())
+    return known.hexdigest()[:16]
 
 
 def load_tokenizer(model: str):
@@ -528,12 +546,13 @@ def update_policy(
 
     The accumulated gradient is that of one big batch: each micro-batch's loss counts by its share of the denominator.
     Rollouts with advantage 0 add nothing to the policy loss; they are left out of the passes, not of the denominator.
+    A gradient that is not finite is thrown away (`skipped` is 1), and no weight moves.
     """
     tokens = sum(len(r.response_ids) for r in rollouts)
     longest = max(len(r.response_ids) for r in rollouts)
     # With a KL term every rollout has a gradient.
     signal = [r for r in rollouts if r.advantage != 0.0 or kl_coef]
-    learned = signal if skip_zero_advantage or not signal else rollouts
+    learned = signal if skip_zero_advantage else rollouts
     metrics = dict.fromkeys(("loss", "kl", "clip_fraction", "approx_kl", "dual_clip_fraction"), 0.0)
     policy.model.train()
     lengths = [len(r.trained_context) + len(r.response_ids) for r in learned]
@@ -563,7 +582,8 @@ def update_policy(
             metrics[name] += value * token_share
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
-    if learned:  # with no signal at all there is no step: Adam's momentum would move the weights all the same
+    metrics["skipped"] = float(not math.isfinite(metrics["loss"] + metrics["grad_norm"]))
+    if signal and not metrics["skipped"]:  # without any signal, Adam's momentum would move the weights all the same
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     policy.model.eval()

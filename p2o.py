@@ -16,9 +16,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import random
+import re
+import signal
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,6 +34,7 @@ from tqdm import tqdm
 import gepa_loop
 import grpo
 import verify
+from support import checkpoint
 from support.data import Problem, label, load_problems
 from support.errors import UserError
 
@@ -65,6 +71,8 @@ class Config:
     """Same seed, same machine, same numbers."""
     threads: int = 1
     """CPU threads of torch; 0 leaves it to torch."""
+    checkpoint_every: int = 20
+    """Updates between checkpoints; the end of an epoch and of a prompt evolution have theirs anyway."""
 
     epochs: int = 6
     """Passes over the training questions."""
@@ -236,27 +244,41 @@ def check_config(cfg: Config, train: list[Problem]) -> None:
 class State:
     """Where a run is. With the adapter and the optimizer, all that it needs to go on."""
 
-    epoch: int = 0  # epochs whose policy part is done
+    epoch: int = 0  # epochs that are done
+    stage: str = "policy"  # of the present epoch: "policy", then "evolution"
     position: int = 0  # questions of the present epoch that have been sampled
     update: int = 0  # optimizer steps so far
     pending: list[grpo.Rollout] = field(default_factory=list)  # sampled, not yet trained on
     hard: list[str] = field(default_factory=list)  # ids of the present epoch's hard questions
     templates: dict[str, list[str]] = field(default_factory=dict)  # hard question id -> its G templates
+    skipped: int = 0  # updates in a row without a finite gradient
+    saved: int = 0  # checkpoints so far
+    seconds: float = 0.0  # of earlier, interrupted sessions
     rollouts: int = 0  # sampled for training so far
     gepa_calls: int = 0  # responses that GEPA spent so far
     sums: dict[str, float] = field(default_factory=dict)  # of the present epoch, for its line
 
 
-def train(cfg: Config) -> dict:
-    """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary."""
-    run = start_run(cfg)
+def train(cfg: Config, resume: bool = False, allow_changes: bool = False) -> dict:
+    """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary.
+
+    `resume` goes on from the newest checkpoint of the run's folder, to the same end as if it had never stopped;
+    `allow_changes` lets the configuration differ from the one it was started with.
+    """
+    run = start_run(cfg, resume, allow_changes)
     state = run.state
-    while state.epoch < cfg.epochs:
-        policy_epoch(run)
-        log_epoch(run)
-        if cfg.method == "p2o" and state.epoch < cfg.epochs:
-            evolve_templates(run)
-        state.hard, state.position, state.sums = [], 0, {}
+    with stop_on_ctrl_c(run):
+        while state.epoch < cfg.epochs:
+            if state.stage == "policy":
+                policy_epoch(run)
+                log_epoch(run, state.epoch + 1)
+                state.stage = "evolution"
+                save_checkpoint(run)
+            if cfg.method == "p2o" and state.epoch + 1 < cfg.epochs:
+                evolve_templates(run)
+            state.epoch, state.stage = state.epoch + 1, "policy"
+            state.hard, state.position, state.sums = [], 0, {}
+            save_checkpoint(run)
     return finish_run(run)
 
 
@@ -276,7 +298,9 @@ def policy_epoch(run: Run) -> None:
             rollouts, state.pending = state.pending[:size], state.pending[size:]
             train_on(run, rollouts)
             progress.update(len(rollouts) // cfg.group_size)
-    state.epoch += 1
+            if run.interrupted or state.update % cfg.checkpoint_every == 0:
+                save_checkpoint(run)
+            run.stop_if_asked()
 
 
 def sample_groups(run: Run, problems: list[Problem]) -> list[grpo.Rollout]:
@@ -360,6 +384,7 @@ def train_on(run: Run, rollouts: list[grpo.Rollout]) -> None:
             skip_zero_advantage=cfg.skip_zero_advantage,
         )
     state.update += 1
+    stop_after_bad_updates(run, metrics, rollouts)
     write_line(run, {"kind": "update", "epoch": state.epoch + 1, "update": state.update, "lr": rate, **metrics})
 
 
@@ -374,15 +399,20 @@ def evolve_templates(run: Run) -> None:
     progress = tqdm(desc=f"evolving templates on {len(hard)} hard questions", unit="response", leave=False)
 
     def answer(messages: list[str]) -> list[tuple[str, bool]]:
+        run.stop_if_asked()
         samples = grpo.sample(policy, [grpo.chat_ids(policy, m) for m in messages], seed=None)
         progress.update(len(messages))
         return [(s.text, s.truncated) for s in samples]
 
+    (run.folder / "templates").mkdir(exist_ok=True)
+    journal = checkpoint.journaled(run.folder / "templates" / f"epoch-{state.epoch + 1}.journal.jsonl")
+    reflect = reflection_model(run)
+    reflect.batch = journal("reflect", reflect.batch)
     with progress:
         evolution = gepa_loop.evolve(
             hard,
-            answer,
-            reflection_model(run),
+            journal("answer", answer),
+            reflect,
             dev_size=cfg.gepa_dev_size,
             minibatch=cfg.gepa_minibatch,
             parents_per_iteration=cfg.gepa_parents,
@@ -454,24 +484,36 @@ class Run:
     held_out: dict[str, list[Problem]]  # file stem -> problems
     state: State
     started: float
+    interrupted: bool = False  # Ctrl-C was pressed
 
     @property
     def by_id(self) -> dict[str, Problem]:
         return {p.id: p for p in self.train}
 
+    @property
+    def seconds(self) -> float:
+        return self.state.seconds + time.time() - self.started
+
     def log(self, line: str) -> None:
         with (self.folder / "run.log").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def stop_if_asked(self) -> None:
+        if self.interrupted:
+            raise Interrupted
 
-def start_run(cfg: Config) -> Run:
-    """Check everything that can be checked, then load the model and open the run's folder."""
+
+class Interrupted(KeyboardInterrupt):
+    """Raised where a run can stop without losing anything."""
+
+
+def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) -> Run:
+    """Check everything that can be checked, then load the model and open (or resume) the run's folder."""
     started = time.time()
     train_set = load_questions(cfg, cfg.train_data)
     held_out = {label(path): load_questions(cfg, path) for path in cfg.eval_data}
     check_config(cfg, train_set)
-    if (cfg.folder / "config.json").exists():
-        raise UserError(f"{cfg.folder}: already holds a run; choose another --name")
+    check_folder(cfg, resume, allow_changes)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(cfg)
@@ -482,16 +524,116 @@ def start_run(cfg: Config) -> Run:
     optimizer = torch.optim.AdamW(
         [p for p in policy.model.parameters() if p.requires_grad], lr=cfg.learning_rate, weight_decay=0.0
     )
-    cfg.folder.mkdir(parents=True, exist_ok=True)
-    (cfg.folder / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))
     run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started)
     if policy.engine is not None:
         policy.engine.log = lambda line: write_line(run, {"kind": "handover", "update": run.state.update, **line})
     print(
-        f"{cfg.method} on {len(fitting)} questions, {cfg.epochs} epochs, {cfg.group_size} rollouts each -> {cfg.folder}"
+        f"{cfg.method}: {len(fitting)} questions, {cfg.epochs} epochs, {cfg.group_size} rollouts each -> {cfg.folder}"
     )
-    log_epoch(run)
+    cfg.folder.mkdir(parents=True, exist_ok=True)
+    if not (resume and load_checkpoint(run)):
+        for name in RUN_FILES:
+            (cfg.folder / name).write_text("")
+        log_epoch(run, 0)
+    (cfg.folder / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))
     return run
+
+
+def check_folder(cfg: Config, resume: bool, allow_changes: bool) -> None:
+    """A run is never written over, and never resumed under another configuration unless that is asked for."""
+    file = cfg.folder / "config.json"
+    if not file.exists():
+        if resume:
+            raise UserError(f"--resume: {cfg.folder} holds no run; leave --resume away to start one")
+        return
+    if not resume:
+        raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
+    known, present = json.loads(file.read_text()), json.loads(json.dumps(dataclasses.asdict(cfg)))
+    changed = [f"{name} ({known.get(name)} -> {value})" for name, value in present.items() if known.get(name) != value]
+    if changed and not allow_changes:
+        raise UserError(
+            f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "
+            "--allow-changes"
+        )
+
+
+RUN_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # they grow; a checkpoint holds how long they were
+
+
+def save_checkpoint(run: Run) -> None:
+    """Everything that the run needs to go on from here. Seeds are derived, so no generator's state is among it."""
+
+    def write_files(folder: Path) -> None:
+        run.policy.model.save_pretrained(folder / "adapter")
+        checkpoint.save_optimizer(run.optimizer, folder / "optimizer.safetensors")
+
+    run.state.saved += 1
+    state = dataclasses.asdict(run.state) | {"seconds": run.seconds}
+    lengths = {name: (run.folder / name).stat().st_size for name in RUN_FILES}
+    record = {"state": state, "lengths": lengths, "base_model": grpo.base_fingerprint(run.policy)}
+    try:
+        checkpoint.save(run.folder / "checkpoints", run.state.saved, record, write_files)
+    except OSError as error:
+        tqdm.write(f"checkpoint {run.state.saved} was not written ({error}); the older ones are as they were")
+
+
+def load_checkpoint(run: Run) -> bool:
+    """Put the run where its newest whole checkpoint was; False if there is none."""
+    found = checkpoint.newest(run.folder / "checkpoints", print)
+    if found is None:
+        print("no checkpoint to go on from: starting at the beginning")
+        return False
+    folder, record = found
+    if record["base_model"] != grpo.base_fingerprint(run.policy):
+        raise UserError(f"--resume: the adapter of {folder} was trained on another base model than {run.cfg.model}")
+    state = record["state"]
+    state["pending"] = [grpo.Rollout(**rollout) for rollout in state["pending"]]
+    run.state = State(**state)
+    grpo.load_adapter(run.policy, folder / "adapter")
+    checkpoint.load_optimizer(run.optimizer, folder / "optimizer.safetensors")
+    for name, length in record["lengths"].items():  # lines written after the checkpoint will be written again
+        with (run.folder / name).open("r+b") as file:
+            file.truncate(length)
+    print(f"resumed from checkpoint {folder.name}: epoch {run.state.epoch + 1}, {run.state.update} updates done")
+    return True
+
+
+@contextmanager
+def stop_on_ctrl_c(run: Run):
+    """The first Ctrl-C lets the present update finish and writes a checkpoint; a second one stops at once."""
+
+    def ask(*_) -> None:
+        run.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tqdm.write("stopping after this update (Ctrl-C again: at once)")
+
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGINT, ask) if on_main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        tqdm.write(f"stopped; the same command with --resume goes on with {run.folder}")
+        raise
+    finally:
+        if on_main_thread:
+            signal.signal(signal.SIGINT, previous)
+
+
+MAX_BAD_UPDATES = 3
+
+
+def stop_after_bad_updates(run: Run, metrics: dict, rollouts: list[grpo.Rollout]) -> None:
+    """Updates without a finite gradient are skipped; several in a row end the run, with the batch kept."""
+    run.state.skipped = run.state.skipped + 1 if metrics.get("skipped") else 0
+    if run.state.skipped:
+        tqdm.write(f"update {run.state.update}: the loss or gradient is not finite; skipped, no weight has moved")
+    if run.state.skipped >= MAX_BAD_UPDATES:
+        file = run.folder / "bad-batch.json"
+        file.write_text(json.dumps([dataclasses.asdict(r) for r in rollouts]))
+        raise UserError(
+            f"{MAX_BAD_UPDATES} updates in a row had no finite loss or gradient; the last batch is in {file}. A lower "
+            "--learning-rate is the usual cure"
+        )
 
 
 def load_policy(cfg: Config, adapter: str | None = None) -> grpo.Policy:
@@ -560,11 +702,11 @@ def record_rollouts(run: Run, problems: list[Problem], rollouts: list[grpo.Rollo
                 file.write(json.dumps(line) + "\n")
 
 
-def log_epoch(run: Run) -> None:
+def log_epoch(run: Run, epoch: int) -> None:
     """Score the held-out files; one readable line, and the same in metrics.jsonl."""
     state, sums = run.state, run.state.sums
     scores = {name: accuracy(run.policy, problems) for name, problems in run.held_out.items()}
-    line = {"kind": "epoch", "epoch": state.epoch, "rollouts": state.rollouts, "gepa_calls": state.gepa_calls}
+    line = {"kind": "epoch", "epoch": epoch, "rollouts": state.rollouts, "gepa_calls": state.gepa_calls}
     text = "before training"
     if sums:
         line |= {
@@ -585,22 +727,62 @@ def log_epoch(run: Run) -> None:
     line["accuracy"] = scores
     write_line(run, line)
     held_out = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
-    tqdm.write(f"epoch {state.epoch}/{run.cfg.epochs} | {text} | held out, bare: {held_out}")
+    tqdm.write(f"epoch {epoch}/{run.cfg.epochs} | {text} | held out, bare: {held_out}")
+    if sums:
+        for warning in silent_failures(line, state.hard, run.cfg):
+            tqdm.write(f"  WARNING: {warning}")
+
+
+def silent_failures(line: dict, hard: list[str], cfg: Config) -> list[str]:
+    """What an epoch's numbers say about a run that looks alive and learns nothing, with the likely cause."""
+    warnings = []
+    if line["truncated"] == 1:
+        warnings.append(
+            "every response was cut off: raise --max-response-tokens, or the model's end token is not known"
+        )
+    elif line["ill_formed"] == 1:
+        warnings.append(
+            "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is it "
+            "an instruct model with its own chat template?"
+        )
+    elif line["reward"] == 0:
+        warnings.append(
+            "every reward is 0: is the reference answer in the form of the responses? See transcripts.jsonl"
+        )
+    if line["zero_advantage"] == 1 and not (cfg.method == "p2o" and len(hard) >= cfg.hard_set_min):
+        cause = "all solved: harder questions are needed" if line["reward"] > 0.9 else "advantage collapse"
+        warnings.append(
+            f"every group has zero advantage ({cause}) and no templates will be evolved: nothing is learned"
+        )
+    if line["logprob_mismatch"] > MAX_MISMATCH:
+        warnings.append(
+            f"sampled and trained log-probs differ by up to {line['logprob_mismatch']:.2f}: a stale adapter in the "
+            "sampler, or another temperature, top-k or top-p than the trainer's"
+        )
+    return warnings
+
+
+MAX_MISMATCH = 0.5  # nats; kernels and precision differ by less
 
 
 def write_line(run: Run, line: dict) -> None:
     with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps({name: finite(value) for name, value in line.items()}) + "\n")
+
+
+def finite(value):
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_evolution(run: Run, evolution: gepa_loop.Evolution) -> None:
     """templates/epoch-N.json and GEPA's candidate tree beside it; one line on the screen."""
     folder = run.folder / "templates"
-    folder.mkdir(exist_ok=True)
+    name = f"epoch-{run.state.epoch + 1}"
     record = dataclasses.asdict(evolution)
-    (folder / f"epoch-{run.state.epoch}.html").write_text(record.pop("tree_html"), encoding="utf-8")
+    (folder / f"{name}.html").write_text(record.pop("tree_html"), encoding="utf-8")
     record |= {"weights": evolution.weights, "assignment": run.state.templates}
-    (folder / f"epoch-{run.state.epoch}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     best = max(map(mean, evolution.dev_scores))
     tqdm.write(
         f"  evolved {len(evolution.candidates)} templates with {evolution.metric_calls} responses; best solves "
@@ -623,7 +805,7 @@ def finish_run(run: Run) -> dict:
         "rollouts": run.state.rollouts,
         "gepa_calls": run.state.gepa_calls,
         "hard_set": epochs[-1]["hard_set"],
-        "seconds": round(time.time() - run.started, 1),
+        "seconds": round(run.seconds, 1),
     }
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=2))
     report = write_report([run.folder], run.folder)
@@ -641,7 +823,9 @@ def read_lines(path: Path) -> list[dict]:
 def parse_config(argv: list[str]) -> Config:
     import tyro
 
-    return tyro.cli(Config, args=argv, prog="p2o.py", description=__doc__)
+    preset = re.search(r"--preset[ =](\S+)", " ".join(argv))  # the preset gives the other options' defaults
+    default = PRESETS.get(preset.group(1), Config()) if preset else Config()
+    return tyro.cli(Config, default=default, args=argv, prog="p2o.py", description=__doc__)
 
 
 def demo(argv: list[str]) -> None:
@@ -666,7 +850,11 @@ def main(argv: list[str]) -> int:
         if argv[:1] == ["demo"]:
             demo(argv[1:])
         else:
-            train(parse_config(argv))
+            flags = {"--resume", "--allow-changes"}
+            cfg = parse_config([arg for arg in argv if arg not in flags])
+            train(cfg, resume="--resume" in argv, allow_changes="--allow-changes" in argv)
+    except KeyboardInterrupt:
+        return 130
     except UserError as error:
         print(f"p2o: {error}", file=sys.stderr)
         return 2

@@ -106,11 +106,42 @@ _UNICODE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width
 _UNICODE |= dict.fromkeys([0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0xAD])  # invisible: dropped
 _UNICODE |= dict.fromkeys([0xA0, 0x2009, 0x202F, 0x3000], " ")
 _UNICODE |= str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "∅": r"\emptyset "}
-    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in "}
-    | {"°": r"^\circ ", "²": "^2", "³": "^3", "√": r"\sqrt ", "½": r"\frac{1}{2}", "’": "'", "。": ".", "、": ",", "ℝ": r"\mathbb{R}"}
+    {
+        "−": "-",
+        "–": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "⋅": r"\cdot ",
+        "÷": "/",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "∅": r"\emptyset ",
+    }
+    | {
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "≈": r"\approx ",
+        "±": r"\pm ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+    }
+    | {
+        "°": r"^\circ ",
+        "²": "^2",
+        "³": "^3",
+        "√": r"\sqrt ",
+        "½": r"\frac{1}{2}",
+        "’": "'",
+        "。": ".",
+        "、": ",",
+        "ℝ": r"\mathbb{R}",
+    }
 )
-_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # null, bidirectional
+_FORBIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)  # null, bidirectional
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _MATH_INSIDE = re.compile(r"(?<!\\)\$|\\[()\[\]]|\\boxed")
 _LAYOUT = [
@@ -124,7 +155,9 @@ _LAYOUT = [
     (re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])|\s+"), " "),
     (re.compile(r"  +"), " "),
 ]
-_TIGHT = re.compile(r" (?=[^\w\s])|(?<=[^\w\s,]) |(?<=,) (?!\d{3}(?!\d))")  # "1, 200" stays a list; "3 1/2" keeps its space
+_TIGHT = re.compile(
+    r" (?=[^\w\s])|(?<=[^\w\s,]) |(?<=,) (?!\d{3}(?!\d))"
+)  # "1, 200" stays a list; "3 1/2" keeps its space
 
 
 def _unwrap(text: str) -> str:
@@ -166,12 +199,16 @@ _NUMBER = re.compile(
 _PERCENT = re.compile(r" ?(?:\\?%|(?:\\text ?\{)? ?(?:percent(?:age)?|pct) ?\}?)$", re.IGNORECASE)
 _DEGREE = re.compile(r" ?(?:\^ ?\{? ?\\circ ?\}?|\\degree|degrees?)(?: ?[CF])?$")
 _TEXT_UNIT = re.compile(r"(?<![\^_]) ?\\text ?\{([^{}]*)\}(?: ?\^ ?\{?[1-9]\}?)?$")
-_BARE_UNIT = re.compile(r"(?:(?<=[0-9}]) ?| )((?:mm|cm|km|kg|mg|ml|ft|lbs?|mph|hrs?|mins?|secs?|dollars?|cents?|euros?|[a-z]{4,}| )+)(?:\^ ?\{?[23]\}?)?$")
+_BARE_UNIT = re.compile(
+    r"(?:(?<=[0-9}]) ?| )((?:mm|cm|km|kg|mg|ml|ft|lbs?|mph|hrs?|mins?|secs?|dollars?|cents?|euros?|[a-z]{4,}| )+)(?:\^ ?\{?[23]\}?)?$"
+)
 _NOT_A_UNIT = re.compile(
     r"(?i)\b(?:or|and|more|less|fewer|than|least|most|not|half|thirds?|quarters?|squared|cubed|factorial|dozen|times|plus|minus"
     r"|infinity|sqrt|sinh?|cosh?|tanh?|log|base|over|choose|each|[ie]|pi|theta|alpha|beta)\b"
 )
-_HEDGE = re.compile(r"(?i)\b(?:or (?:more|less|fewer|greater|higher|lower)|at (?:least|most)|(?:more|less|greater|fewer) than|not)\b")
+_HEDGE = re.compile(
+    r"(?i)\b(?:or (?:more|less|fewer|greater|higher|lower)|at (?:least|most)|(?:more|less|greater|fewer) than|not)\b"
+)
 _SCALE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
@@ -236,7 +273,15 @@ def _same_number(one: tuple[Fraction, bool, int], other: tuple[Fraction, bool, i
         rounded = max(a_decimals, b_decimals) >= 6 and a_decimals != b_decimals
         return x == y or rounded and abs(x - y) <= Fraction(min(1, 10 * max(abs(x), abs(y)))) / 2_000_000
 
-    return close(a, b) or a_percent and not b_percent and close(a / 100, b) or b_percent and not a_percent and close(a, b / 100)
+    return (
+        close(a, b)
+        or a_percent
+        and not b_percent
+        and close(a / 100, b)
+        or b_percent
+        and not a_percent
+        and close(a, b / 100)
+    )
 
 
 def _words(text: str) -> tuple[str, bool] | None:
@@ -273,7 +318,9 @@ def _quick(predicted: str, reference: str) -> bool | None:
 
 # --- the third door: math-verify in a worker process ------------------------------------------------------------------
 
-_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sqrt|infinity|sinh|cosh|tanh|and|or|in|sin|cos|tan|log|ln|exp|pi)(?![a-zA-Z]))[a-zA-Z]?[a-z]+(?![a-zA-Z])")
+_WORD = re.compile(
+    r"(?<![\\a-zA-Z])(?!(?:sqrt|infinity|sinh|cosh|tanh|and|or|in|sin|cos|tan|log|ln|exp|pi)(?![a-zA-Z]))[a-zA-Z]?[a-z]+(?![a-zA-Z])"
+)
 _FINAL = re.compile(r"(?i)final answer is")
 
 
@@ -337,7 +384,11 @@ def _plain(text: str, prose: bool) -> str:
     if (number := _number(text)) and not re.search("[0-9],[0-9]", text):
         value, _, decimals = number
         if decimals and value.denominator != 1:
-            return re.sub(r"[^-0-9.]", "", text) if re.fullmatch(r"-?[0-9]*\.[0-9]+\D*", text) else f"{value.numerator}/{value.denominator}"
+            return (
+                re.sub(r"[^-0-9.]", "", text)
+                if re.fullmatch(r"-?[0-9]*\.[0-9]+\D*", text)
+                else f"{value.numerator}/{value.denominator}"
+            )
         return f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if value.denominator != 1 else str(value.numerator)
     return _strip_unit(_DEGREE.sub("", _PERCENT.sub("", text)))[0] or text
 
@@ -455,7 +506,9 @@ def _parse(text: str, prose: bool) -> list:
     if prose:
         return parse(text, fallback_mode="no_fallback", parsing_timeout=None)
     # units=False: math-verify takes the c of 2x + 3c for a unit
-    config = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False)
+    config = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
     config = LatexExtractionConfig(normalization_config=config)
     return parse(f"${text}$", [config], fallback_mode="no_fallback", parsing_timeout=None)
 
@@ -558,7 +611,12 @@ def unparseable(references: list[str]) -> list[int]:
     """
 
     def parses(reference: str) -> bool:
-        if not reference.strip() or len(reference) > MAX_TEXT or _FORBIDDEN.search(reference) or _depth(reference) > MAX_DEPTH:
+        if (
+            not reference.strip()
+            or len(reference) > MAX_TEXT
+            or _FORBIDDEN.search(reference)
+            or _depth(reference) > MAX_DEPTH
+        ):
             return False
         target, prose = _locate(reference, False)
         return bool(not prose and (_number(target) or _words(target))) or _ask([_plain(target, prose), prose])

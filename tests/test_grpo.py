@@ -126,7 +126,11 @@ def test_learning_rate_warms_up_and_stays():
 
 # ---------------------------------------------------------------------------------- sampling and log-probs, for real
 
-QUESTIONS = ["Add these digits: 7, 9, 8.", "Read this binary number: 1, 0, 1, 1, 0, 1.", "Work out this chain: 3, *2, +5."]
+QUESTIONS = [
+    "Add these digits: 7, 9, 8.",
+    "Read this binary number: 1, 0, 1, 1, 0, 1.",
+    "Work out this chain: 3, *2, +5.",
+]
 
 
 def contexts_of(policy, questions=QUESTIONS):
@@ -247,7 +251,7 @@ def gradient_of(policy, rollouts, **settings):
 
 
 def test_the_distilled_gradient_is_that_of_the_bare_context(fresh_policy):
-    """Sampled under a template, trained bare: the gradient is -A * grad log pi(y | x), with no trace of the template."""
+    """Sampled under a template, trained bare: the gradient is -A * grad log pi(y | x), no trace of the template."""
     policy, template = fresh_policy, "Add one digit at a time."
     noise_adapter(policy)
     rollouts = rollouts_of(policy, template)

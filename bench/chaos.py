@@ -1,0 +1,127 @@
+"""Kill a tiny run again and again, resume it each time, and compare it with a run that was left alone.
+
+    python bench/chaos.py --kills 30
+
+Each kill is a SIGKILL from inside, at a random call of a random point: sampling, log-probs, update, checkpoint writing
+(before a file is synced, so that a half-written folder stays behind), GEPA's evaluation and reflection, the journal.
+At the end metrics.jsonl, transcripts.jsonl, the templates and the adapter must equal the undisturbed run's bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+POINTS = {  # what is killed -> at most how many calls later
+    "grpo.sample": 6,
+    "grpo.score": 3,
+    "grpo.update_policy": 5,
+    "support.checkpoint.sync": 12,
+    "support.checkpoint.save": 4,
+    "verify.grade_batch": 6,
+    "p2o.write_line": 8,
+    "gepa_loop.reflection_prompt": 6,
+    "gepa_loop.parse_reflection": 6,
+}
+
+
+def small_run(folder: Path) -> list[str]:
+    """Arguments of a run of seconds: 16 hard questions, two epochs, one prompt evolution."""
+    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[:16]
+    held_out = (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:8]
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "held.jsonl").write_text("\n".join(held_out) + "\n")
+    options = {"train-data": folder / "train.jsonl", "eval-data": folder / "held.jsonl", "epochs": 2}
+    options |= {"questions-per-batch": 8, "questions-per-update": 4, "gepa-dev-size": 8, "gepa-budget": 60}
+    options |= {"checkpoint-every": 1, "runs": folder}
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def killed_run(point: str, call: int, arguments: list[str]) -> None:
+    """In the child: run p2o with SIGKILL at the call-th call of `point`."""
+    sys.path.insert(0, str(ROOT))
+    import importlib
+
+    import p2o
+
+    module_name, _, name = point.rpartition(".")
+    module = importlib.import_module(module_name)
+    original, calls = getattr(module, name), 0
+
+    def deadly(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(module, name, deadly)
+    sys.exit(p2o.main(arguments))
+
+
+def finish_with_kills(folder: Path, name: str, kills: int, seed: int, say=print) -> int:
+    """Run to the end, killed up to `kills` times on the way; returns how often it was really killed."""
+    rng, done = random.Random(seed), 0
+    arguments = [*small_run(folder), "--name", name]
+    while True:
+        resume = ["--resume"] if (folder / name / "config.json").exists() else []
+        if done < kills:
+            point = rng.choice(list(POINTS))
+            call = rng.randint(1, POINTS[point])
+            command = [sys.executable, __file__, "--child", point, str(call), *arguments, *resume]
+        else:
+            point, call = "nothing", 0
+            command = [sys.executable, str(ROOT / "p2o.py"), *arguments, *resume]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode == -signal.SIGKILL:
+            done += 1
+            say(f"kill {done}: call {call} of {point}")
+        elif result.returncode == 0:
+            return done
+        else:
+            raise SystemExit(f"{point}: ended with {result.returncode}\n{result.stdout}\n{result.stderr}")
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Files that must be equal and are not."""
+    files = ["metrics.jsonl", "transcripts.jsonl", "adapter/adapter_model.safetensors"]
+    files += [str(file.relative_to(one)) for file in sorted(one.glob("templates/*.json"))]
+    return [file for file in files if (one / file).read_bytes() != (other / file).read_bytes()]
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        killed_run(sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "chaos.json")
+    options = parser.parse_args()
+    kills, rounds, wrong = 0, 0, []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        finish_with_kills(folder, "undisturbed", 0, 0)
+        while kills < options.kills:
+            name = f"killed-{rounds}"
+            kills += finish_with_kills(folder, name, min(10, options.kills - kills), options.seed + rounds)
+            found = differences(folder / "undisturbed", folder / name)
+            print(f"round {rounds}: {'equal' if not found else f'DIFFERENT: {found}'}")
+            wrong += found
+            rounds += 1
+    result = {"kills": kills, "runs": rounds, "files_that_differ": wrong}
+    print(result)
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(result) + "\n")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Checkpoints that a kill at any moment cannot spoil, and a journal that makes long searches resumable.
+
+A checkpoint is a folder of small files. It is written beside its final name, synced to disk and renamed, so it is there
+whole or not at all; `state.json` holds a digest of every other file, and a checkpoint that does not match is passed over.
+Nothing is pickled: tensors are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+KEEP = 2  # newest checkpoints kept
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(folder: Path, number: int, state: dict, write_files: Callable[[Path], None]) -> None:
+    """Write folder/NNNNNN with `state` and what `write_files` puts beside it; drop all but the newest KEEP.
+
+    On any error (a full disk) the half-written folder is removed and the older checkpoints stay as they were.
+    """
+    folder.mkdir(exist_ok=True)
+    temporary, final = folder / f"tmp-{number:06d}", folder / f"{number:06d}"
+    for leftover in (temporary, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        write_files(temporary)
+        files = sorted(file for file in temporary.rglob("*") if file.is_file())
+        digests = {str(file.relative_to(temporary)): digest(file) for file in files}
+        (temporary / "state.json").write_text(json.dumps(state | {"digests": digests}), encoding="utf-8")
+        for file in [*files, temporary / "state.json", temporary]:
+            sync(file)
+        temporary.rename(final)
+        sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in numbered(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def numbered(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict] | None:
+    """(path, state) of the newest whole checkpoint; a line for each one passed over; None if there is none."""
+    for path in reversed(numbered(folder)):
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            broken = [name for name, known in state["digests"].items() if digest(path / name) != known]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            broken = [f"{type(error).__name__}: {error}"]
+        if not broken:
+            return path, state
+        say(f"checkpoint {path.name} is damaged and passed over ({broken[0]})")
+    return None
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    state = optimizer.state_dict()["state"]
+    save_file({f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}, file)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(file).items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def journaled(file: Path) -> Callable[[str, Callable[[list], list]], Callable[[list], list]]:
+    """Make calls resumable: `wrap(name, call)` returns `call`, with every call's outputs appended to `file`.
+
+    Started again with the same file, the first calls are answered from it, in order, and only then does real work
+    begin. So a deterministic search that was killed runs again to the very same state, without its costs, and nothing
+    of its own state (random generators, samplers) has to be saved. A half-written last line is cut off. All wrapped
+    calls share one order; a journal that does not fit the calls is an error.
+    """
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    with file.open("wb") as handle:
+        handle.writelines(line + b"\n" for line in lines)
+    done = [json.loads(line) for line in lines]
+    counter = itertools.count()
+
+    def wrap(name: str, call: Callable[[list], list]) -> Callable[[list], list]:
+        def called(inputs: list) -> list:
+            key = hashlib.sha256(json.dumps([name, inputs]).encode()).hexdigest()[:16]
+            k = next(counter)
+            if k < len(done):
+                if done[k]["key"] != key:
+                    raise ValueError(f"{file}, line {k + 1}: recorded by another run")
+                return done[k]["outputs"]
+            outputs = call(inputs)
+            with file.open("ab") as handle:
+                handle.write(json.dumps({"key": key, "call": name, "outputs": outputs}).encode() + b"\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+            return outputs
+
+        return called
+
+    return wrap

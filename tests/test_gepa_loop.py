@@ -1,0 +1,207 @@
+"""gepa_loop.py: cover, budget and split against the design's numbers; the real GEPA on small honest worlds."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gepa_loop
+from support.data import Problem
+
+CASES = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES["cover"])
+def test_greedy_cover_reproduces_the_reference(case):
+    assert gepa_loop.greedy_cover(case["dev_scores"]) == case["selected"]
+
+
+@pytest.mark.parametrize("case", CASES["budget"])
+def test_metric_call_budget_reproduces_the_reference(case):
+    assert gepa_loop.metric_call_budget(case["auto"], case["dev_size"]) == case["max_metric_calls"]
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=5, max_size=5), min_size=1, max_size=6))
+def test_the_cover_solves_all_that_is_solved_and_nobody_is_idle(dev_scores):
+    chosen = gepa_loop.greedy_cover(dev_scores)
+    solved = [{n for n in range(5) if scores[n]} for scores in dev_scores]
+    assert set().union(*(solved[k] for k in chosen)) == set().union(*solved)
+    for i, k in enumerate(chosen):
+        assert solved[k] - set().union(*(solved[j] for j in chosen[:i]))
+
+
+@pytest.mark.parametrize(
+    "hard, dev_size, expected", [(12, 40, 6), (59, 40, 29), (60, 40, 40), (400, 300, 200), (450, 300, 300)]
+)
+def test_dev_set_is_half_of_a_small_hard_set_and_dev_size_of_a_large_one(hard, dev_size, expected):
+    problems = [Problem(str(i), "", "") for i in range(hard)]
+    train, dev = gepa_loop.split_hard_set(problems, dev_size, random.Random(0))
+    assert len(dev) == expected
+    assert sorted(p.id for p in train + dev) == sorted(p.id for p in problems)
+
+
+def test_apply_template_leaves_a_bare_question_as_it_is():
+    assert gepa_loop.apply_template("", "x") == "x"
+    assert gepa_loop.apply_template("z", "x") == "z\n\nx"
+
+
+# ------------------------------------------------------------------------------------------------------- assignment
+
+
+def evolution(dev_scores, candidates=None, train_ids=("t",)):
+    return gepa_loop.Evolution(
+        candidates=candidates or [f"z{k}" for k in range(len(dev_scores))],
+        parents=[[None]] * len(dev_scores),
+        dev_scores=dev_scores,
+        dev_ids=[f"d{n}" for n in range(len(dev_scores[0]))],
+        train_ids=list(train_ids),
+        chosen=gepa_loop.greedy_cover(dev_scores),
+        metric_calls=0,
+        rejected_replies=0,
+        stopped_early=None,
+    )
+
+
+def test_dev_questions_draw_from_what_solves_them_and_train_questions_from_the_whole_cover():
+    found = evolution([[0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]])
+    assert found.chosen == [1, 2] and found.weights == [0.75, 0.5]
+    templates = gepa_loop.assign_templates(found, 200, random.Random(0))
+    assert set(templates["d0"]) == {"z1"} and set(templates["d3"]) == {"z2"}
+    assert set(templates["d2"]) == set(templates["t"]) == {"z1", "z2"}
+    assert Counter(templates["t"])["z1"] == pytest.approx(200 * 0.75 / 1.25, abs=25)  # weighted by mean dev score
+
+
+def test_a_dev_question_that_nothing_solves_draws_from_the_whole_cover():
+    found = evolution([[1, 0, 0], [0, 1, 0]])
+    assert set(gepa_loop.assign_templates(found, 50, random.Random(0))["d2"]) == {"z0", "z1"}
+
+
+def test_templates_are_drawn_per_rollout_or_once_per_group():
+    found = evolution([[1, 0], [0, 1]], train_ids=[f"t{i}" for i in range(20)])
+    per_rollout = gepa_loop.assign_templates(found, 6, random.Random(0))
+    per_group = gepa_loop.assign_templates(found, 6, random.Random(0), one_per_group=True)
+    assert any(len(set(zs)) > 1 for zs in per_rollout.values())
+    assert all(len(zs) == 6 and len(set(zs)) == 1 for zs in per_group.values())
+
+
+def test_nothing_solved_means_the_next_epoch_runs_bare():
+    assert gepa_loop.assign_templates(evolution([[0, 0], [0, 0]]), 6, random.Random(0)) == {}
+
+
+# ------------------------------------------------------------------------------------------------------- reflection
+
+
+@pytest.mark.parametrize(
+    "reply, expected",
+    [
+        ("```\nDo it.\n```", "Do it."),
+        ("Here:\n```text\nDo it.\nTwice.\n```\nGood luck", "Do it.\nTwice."),
+        ("<think>```no```</think>```\nDo it.\n```", "Do it."),
+        ("```\n\n```", None),
+        ("``````", None),
+        ("```\nDo it", None),
+        ("", None),
+        ("Do it.", None),
+    ],
+)
+def test_only_a_whole_fenced_instruction_is_adopted(reply, expected):
+    assert gepa_loop.parse_reflection(reply) == expected
+
+
+def test_the_reflection_prompt_shows_instruction_examples_and_feedback():
+    record = gepa_loop.reflection_record("1 + 1?", "\\boxed{3}", "The answer 3 is wrong. The right answer is 2.")
+    prompt = gepa_loop.reflection_prompt("Be brief.", [record])
+    for part in ("Be brief.", "1 + 1?", "\\boxed{3}", "The right answer is 2."):
+        assert part in prompt
+
+
+# ---------------------------------------------------------------------------------- the real gepa package, end to end
+
+
+def hard_questions(count=24):
+    return [Problem(f"q{i}", f"{'red' if i % 2 else 'blue'} {i}", str(i)) for i in range(count)]
+
+
+def answer(messages):
+    """A world of two skills: a red question is solved under an instruction with RED in it, a blue one with BLUE."""
+    replies = []
+    for message in messages:
+        template, _, question = message.rpartition("\n\n")
+        colour, number = question.split()
+        replies.append((f"\\boxed{{{number}}}" if colour.upper() in template else "\\boxed{-1}", False))
+    return replies
+
+
+def test_evolution_finds_and_combines_what_the_feedback_shows():
+    def reflect(prompt):
+        current = prompt.split("```")[1].strip()
+        missing = [c for c in ("RED", "BLUE") if c.lower() in prompt and c not in current]
+        return f"```\n{current} {missing[0]}\n```" if missing else "```\nnothing\n```"
+
+    found = gepa_loop.evolve(hard_questions(), answer, reflect, dev_size=8, budget="200", parents_per_iteration=2)
+    assert found.candidates[0] == "" and sum(found.dev_scores[0]) == 0
+    assert len(found.chosen) == 1 and max(map(sum, found.dev_scores)) == 8
+    assert {"RED", "BLUE"} <= set(found.candidates[found.chosen[0]].split())
+    assert sorted(found.dev_ids + found.train_ids) == sorted(p.id for p in hard_questions())
+    assert 200 <= found.metric_calls < 300 and found.stopped_early is None
+    assert "svg" in found.tree_html or "digraph" in found.tree_html
+
+
+def test_same_seed_same_evolution():
+    def reflect(prompt):
+        return f"```\n{random.Random(prompt).choice(['RED', 'BLUE', 'green'])}\n```"
+
+    runs = [gepa_loop.evolve(hard_questions(), answer, reflect, dev_size=8, budget="150", seed=3) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("reply", ["", "```\nRED and cut off", "no fences"])
+def test_a_useless_reflection_is_not_adopted_and_ends_the_search_early(reply):
+    log = []
+    found = gepa_loop.evolve(hard_questions(), answer, lambda p: reply, dev_size=8, budget="5000", log=log.append)
+    assert found.candidates == [""] and found.chosen == []
+    assert found.rejected_replies == gepa_loop.MAX_FAILED_REFLECTIONS
+    assert found.metric_calls < 100  # of 5000
+    assert "in a row" in found.stopped_early and any("ends after" in line for line in log)
+
+
+def test_a_reflection_model_that_fails_ends_the_search_with_its_reason():
+    def reflect(prompt):
+        raise ConnectionError("endpoint is down")
+
+    found = gepa_loop.evolve(hard_questions(), answer, reflect, dev_size=8, budget="5000")
+    assert "endpoint is down" in found.stopped_early and found.metric_calls < 100
+
+
+def test_a_template_that_leaves_no_room_is_not_adopted():
+    found = gepa_loop.evolve(
+        hard_questions(), answer, lambda p: "```\nRED BLUE\n```", dev_size=8, budget="5000", fits=lambda z: len(z) < 5
+    )
+    assert found.candidates == [""] and "no room" in found.stopped_early
+
+
+def test_an_answer_function_that_raises_ends_the_run():
+    def broken(messages):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        gepa_loop.evolve(hard_questions(), broken, lambda p: "```\nx\n```", dev_size=8, budget="50")
+
+
+def test_reflections_of_one_iteration_go_out_as_one_batch():
+    sizes = []
+
+    def reflect(prompt):
+        raise AssertionError("the batch should be used")
+
+    def batch(prompts):
+        sizes.append(len(prompts))
+        return ["```\nRED\n```"] * len(prompts)
+
+    reflect.batch = batch
+    gepa_loop.evolve(hard_questions(), answer, reflect, dev_size=8, budget="60", parents_per_iteration=4)
+    assert max(sizes) == 4

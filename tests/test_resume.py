@@ -1,0 +1,190 @@
+"""Runs survive: checkpoints, the journal, kills, Ctrl-C and faults, on the real tiny model."""
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+import grpo
+import p2o
+from bench import chaos
+from support import checkpoint
+from support.errors import UserError
+
+# --------------------------------------------------------------------------------------------- checkpoint and journal
+
+
+def write(text):
+    return lambda folder: (folder / "data").write_text(text)
+
+
+def test_the_newest_whole_checkpoint_is_found_and_the_oldest_dropped(tmp_path):
+    for n in range(1, 5):
+        checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
+    path, state = checkpoint.newest(tmp_path, print)
+    assert state["n"] == 4 and (path / "data").read_text() == "4"
+    assert [p.name for p in checkpoint.numbered(tmp_path)] == ["000003", "000004"]
+
+
+@pytest.mark.parametrize("damage", ["data changed", "data gone", "state cut", "state gone", "state foreign"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, damage):
+    for n in (1, 2):
+        checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
+    newest = tmp_path / "000002"
+    if damage == "data changed":
+        (newest / "data").write_text("x")
+    elif damage == "data gone":
+        (newest / "data").unlink()
+    elif damage == "state cut":
+        (newest / "state.json").write_text('{"n": ')
+    elif damage == "state gone":
+        (newest / "state.json").unlink()
+    else:
+        (newest / "state.json").write_text("[]")
+    said = []
+    assert checkpoint.newest(tmp_path, said.append)[1]["n"] == 1
+    assert len(said) == 1 and "000002 is damaged" in said[0]
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_good(tmp_path):
+    checkpoint.save(tmp_path, 1, {"n": 1}, write("1"))
+
+    def full(folder):
+        (folder / "data").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError):
+        checkpoint.save(tmp_path, 2, {"n": 2}, full)
+    assert checkpoint.newest(tmp_path, print)[1]["n"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["000001"]
+
+
+def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_path):
+    file, asked = tmp_path / "journal", []
+
+    def double(inputs):
+        asked.append(inputs)
+        return [2 * i for i in inputs]
+
+    call = checkpoint.journaled(file)("double", double)
+    assert [call([1]), call([2, 3])] == [[2], [4, 6]]
+    with file.open("ab") as handle:
+        handle.write(b'{"key": "abc", "outp')
+    call = checkpoint.journaled(file)("double", double)
+    assert [call([1]), call([2, 3]), call([4])] == [[2], [4, 6], [8]]
+    assert asked == [[1], [2, 3], [4]]
+    with pytest.raises(ValueError, match="another run"):
+        checkpoint.journaled(file)("double", double)([7])
+
+
+# --------------------------------------------------------------------------------------------------- whole tiny runs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chaos")
+    assert chaos.finish_with_kills(folder, "undisturbed", 0, 0) == 0
+    return folder
+
+
+def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
+    assert chaos.finish_with_kills(undisturbed, "killed", kills=4, seed=1) == 4
+    assert chaos.differences(undisturbed / "undisturbed", undisturbed / "killed") == []
+
+
+def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(undisturbed):
+    command = [sys.executable, str(ROOT / "p2o.py"), *chaos.small_run(undisturbed), "--name", "stopped"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = undisturbed / "stopped" / "metrics.jsonl"
+    while not (metrics.exists() and '"update"' in metrics.read_text()):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping after this update" in output and "--resume" in output
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert resumed.returncode == 0 and "resumed from checkpoint" in resumed.stdout
+    assert chaos.differences(undisturbed / "undisturbed", undisturbed / "stopped") == []
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return p2o.parse_config([*chaos.small_run(tmp_path), "--name", "run", "--epochs", "1"])
+
+
+def test_other_settings_are_refused_by_name_unless_allowed(cfg):
+    p2o.train(cfg)
+    longer = dataclasses.replace(cfg, epochs=2, clip_high=0.3)
+    with pytest.raises(UserError, match=r"clip_high \(0.2 -> 0.3\)") as refusal:
+        p2o.train(longer, resume=True)
+    assert "epochs (1 -> 2)" in str(refusal.value)
+    assert p2o.train(longer, resume=True, allow_changes=True)["rollouts"] == 192
+
+
+def test_resume_without_a_run_is_refused(cfg):
+    with pytest.raises(UserError, match="holds no run"):
+        p2o.train(cfg, resume=True)
+
+
+def test_another_base_model_is_refused(cfg, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    p2o.train(cfg)
+    model = AutoModelForCausalLM.from_pretrained(cfg.model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    model.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(cfg.model).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="another base model"):
+        p2o.train(dataclasses.replace(cfg, model=str(tmp_path / "other")), resume=True, allow_changes=True)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(cfg, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_optimizer", full)
+    p2o.train(cfg)
+    assert "No space left on device" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_stays(cfg, monkeypatch):
+    real = grpo.policy_loss
+    monkeypatch.setattr(grpo, "policy_loss", lambda *a, **k: (real(*a, **k)[0] * math.nan, real(*a, **k)[1]))
+    monkeypatch.setattr(grpo, "group_advantages", lambda rewards, *_: torch.ones_like(rewards))
+    with pytest.raises(UserError, match="bad-batch.json"):
+        p2o.train(cfg)
+    assert len(json.loads((cfg.folder / "bad-batch.json").read_text())) == 24
+    lines = [json.loads(line) for line in (cfg.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [m["skipped"] for m in lines if m["kind"] == "update"] == [1.0] * 2  # the third one ends it
+    adapter = cfg.folder / "checkpoints"
+    assert os.listdir(adapter)
+
+
+def test_silent_failures_are_named(cfg):
+    fine = {"truncated": 0.1, "ill_formed": 0.2, "reward": 0.3, "zero_advantage": 0.5, "logprob_mismatch": 1e-6}
+    assert p2o.silent_failures(fine, [], cfg) == []
+    for change, word in [
+        ({"truncated": 1.0}, "--max-response-tokens"),
+        ({"ill_formed": 1.0}, "boxed"),
+        ({"reward": 0.0}, "every reward is 0"),
+        ({"zero_advantage": 1.0}, "advantage collapse"),
+        ({"zero_advantage": 1.0, "reward": 1.0}, "harder questions"),
+        ({"logprob_mismatch": 2.0}, "stale adapter"),
+    ]:
+        (warning,) = p2o.silent_failures(fine | change, [], cfg)
+        assert word in warning
+    assert p2o.silent_failures(fine | {"zero_advantage": 1.0}, ["q"] * 12, cfg) == []  # templates are coming
