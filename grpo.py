@@ -242,8 +242,7 @@ def load_policy(
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
     if gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if adapter:
         peft_model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     else:
