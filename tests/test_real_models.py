@@ -1,0 +1,226 @@
+"""The loading and training path of Qwen3 and its kin, for real, on small random models made on the spot: 4 bits through
+bitsandbytes (which runs on a CPU), LoRA, gradient checkpointing, chat templates, the memory of a large vocabulary."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+
+import grpo
+from support.errors import UserError
+
+CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+# Qwen3's habit in two lines: an empty thought is put into the prompt when thinking is switched off.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
+    """A random model with tokenizer, saved like one from the hub; its generation config samples with top-k."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.train_from_iterator(
+        ["What is 2 + 2? The answer is \\boxed{4}."],
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = chat_template
+    shape = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "eos_token_id": 2}
+    torch.manual_seed(0)
+    extra = {"head_dim": 32} if family == "qwen3" else {}
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](**(shape | extra | sizes)))
+    model.generation_config.update(eos_token_id=[2, 0], do_sample=True, top_k=1, repetition_penalty=9.0)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("qwen3"))
+
+
+def load(model, **settings):
+    defaults = {"temperature": 0.6, "max_prompt_tokens": 64, "max_new_tokens": 12, "lora_rank": 4, "lora_alpha": 8}
+    return grpo.load_policy(model, **(defaults | settings))
+
+
+def rollouts(policy, count=6):
+    """Sampled responses, the first half of them rewarded."""
+    context = grpo.chat_ids(policy, "What is 2 + 2?")
+    samples = grpo.sample(policy, [context] * count, seed=0)
+    old = grpo.score(policy, [context] * count, [s.response_ids for s in samples])
+    rewards = [float(i < count // 2) for i in range(count)]
+    advantages = grpo.group_advantages(torch.tensor(rewards), count).tolist()
+    return [
+        grpo.Rollout(
+            "q", "", context, context, s.response_ids, s.logprobs, s.truncated, s.text, reward, True, a, o, [1.0] * len(o)
+        )
+        for s, reward, a, o in zip(samples, rewards, advantages, old, strict=True)
+    ]  # fmt: skip
+
+
+def gradients(policy, seed=0):
+    """The adapter's gradients of one response's log-prob, the adapter having been moved off zero."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.05)
+    policy.model.train()
+    grpo.token_logprobs(policy, [[5, 6, 7]], [[8, 9, 10, 11]]).sum().backward()
+    found = {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.requires_grad}
+    policy.model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_four_bits_load_sample_train_save_reload_generate(family, tmp_path):
+    model = make_model(tmp_path / "base", family)
+    policy = load(model, load_in_4bit=True, gradient_checkpointing=True)
+    kinds = {n.rpartition(".")[2]: type(m.base_layer).__name__ for n, m in policy.model.named_modules()
+             if hasattr(m, "base_layer")}  # fmt: skip
+    linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert kinds == dict.fromkeys(linear, "Linear4bit")  # every linear layer is quantized and has an adapter
+    assert policy.stop_ids == [0, 2]  # the generation config's list and the tokenizer's
+    batch = rollouts(policy)
+    for r in batch:  # 4 bits or not: sampler and trainer agree, so nothing of top_k or penalties was used
+        assert r.old_logprobs == pytest.approx(r.sampled_logprobs, abs=1e-4)
+    optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        metrics = grpo.update_policy(policy, optimizer, batch)
+        assert metrics["grad_norm"] > 0
+    args = [r.trained_context for r in batch], [r.response_ids for r in batch]
+    trained = grpo.score(policy, *args)
+    gains = [sum(new) - sum(r.old_logprobs) for new, r in zip(trained, batch, strict=True)]
+    assert sum(gains[:3]) > sum(gains[3:])  # rewarded responses have become likelier than the others
+
+    policy.model.save_pretrained(tmp_path / "adapter")
+    again = load(model, load_in_4bit=True, adapter=str(tmp_path / "adapter"))
+    for row, other in zip(trained, grpo.score(again, *args), strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
+    prompts = [batch[0].trained_context]
+    greedy = [grpo.sample(p, prompts, seed=None)[0].response_ids for p in (policy, again)]
+    assert greedy[0] == greedy[1] and all(any(p.requires_grad for p in q.model.parameters()) for q in (policy, again))
+
+
+def test_sampling_first_does_not_change_the_gradients_in_four_bits(qwen3):
+    """bitsandbytes on a CPU repacks weights in the first pass without gradients, and loses the way back."""
+    fresh, used = load(qwen3, load_in_4bit=True), load(qwen3, load_in_4bit=True)
+    grpo.sample(used, [[5, 6, 7]], seed=0)
+    before, after = gradients(fresh), gradients(used)
+    assert all(torch.allclose(before[n], after[n], atol=1e-6) for n in before)
+    assert all(g.norm() > 0 for g in before.values())
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_gradient_checkpointing_changes_memory_and_nothing_else(qwen3, four_bit):
+    plain = load(qwen3, load_in_4bit=four_bit)
+    frugal = load(qwen3, load_in_4bit=four_bit, gradient_checkpointing=True)
+
+    def saved(policy):
+        """Floats that the forward pass keeps for the backward pass."""
+        sizes = []
+        policy.model.train()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            grpo.token_logprobs(policy, [[5] * 30], [[8] * 30])
+        return sum(sizes)
+
+    a, b = gradients(plain), gradients(frugal)
+    assert all(torch.allclose(a[n], b[n], atol=1e-6) for n in a)
+    assert saved(frugal) < saved(plain) / 4
+
+
+def test_a_large_vocabulary_is_never_held_for_all_tokens(tmp_path, monkeypatch):
+    """[B, T, V] does not exist: not as the head's output, not among what backward keeps, and nothing changes by it."""
+    policy = load(make_model(tmp_path, vocab_size=20_000))
+    contexts, responses = [[5, 6]] * 3, [[7] * 40, [8] * 40, [9] * 40]
+    whole = grpo.token_logprobs(policy, contexts, responses)
+    whole.sum().backward()
+    expected = {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.requires_grad}
+    policy.model.zero_grad()
+
+    monkeypatch.setattr(grpo, "LOGIT_CHUNK", 20_000 * 8)  # 8 tokens at a time, of 120
+    rows, kept = [], []
+    head = policy.model.get_base_model().get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: rows.append(output.numel() // 20_000))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        chunked = grpo.token_logprobs(policy, contexts, responses)
+    assert torch.allclose(chunked, whole, atol=1e-5)
+    chunked.sum().backward()
+    assert rows == [8] * 30  # 15 chunks forward, and again backward
+    assert max(size for size in kept if size != head.weight.numel()) < 8 * 20_000
+    for name, parameter in policy.model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.allclose(parameter.grad, expected[name], atol=1e-4)
+
+
+def test_no_pass_is_larger_than_the_token_limit_and_the_largest_comes_first(qwen3):
+    policy = load(qwen3, micro_batch_tokens=60)
+    sizes = []
+    hook = policy.model.get_base_model().base_model.register_forward_hook(
+        lambda module, args, kwargs, output: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    lengths = [3, 29, 11, 7, 19]
+    grpo.score(policy, [[5] * 10] * len(lengths), [[6] * n for n in lengths])
+    hook.remove()
+    assert max(sizes) <= 60 and sizes[0] == 39
+
+
+def test_chat_templates_are_used_as_they_are(qwen3, tmp_path):
+    policy = load(qwen3)
+
+    def text(policy):
+        return policy.tokenizer.decode(grpo.chat_ids(policy, "Hi"))
+
+    plain = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text(policy) == plain + "<think>\n\n</think>\n\n"
+    assert text(dataclasses.replace(policy, enable_thinking=True)) == plain
+    assert text(dataclasses.replace(policy, system_prompt="Be brief.")).startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi"
+    )
+    with pytest.raises(UserError, match="no chat template.*chat_template.jinja"):
+        load(make_model(tmp_path / "base-model", chat_template=None))
+
+
+def test_a_response_that_runs_out_of_tokens_is_marked(qwen3):
+    policy = load(qwen3, temperature=2.0, max_new_tokens=100)
+    samples = grpo.sample(policy, [[5, 6]] * 24, seed=0)
+    for s in samples:
+        assert s.truncated == (s.response_ids[-1] not in policy.stop_ids)
+        assert not any(token in policy.stop_ids for token in s.response_ids[:-1])
+    assert {s.truncated for s in samples} == {True, False}
+
+
+def test_a_whole_run_on_a_four_bit_model(qwen3, tmp_path):
+    """The command of the presets, on a random Qwen3: everything is logged, nothing is learned, nothing breaks."""
+    import p2o
+
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        "".join(json.dumps({"question": f"What is {i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(8))
+    )
+    cfg = dataclasses.replace(
+        p2o.Config(), model=qwen3, train_data=str(data), eval_data=(str(data),), runs=str(tmp_path), name="run",
+        load_in_4bit=True, gradient_checkpointing=True, epochs=1, questions_per_batch=4, questions_per_update=2,
+        group_size=2, max_response_tokens=8, hard_set_min=4, question_suffix="Put the answer in \\boxed{}.",
+        importance_cap=2.0, micro_batch_tokens=128,
+    )  # fmt: skip
+    summary = p2o.train(cfg)
+    assert summary["rollouts"] == 16
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["kind"] == "epoch"][-1]
+    assert last["truncated"] > 0.5 and last["logprob_mismatch"] < 1e-3 and last["hard_set"] == 8
