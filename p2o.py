@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import tyro
 from tqdm import tqdm
 
 import gepa_loop
 import grpo
 import verify
-from support import checkpoint
+from support import checkpoint, report
 from support.data import Problem, label, load_problems
 from support.errors import UserError
 
@@ -71,6 +72,10 @@ class Config:
     """Same seed, same machine, same numbers."""
     threads: int = 1
     """CPU threads of torch; 0 leaves it to torch."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run's folder, to the same end as if it had never stopped."""
+    allow_changes: bool = False
+    """Let a resumed run's settings differ from those it was started with."""
     checkpoint_every: int = 20
     """Updates between checkpoints; the end of an epoch and of a prompt evolution have theirs anyway."""
 
@@ -174,6 +179,10 @@ class Config:
     """Limit on calls of one evolution."""
     teacher_max_tokens: int = 2_000_000
     """Limit on tokens of one evolution, prompts and replies together."""
+
+    def recorded(self) -> dict:
+        """What config.json keeps: everything but how the command was given."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("resume", "allow_changes")}
 
     @property
     def folder(self) -> Path:
@@ -284,14 +293,10 @@ class State:
     sums: dict[str, float] = field(default_factory=dict)  # of the present epoch, for its line
 
 
-def train(cfg: Config, resume: bool = False, allow_changes: bool = False) -> dict:
-    """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary.
-
-    `resume` goes on from the newest checkpoint of the run's folder, to the same end as if it had never stopped;
-    `allow_changes` lets the configuration differ from the one it was started with.
-    """
+def train(cfg: Config) -> dict:
+    """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary."""
     # --- solution: part 8 ---
-    run = start_run(cfg, resume, allow_changes)
+    run = start_run(cfg)
     state = run.state
     with stop_on_ctrl_c(run):
         while state.epoch < cfg.epochs:
@@ -544,13 +549,13 @@ class Interrupted(KeyboardInterrupt):
     """Raised where a run can stop without losing anything."""
 
 
-def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) -> Run:
+def start_run(cfg: Config) -> Run:
     """Check everything that can be checked, then load the model and open (or resume) the run's folder."""
     started = time.time()
     train_set = load_questions(cfg, cfg.train_data)
     held_out = {label(path): load_questions(cfg, path) for path in cfg.eval_data}
     check_config(cfg, train_set)
-    check_folder(cfg, resume, allow_changes)
+    check_folder(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(cfg)
@@ -568,26 +573,26 @@ def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) ->
         f"{cfg.method}: {len(fitting)} questions, {cfg.epochs} epochs, {cfg.group_size} rollouts each -> {cfg.folder}"
     )
     cfg.folder.mkdir(parents=True, exist_ok=True)
-    if not (resume and load_checkpoint(run)):
+    if not (cfg.resume and load_checkpoint(run)):
         for name in RUN_FILES:
             (cfg.folder / name).write_text("")
         log_epoch(run, 0)
-    (cfg.folder / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))
+    (cfg.folder / "config.json").write_text(json.dumps(cfg.recorded(), indent=2))
     return run
 
 
-def check_folder(cfg: Config, resume: bool, allow_changes: bool) -> None:
+def check_folder(cfg: Config) -> None:
     """A run is never written over, and never resumed under another configuration unless that is asked for."""
     file = cfg.folder / "config.json"
     if not file.exists():
-        if resume:
+        if cfg.resume:
             raise UserError(f"--resume: {cfg.folder} holds no run; leave --resume away to start one")
         return
-    if not resume:
+    if not cfg.resume:
         raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
-    known, present = json.loads(file.read_text()), json.loads(json.dumps(dataclasses.asdict(cfg)))
+    known, present = json.loads(file.read_text()), json.loads(json.dumps(cfg.recorded()))
     changed = [f"{name} ({known.get(name)} -> {value})" for name, value in present.items() if known.get(name) != value]
-    if changed and not allow_changes:
+    if changed and not cfg.allow_changes:
         raise UserError(
             f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "
             "--allow-changes"
@@ -830,8 +835,6 @@ def save_evolution(run: Run, evolution: gepa_loop.Evolution) -> None:
 
 def finish_run(run: Run) -> dict:
     """Adapter, summary and report."""
-    from support.report import write_report
-
     run.policy.model.save_pretrained(run.folder / "adapter")
     epochs = [line for line in read_lines(run.folder / "metrics.jsonl") if line["kind"] == "epoch"]
     summary = {
@@ -845,8 +848,8 @@ def finish_run(run: Run) -> dict:
         "seconds": round(run.seconds, 1),
     }
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=2))
-    report = write_report([run.folder], run.folder)
-    print(f"done in {summary['seconds']:.0f} s; report: {report}")
+    page = report.write_report([run.folder], run.folder)
+    print(f"done in {summary['seconds']:.0f} s; report: {page}")
     return summary
 
 
@@ -858,73 +861,37 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def parse_config(argv: list[str]) -> Config:
-    import tyro
-
     preset = re.search(r"--preset[ =](\S+)", " ".join(argv))  # the preset gives the other options' defaults
     default = PRESETS.get(preset.group(1), Config()) if preset else Config()
     return tyro.cli(Config, default=default, args=argv, prog="p2o.py", description=__doc__)
 
 
-def demo(argv: list[str]) -> None:
+def demo(cfg: Config) -> None:
     """GRPO and P2O side by side: same seed, same questions, same number of rollouts; then the comparison."""
-    from support.report import comparison_table, write_report
-
-    cfg = parse_config(argv)
     base = Path(cfg.runs) / (cfg.name or "demo")
     while base.exists():  # a second demo stands beside the first
         stem, _, number = base.name.rpartition("-")
         base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdigit() else f"{base.name}-2")
-    folders = []
-    for method in ("grpo", "p2o"):
-        train(dataclasses.replace(cfg, method=method, runs=str(base), name=method))
-        folders.append(base / method)
-    print("\n" + comparison_table(folders))
-    print(f"\nreport: {write_report(folders, base)}")
-
-
-def study(file: Path, jobs: int = 2, runs: Path = ROOT / "runs") -> None:
-    """Variants times seeds from one small file; goes on where it was stopped; a table and figures in results/.
-
-    Args:
-        file: A TOML file; see studies/main.toml.
-        jobs: Runs at once.
-        runs: Where the runs are kept.
-    """
-    from support.study import run_study
-
-    print(f"\ntable: {run_study(file, runs, jobs, str(ROOT / 'p2o.py'))}")
-
-
-def evaluate(argv: list[str]) -> None:
-    import tyro
-
-    from support.evaluate import evaluate as command
-
-    tyro.cli(command, args=argv, prog="p2o.py eval")
-
-
-def run_study_command(argv: list[str]) -> None:
-    import tyro
-
-    tyro.cli(study, args=argv, prog="p2o.py study")
-
-
-def train_command(argv: list[str]) -> None:
-    flags = {"--resume", "--allow-changes"}
-    cfg = parse_config([arg for arg in argv if arg not in flags])
-    train(cfg, resume="--resume" in argv, allow_changes="--allow-changes" in argv)
-
-
-COMMANDS = {"demo": demo, "study": run_study_command, "eval": evaluate}
+    folders = [base / method for method in ("grpo", "p2o")]
+    for folder in folders:
+        train(dataclasses.replace(cfg, method=folder.name, runs=str(base), name=folder.name))
+    print("\n" + report.comparison_table(folders))
+    print(f"\nreport: {report.write_report(folders, base)}")
 
 
 def main(argv: list[str]) -> int:
-    command = COMMANDS.get(argv[0]) if argv else None
+    command, rest = (argv[0], argv[1:]) if argv and argv[0] in ("demo", "study", "eval") else ("train", argv)
     try:
-        if command:
-            command(argv[1:])
+        if command == "train":
+            train(parse_config(rest))
+        elif command == "demo":
+            demo(parse_config(rest))
         else:
-            train_command(argv)
+            from support import evaluate, study
+
+            tyro.cli(
+                {"study": study.run_study, "eval": evaluate.evaluate}[command], args=rest, prog=f"p2o.py {command}"
+            )
     except KeyboardInterrupt:
         return 130
     except UserError as error:
