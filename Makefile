@@ -4,7 +4,7 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo test test-vllm lint assignment grade
+.PHONY: demo test test-vllm lint assignment grade notebooks
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
@@ -17,6 +17,9 @@ test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an env
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+notebooks: .venv/installed  ## build the notebooks from notebooks/src/ and execute them
+	$(PY) notebooks/build.py
 
 assignment: .venv/installed  ## the student's version of the code, into student/ (or STUDENT=folder)
 	$(PY) assignment/make.py $(STUDENT)

@@ -120,7 +120,7 @@ def run_part(folder: Path, part: int) -> list[dict]:
     arguments = [str(HERE / "checks.py"), "-k", f"test_{part}_", "-o", "addopts=", "-p", "no:cacheprovider", "-q"]
     arguments += ["-p", "no:unraisableexception"]  # it collects garbage five times over all of torch
     with students_code(folder, part):
-        pytest.main([*arguments, "--rootdir", str(HERE), "--import-mode", "prepend"], plugins=[collect])
+        pytest.main([*arguments, "--rootdir", str(HERE), "--import-mode", "append"], plugins=[collect])
     return collect.outcomes
 
 

@@ -219,6 +219,14 @@ def test_a_submission_is_graded_from_its_zip(worker, tmp_path):
     assert grade.points({1: worker.run(tmp_path / "unpacked", 1)}) == {1: 10}
 
 
+def test_the_students_own_adapters_are_used(worker, tmp_path):
+    folder = submission(tmp_path / "student")
+    plant(folder, "grpo.py", ("def group_advantages(", "def my_advantages("))
+    assert grade.points({1: worker.run(folder, 1)}) == {1: 0}
+    plant(folder, "adapters.py", ("return grpo.group_advantages(", "return grpo.my_advantages("))
+    assert grade.points({1: worker.run(folder, 1)}) == {1: 10}
+
+
 def test_a_marker_in_a_wrong_place_is_refused():
     with pytest.raises(SyntaxError, match="marker"):
         make.without_solutions(
