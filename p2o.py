@@ -9,6 +9,7 @@ python p2o.py                        P2O on the tiny model that is shipped
 python p2o.py --method grpo          the baseline, from the same code path
 python p2o.py --help                 every option
 python p2o.py demo                   both, side by side, with a report
+python p2o.py fit --preset qwen3-4b-24gb    the memory that a run will need
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import verify
 from support import checkpoint
 from support.data import Problem, label, load_problems
 from support.errors import UserError
+from support.presets import QWEN3
 
 ROOT = Path(__file__).resolve().parent
 
@@ -47,7 +49,7 @@ ROOT = Path(__file__).resolve().parent
 class Config:
     """P2O on one GPU or a laptop. Defaults are those of the preset."""
 
-    preset: Literal["tiny"] = "tiny"
+    preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
     """Where the other defaults come from."""
     method: Literal["p2o", "grpo"] = "p2o"
     """p2o alternates policy and prompt optimization; grpo is the policy epoch alone, every question bare."""
@@ -172,7 +174,7 @@ class Config:
         return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
 
 
-PRESETS = {"tiny": Config()}
+PRESETS = {"tiny": Config()} | {name: dataclasses.replace(Config(), preset=name, **v) for name, v in QWEN3.items()}
 
 
 def check_config(cfg: Config, train: list[Problem]) -> None:
@@ -845,10 +847,23 @@ def demo(argv: list[str]) -> None:
     print(f"\nreport: {write_report(folders, base)}")
 
 
+def fit(argv: list[str]) -> None:
+    """The memory that a run with these options needs; `--card-gb 16` asks for another card than the one at hand."""
+    from support.fit import report
+
+    card = None
+    if "--card-gb" in argv:
+        i = argv.index("--card-gb")
+        card, argv = float(argv[i + 1]), argv[:i] + argv[i + 2 :]
+    print(report(parse_config(argv), card))
+
+
 def main(argv: list[str]) -> int:
     try:
         if argv[:1] == ["demo"]:
             demo(argv[1:])
+        elif argv[:1] == ["fit"]:
+            fit(argv[1:])
         else:
             flags = {"--resume", "--allow-changes"}
             cfg = parse_config([arg for arg in argv if arg not in flags])
