@@ -27,6 +27,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
@@ -35,7 +36,7 @@ from tqdm import tqdm
 import gepa_loop
 import grpo
 import verify
-from support import checkpoint
+from support import checkpoint, track
 from support.data import Problem, label, load_problems
 from support.errors import UserError
 from support.presets import QWEN3
@@ -71,6 +72,8 @@ class Config:
     """Where runs are kept."""
     seed: int = 0
     """Same seed, same machine, same numbers."""
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """A tracker that gets the lines of metrics.jsonl, too; install it yourself."""
     threads: int = 1
     """CPU threads of torch; 0 leaves it to torch."""
     checkpoint_every: int = 20
@@ -486,6 +489,7 @@ class Run:
     held_out: dict[str, list[Problem]]  # file stem -> problems
     state: State
     started: float
+    tracker: SimpleNamespace
     interrupted: bool = False  # Ctrl-C was pressed
 
     @property
@@ -516,6 +520,8 @@ def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) ->
     held_out = {label(path): load_questions(cfg, path) for path in cfg.eval_data}
     check_config(cfg, train_set)
     check_folder(cfg, resume, allow_changes)
+    if cfg.track != "none":
+        track.library(cfg.track)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(cfg)
@@ -526,7 +532,8 @@ def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) ->
     optimizer = torch.optim.AdamW(
         [p for p in policy.model.parameters() if p.requires_grad], lr=cfg.learning_rate, weight_decay=0.0
     )
-    run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started)
+    tracker = track.start(cfg.track, cfg.folder, dataclasses.asdict(cfg))
+    run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started, tracker)
     if policy.engine is not None:
         policy.engine.log = lambda line: write_line(run, {"kind": "handover", "update": run.state.update, **line})
     print(
@@ -770,6 +777,7 @@ MAX_MISMATCH = 0.5  # nats; kernels and precision differ by less
 def write_line(run: Run, line: dict) -> None:
     with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({name: finite(value) for name, value in line.items()}) + "\n")
+    run.tracker.log(line, run.state.update)
 
 
 def finite(value):
@@ -811,6 +819,7 @@ def finish_run(run: Run) -> dict:
     }
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=2))
     report = write_report([run.folder], run.folder)
+    run.tracker.finish()
     print(f"done in {summary['seconds']:.0f} s; report: {report}")
     return summary
 
