@@ -16,8 +16,10 @@ of the current policy out) and `reflect` (`str -> str`).
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -269,6 +271,54 @@ class _Reflection:
                     ReflectionProposal(texts, prompts={"template": prompt}, raw_lm_outputs={"template": reply})
                 )
         return [(proposal, self) for proposal in proposals]
+
+
+def teacher(
+    base_url: str,
+    model: str,
+    *,
+    max_tokens: int,
+    temperature: float,
+    max_calls: int,
+    max_total_tokens: int,
+    timeout: float = 120.0,
+    retries: int = 5,
+) -> Reflect:
+    """A reflection model behind an OpenAI-compatible endpoint. Its key is read from OPENAI_API_KEY and written nowhere.
+
+    Rate limits, server errors and time-outs are tried again `retries` times with growing pauses (by the client). An
+    endpoint that stays down, or a limit that is used up, raises, and the search ends with that reason.
+    """
+    from openai import OpenAI
+
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
+    calls = tokens = 0
+
+    def reflect(prompt: str) -> str:
+        nonlocal calls, tokens
+        if calls >= max_calls or tokens >= max_total_tokens:
+            raise RuntimeError(f"the teacher's limit is used up ({calls} calls, {tokens} tokens)")
+        calls += 1
+        try:
+            reply = client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": prompt}],
+                max_tokens=max_tokens,
+                temperature=temperature,
+            )
+        except Exception as error:
+            raise ConnectionError(f"{base_url}: {error}".replace(key, "***")) from None
+        tokens += reply.usage.total_tokens if reply.usage else 0
+        choice = reply.choices[0]
+        return "" if choice.finish_reason == "length" else choice.message.content or ""
+
+    def batch(prompts: list[str]) -> list[str]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(reflect, prompts))
+
+    reflect.batch = batch
+    return reflect
 
 
 # --------------------------------------------------------------------------------------------- cover and assignment

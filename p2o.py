@@ -31,12 +31,13 @@ from types import SimpleNamespace
 from typing import Literal
 
 import torch
+import tyro
 from tqdm import tqdm
 
 import gepa_loop
 import grpo
 import verify
-from support import checkpoint, track
+from support import checkpoint, fit, report, track
 from support.data import Problem, label, load_problems
 from support.errors import UserError
 from support.presets import QWEN3
@@ -76,6 +77,10 @@ class Config:
     """A tracker that gets the lines of metrics.jsonl, too; install it yourself."""
     threads: int = 1
     """CPU threads of torch; 0 leaves it to torch."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run's folder, to the same end as if it had never stopped."""
+    allow_changes: bool = False
+    """Let a resumed run's settings differ from those it was started with."""
     checkpoint_every: int = 20
     """Updates between checkpoints; the end of an epoch and of a prompt evolution have theirs anyway."""
 
@@ -165,12 +170,24 @@ class Config:
     """Parents advanced per iteration, as one batch."""
     gepa_budget: str = "500"
     """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
-    reflection: Literal["self", "policy"] = "self"
-    """Who reflects: the base policy (adapter off), or the policy as it is trained."""
+    reflection: Literal["self", "policy", "teacher"] = "self"
+    """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
     reflection_tokens: int = 60
     """Length limit of a reflection."""
     reflection_temperature: float = 1.0
     """Of sampling reflections."""
+    teacher_url: str = ""
+    """Base URL of an OpenAI-compatible endpoint, for --reflection teacher; its key is read from OPENAI_API_KEY."""
+    teacher_model: str = ""
+    """The model's name there."""
+    teacher_max_calls: int = 1000
+    """Limit on calls of one evolution."""
+    teacher_max_tokens: int = 2_000_000
+    """Limit on tokens of one evolution, prompts and replies together."""
+
+    def recorded(self) -> dict:
+        """What config.json keeps: everything but how the command was given."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("resume", "allow_changes")}
 
     @property
     def folder(self) -> Path:
@@ -182,6 +199,11 @@ PRESETS = {"tiny": Config()} | {name: dataclasses.replace(Config(), preset=name,
 
 def check_config(cfg: Config, train: list[Problem]) -> None:
     """Refuse what cannot work, with a sentence that says why."""
+    templated = [
+        name
+        for name in ("soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated")
+        if getattr(cfg, name)
+    ]
     rules = [
         (cfg.group_size >= 2, f"--group-size {cfg.group_size}: a group needs at least 2 rollouts to compare"),
         (
@@ -233,6 +255,18 @@ def check_config(cfg: Config, train: list[Problem]) -> None:
             "--soft-clip --no-distill: without distillation both contexts are the same and every ratio is 1",
         ),
         (
+            cfg.reflection != "teacher" or (cfg.teacher_url and cfg.teacher_model),
+            "--reflection teacher: needs --teacher-url (an OpenAI-compatible endpoint) and --teacher-model",
+        ),
+        (
+            cfg.reflection == "teacher" or not cfg.teacher_url,
+            f"--teacher-url {cfg.teacher_url}: is used by --reflection teacher only",
+        ),
+        (
+            cfg.method == "p2o" or not templated,
+            f"--method grpo: samples no templates, so it cannot have --{(templated or [''])[0].replace('_', '-')}",
+        ),
+        (
             min(cfg.max_prompt_tokens, cfg.max_response_tokens, cfg.reflection_tokens) >= 1,
             "--max-prompt-tokens, --max-response-tokens and --reflection-tokens must be at least 1",
         ),
@@ -264,13 +298,9 @@ class State:
     sums: dict[str, float] = field(default_factory=dict)  # of the present epoch, for its line
 
 
-def train(cfg: Config, resume: bool = False, allow_changes: bool = False) -> dict:
-    """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary.
-
-    `resume` goes on from the newest checkpoint of the run's folder, to the same end as if it had never stopped;
-    `allow_changes` lets the configuration differ from the one it was started with.
-    """
-    run = start_run(cfg, resume, allow_changes)
+def train(cfg: Config) -> dict:
+    """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary."""
+    run = start_run(cfg)
     state = run.state
     with stop_on_ctrl_c(run):
         while state.epoch < cfg.epochs:
@@ -435,8 +465,17 @@ def evolve_templates(run: Run) -> None:
 
 
 def reflection_model(run: Run) -> gepa_loop.Reflect:
-    """The reflection model as a `str -> str` callable: the base policy, or the policy itself."""
+    """The reflection model as a `str -> str` callable: the base policy, the policy itself, or a teacher."""
     cfg, state, policy = run.cfg, run.state, run.policy
+    if cfg.reflection == "teacher":
+        return gepa_loop.teacher(
+            cfg.teacher_url,
+            cfg.teacher_model,
+            max_tokens=cfg.reflection_tokens,
+            temperature=cfg.reflection_temperature,
+            max_calls=cfg.teacher_max_calls,
+            max_total_tokens=cfg.teacher_max_tokens,
+        )
     hot = dataclasses.replace(policy, temperature=cfg.reflection_temperature)
     calls = 0
 
@@ -513,13 +552,13 @@ class Interrupted(KeyboardInterrupt):
     """Raised where a run can stop without losing anything."""
 
 
-def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) -> Run:
+def start_run(cfg: Config) -> Run:
     """Check everything that can be checked, then load the model and open (or resume) the run's folder."""
     started = time.time()
     train_set = load_questions(cfg, cfg.train_data)
     held_out = {label(path): load_questions(cfg, path) for path in cfg.eval_data}
     check_config(cfg, train_set)
-    check_folder(cfg, resume, allow_changes)
+    check_folder(cfg)
     if cfg.track != "none":
         track.library(cfg.track)
     if cfg.threads:
@@ -540,26 +579,26 @@ def start_run(cfg: Config, resume: bool = False, allow_changes: bool = False) ->
         f"{cfg.method}: {len(fitting)} questions, {cfg.epochs} epochs, {cfg.group_size} rollouts each -> {cfg.folder}"
     )
     cfg.folder.mkdir(parents=True, exist_ok=True)
-    if not (resume and load_checkpoint(run)):
+    if not (cfg.resume and load_checkpoint(run)):
         for name in RUN_FILES:
             (cfg.folder / name).write_text("")
         log_epoch(run, 0)
-    (cfg.folder / "config.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=2))
+    (cfg.folder / "config.json").write_text(json.dumps(cfg.recorded(), indent=2))
     return run
 
 
-def check_folder(cfg: Config, resume: bool, allow_changes: bool) -> None:
+def check_folder(cfg: Config) -> None:
     """A run is never written over, and never resumed under another configuration unless that is asked for."""
     file = cfg.folder / "config.json"
     if not file.exists():
-        if resume:
+        if cfg.resume:
             raise UserError(f"--resume: {cfg.folder} holds no run; leave --resume away to start one")
         return
-    if not resume:
+    if not cfg.resume:
         raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
-    known, present = json.loads(file.read_text()), json.loads(json.dumps(dataclasses.asdict(cfg)))
+    known, present = json.loads(file.read_text()), json.loads(json.dumps(cfg.recorded()))
     changed = [f"{name} ({known.get(name)} -> {value})" for name, value in present.items() if known.get(name) != value]
-    if changed and not allow_changes:
+    if changed and not cfg.allow_changes:
         raise UserError(
             f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "
             "--allow-changes"
@@ -751,8 +790,8 @@ def silent_failures(line: dict, hard: list[str], cfg: Config) -> list[str]:
         )
     elif line["ill_formed"] == 1:
         warnings.append(
-            "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is it "
-            "an instruct model with its own chat template?"
+            "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is "
+            "it an instruct model with its own chat template?"
         )
     elif line["reward"] == 0:
         warnings.append(
@@ -803,8 +842,6 @@ def save_evolution(run: Run, evolution: gepa_loop.Evolution) -> None:
 
 def finish_run(run: Run) -> dict:
     """Adapter, summary and report."""
-    from support.report import write_report
-
     run.policy.model.save_pretrained(run.folder / "adapter")
     epochs = [line for line in read_lines(run.folder / "metrics.jsonl") if line["kind"] == "epoch"]
     summary = {
@@ -818,9 +855,9 @@ def finish_run(run: Run) -> dict:
         "seconds": round(run.seconds, 1),
     }
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=2))
-    report = write_report([run.folder], run.folder)
+    page = report.write_report([run.folder], run.folder)
     run.tracker.finish()
-    print(f"done in {summary['seconds']:.0f} s; report: {report}")
+    print(f"done in {summary['seconds']:.0f} s; report: {page}")
     return summary
 
 
@@ -832,51 +869,39 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def parse_config(argv: list[str]) -> Config:
-    import tyro
-
     preset = re.search(r"--preset[ =](\S+)", " ".join(argv))  # the preset gives the other options' defaults
     default = PRESETS.get(preset.group(1), Config()) if preset else Config()
     return tyro.cli(Config, default=default, args=argv, prog="p2o.py", description=__doc__)
 
 
-def demo(argv: list[str]) -> None:
+def demo(cfg: Config) -> None:
     """GRPO and P2O side by side: same seed, same questions, same number of rollouts; then the comparison."""
-    from support.report import comparison_table, write_report
-
-    cfg = parse_config(argv)
     base = Path(cfg.runs) / (cfg.name or "demo")
     while base.exists():  # a second demo stands beside the first
         stem, _, number = base.name.rpartition("-")
         base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdigit() else f"{base.name}-2")
-    folders = []
-    for method in ("grpo", "p2o"):
-        train(dataclasses.replace(cfg, method=method, runs=str(base), name=method))
-        folders.append(base / method)
-    print("\n" + comparison_table(folders))
-    print(f"\nreport: {write_report(folders, base)}")
-
-
-def fit(argv: list[str]) -> None:
-    """The memory that a run with these options needs; `--card-gb 16` asks for another card than the one at hand."""
-    from support.fit import report
-
-    card = None
-    if "--card-gb" in argv:
-        i = argv.index("--card-gb")
-        card, argv = float(argv[i + 1]), argv[:i] + argv[i + 2 :]
-    print(report(parse_config(argv), card))
+    folders = [base / method for method in ("grpo", "p2o")]
+    for folder in folders:
+        train(dataclasses.replace(cfg, method=folder.name, runs=str(base), name=folder.name))
+    print("\n" + report.comparison_table(folders))
+    print(f"\nreport: {report.write_report(folders, base)}")
 
 
 def main(argv: list[str]) -> int:
+    command, rest = (argv[0], argv[1:]) if argv and argv[0] in ("demo", "study", "eval", "fit") else ("train", argv)
     try:
-        if argv[:1] == ["demo"]:
-            demo(argv[1:])
-        elif argv[:1] == ["fit"]:
-            fit(argv[1:])
+        if command == "train":
+            train(parse_config(rest))
+        elif command == "demo":
+            demo(parse_config(rest))
+        elif command == "fit":
+            fit.command(rest, parse_config)
         else:
-            flags = {"--resume", "--allow-changes"}
-            cfg = parse_config([arg for arg in argv if arg not in flags])
-            train(cfg, resume="--resume" in argv, allow_changes="--allow-changes" in argv)
+            from support import evaluate, study
+
+            tyro.cli(
+                {"study": study.run_study, "eval": evaluate.evaluate}[command], args=rest, prog=f"p2o.py {command}"
+            )
     except KeyboardInterrupt:
         return 130
     except UserError as error:

@@ -1,7 +1,7 @@
 """Checkpoints that a kill at any moment cannot spoil, and a journal that makes long searches resumable.
 
 A checkpoint is a folder of small files. It is written beside its final name, synced to disk and renamed, so it is there
-whole or not at all; `state.json` holds a digest of every other file, and a checkpoint that does not match is passed over.
+whole or not at all; `state.json` holds a digest of every other file, and one that does not match is passed over.
 Nothing is pickled: tensors are safetensors, the rest is JSON.
 """
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import grpo
+import verify
+from gepa_loop import apply_template
+from support.data import load_problems
+from support.errors import UserError
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -54,3 +64,110 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
     """
     centre, spread = successes + z * z / 2, z * math.sqrt(successes * (n - successes) / n + z * z / 4)
     return max(0.0, (centre - spread) / (n + z * z)), min(1.0, (centre + spread) / (n + z * z))
+
+
+def evaluate(
+    model: str,
+    data: tuple[str, ...],
+    adapter: str = "",
+    template: str = "",
+    question_suffix: str = "",
+    samples: int = 8,
+    temperature: float = 1.0,
+    max_prompt_tokens: int = 1024,
+    max_response_tokens: int = 1024,
+    load_in_4bit: bool = False,
+    seed: int = 0,
+    threads: int = 1,
+    out: str = "",
+) -> None:
+    """Greedy accuracy, pass@k and majority@k of a model on problem files, each with its 95 % interval.
+
+    Args:
+        model: Model folder, or hub id.
+        data: JSONL files with `question` and `answer` on each line.
+        adapter: A trained adapter's folder, for instance runs/NAME/adapter.
+        template: Put before every question, to see what a prompt unlocks; empty is the bare prompt.
+        question_suffix: Put behind every question, after an empty line.
+        samples: Responses per question for pass@k and majority@k, k = 1, 2, 4, ... up to this; 0 leaves them out.
+        temperature: Of those samples.
+        max_prompt_tokens: Longer questions are left out, with a line.
+        max_response_tokens: Longer responses are cut off, and counted.
+        load_in_4bit: NF4 with double quantization.
+        seed: Of sampling and of the bootstrap.
+        threads: CPU threads of torch; 0 leaves it to torch.
+        out: Also write the results there, as JSON.
+    """
+    problems = {Path(path).stem: load_problems(path) for path in data}  # before the model: bad files show at once
+    if samples < 0 or temperature <= 0:
+        raise UserError(f"--samples {samples} --temperature {temperature}: samples >= 0 and temperature > 0")
+    if threads:
+        torch.set_num_threads(threads)
+    policy = grpo.load_policy(
+        model,
+        temperature=temperature,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_response_tokens,
+        adapter=adapter or None,
+        load_in_4bit=load_in_4bit,
+    )
+    results = []
+    for name, questions in problems.items():
+        messages = [f"{p.question}\n\n{question_suffix}" if question_suffix else p.question for p in questions]
+        contexts = [grpo.chat_ids(policy, apply_template(template, message)) for message in messages]
+        kept = [i for i, context in enumerate(contexts) if len(context) <= max_prompt_tokens]
+        if len(kept) < len(contexts):
+            print(f"{name}: {len(contexts) - len(kept)} questions are longer than {max_prompt_tokens} tokens: left out")
+        contexts, answers = [contexts[i] for i in kept], [questions[i].answer for i in kept]
+        results += [{"data": name} | row for row in score_file(policy, contexts, answers, samples, seed)]
+    print_table(results)
+    if out:
+        settings = {"model": model, "adapter": adapter, "template": template, "temperature": temperature, "seed": seed}
+        Path(out).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+
+
+def score_file(
+    policy: grpo.Policy, contexts: list[list[int]], answers: list[str], samples: int, seed: int
+) -> list[dict]:
+    """Rows {metric, value, low, high, questions, truncated} for one file's questions."""
+    n = len(contexts)
+
+    def row(metric: str, values: list[float], interval: tuple[float, float], drawn: list[grpo.Sample]) -> dict:
+        low, high = interval
+        truncated = sum(s.truncated for s in drawn) / len(drawn)
+        return {
+            "metric": metric,
+            "value": sum(values) / n,
+            "low": low,
+            "high": high,
+            "questions": n,
+            "truncated": truncated,
+        }
+
+    greedy = grpo.sample(policy, contexts, seed=None)
+    right = [g.reward for g in verify.grade_batch([s.text for s in greedy], answers)]
+    rows = [row("greedy", right, wilson_interval(int(sum(right)), n), greedy)]
+    if not samples:
+        return rows
+    drawn = grpo.sample(policy, [context for context in contexts for _ in range(samples)], seed=seed)
+    grades = verify.grade_batch([s.text for s in drawn], [answer for answer in answers for _ in range(samples)])
+    groups = [grades[i : i + samples] for i in range(0, len(grades), samples)]
+    ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    for k in ks:
+        values = [pass_at_k(samples, int(sum(g.reward for g in group)), k) for group in groups]
+        rows.append(row(f"pass@{k}", values, bootstrap_interval(values, seed), drawn))
+    for k in ks[2:]:  # a majority of one or two is one sample
+        voted = [majority([g.extracted for g in group[:k]], verify.equivalent) for group in groups]
+        values = [
+            float(vote is not None and verify.equivalent(vote, answer))
+            for vote, answer in zip(voted, answers, strict=True)
+        ]
+        rows.append(row(f"majority@{k}", values, wilson_interval(int(sum(values)), n), drawn))
+    return rows
+
+
+def print_table(rows: list[dict]) -> None:
+    print(f"{'data':<12}{'metric':<12}{'value':>7}   {'95 % interval':<16}{'questions':>9}{'cut off':>9}")
+    for r in rows:
+        interval, name = f"{r['low']:.3f} - {r['high']:.3f}", f"{r['data']:<12}{r['metric']:<12}"
+        print(f"{name}{r['value']:>7.3f}   {interval:<16}{r['questions']:>9}{r['truncated']:>9.1%}")

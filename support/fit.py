@@ -7,6 +7,7 @@ An estimate from the architecture alone. Counts of floats were fitted to measure
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,3 +145,12 @@ def report(cfg, gigabytes: float | None = None) -> str:
         verdict = "fits" if parts[name] <= card else "DOES NOT FIT"
         lines.append(f"{name + ' peak':26} {parts[name] / GIB:6.2f}  {verdict}")
     return "\n".join([*lines, *[f"lower {hint}" for hint in advice(cfg, parts, card)]])
+
+
+def command(argv: list[str], parse_config: Callable) -> None:
+    """`p2o.py fit`: a run's options, and `--card-gb 16` for another card than the one at hand."""
+    gigabytes = None
+    if "--card-gb" in argv[:-1]:
+        i = argv.index("--card-gb")
+        gigabytes, argv = float(argv[i + 1]), argv[:i] + argv[i + 2 :]
+    print(report(parse_config(argv), gigabytes))

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from jinja2 import Environment  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 COLOURS = {"grpo": "#9a9a9a", "p2o": "#1f77b4"}
 
@@ -71,6 +72,8 @@ def draw_pictures(runs: list[dict], folder: Path) -> list[tuple[Path, str]]:
                 style = {"color": COLOURS.get(label), "marker": "o", "markersize": 4, "zorder": 2 + i}
                 axis.plot(xs, ys, label=label, **style)
             axis.set(title=title, xlabel=x_label, ylabel=y_label)
+            if x_label == "epoch":
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.25)
             if y_label.startswith(("accuracy", "share")):
                 axis.set_ylim(-0.03, 1.03)

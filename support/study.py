@@ -21,10 +21,13 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import tyro
 from tqdm import tqdm
 
 from support.errors import UserError
 from support.report import plt, read_run, spent
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def read_study(file: Path) -> tuple[list[int], dict[str, dict]]:
@@ -59,8 +62,16 @@ def as_arguments(options: dict) -> list[str]:
     return arguments
 
 
-def run_study(file: Path, runs: Path, jobs: int, program: str) -> Path:
-    """Run every variant under every seed that has no summary yet; write results/NAME.json, .md and .png beside it."""
+def run_study(file: tyro.conf.Positional[Path], jobs: int = 2, runs: Path = ROOT / "runs") -> None:
+    """Run every variant under every seed that has no summary yet; then write NAME.json, .md and .png to results/.
+
+    results/ stands beside the study file's folder. Ends with code 1 if a run failed.
+
+    Args:
+        file: A TOML file; see studies/main.toml.
+        jobs: Runs at once.
+        runs: Where the runs are kept.
+    """
     seeds, variants = read_study(file)
     folders = {
         (variant, seed): runs / file.stem / f"{re.sub(r'[^a-z0-9.]+', '-', variant.lower()).strip('-')}-seed{seed}"
@@ -74,7 +85,7 @@ def run_study(file: Path, runs: Path, jobs: int, program: str) -> Path:
         folder = folders[key]
         if (folder / "summary.json").exists():
             return ""
-        command = [sys.executable, program, *as_arguments(variants[variant] | {"seed": seed})]
+        command = [sys.executable, str(ROOT / "p2o.py"), *as_arguments(variants[variant] | {"seed": seed})]
         command += ["--runs", str(folder.parent), "--name", folder.name]
         command += ["--resume"] if (folder / "config.json").exists() else []
         result = subprocess.run(command, capture_output=True, text=True)
@@ -93,7 +104,10 @@ def run_study(file: Path, runs: Path, jobs: int, program: str) -> Path:
         ]
         for variant in variants
     }
-    return write_results(file, results, failures)
+    if any(results.values()):
+        write_results(file, results, failures)
+    if failures:
+        raise SystemExit(1)
 
 
 def result_of(folder: Path) -> dict:
@@ -103,7 +117,7 @@ def result_of(folder: Path) -> dict:
     return run["summary"] | {"curve": curve}
 
 
-def write_results(file: Path, results: dict[str, list[dict]], failures: list[str]) -> Path:
+def write_results(file: Path, results: dict[str, list[dict]], failures: list[str]) -> None:
     out = file.resolve().parent.parent / "results" / file.stem
     out.parent.mkdir(exist_ok=True)
     command = f"python p2o.py study {file.parent.name}/{file.name}"
@@ -113,8 +127,7 @@ def write_results(file: Path, results: dict[str, list[dict]], failures: list[str
     table = study_table(results)
     out.with_suffix(".md").write_text(f"Made by `{command}`.\n\n{table}\n")
     draw_curves(results, out.with_suffix(".png"))
-    print(table)
-    return out.with_suffix(".md")
+    print(f"{table}\n\nwritten to {out.with_suffix('.md')}, with the raw results and a figure beside it")
 
 
 def study_table(results: dict[str, list[dict]]) -> str:

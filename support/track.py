@@ -21,7 +21,7 @@ def library(kind: str):
 
 
 def scalars(line: dict) -> dict[str, float]:
-    """Numbers of a line under names that sort: {"kind": "epoch", "accuracy": {"hard": 1}} -> {"epoch/accuracy/hard": 1}.
+    """The numbers of a line, under names that sort.
 
     >>> scalars({"kind": "epoch", "reward": 0.5, "accuracy": {"hard": 1.0}, "note": "x"})
     {'epoch/reward': 0.5, 'epoch/accuracy/hard': 1.0}

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs a network, and none should wait for one
 sys.path.insert(0, str(ROOT))
 
 torch.set_num_threads(1)  # more do not help at this size, and results then do not depend on the machine's cores

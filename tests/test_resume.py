@@ -124,16 +124,16 @@ def cfg(tmp_path):
 
 def test_other_settings_are_refused_by_name_unless_allowed(cfg):
     p2o.train(cfg)
-    longer = dataclasses.replace(cfg, epochs=2, clip_high=0.3)
+    longer = dataclasses.replace(cfg, epochs=2, clip_high=0.3, resume=True)
     with pytest.raises(UserError, match=r"clip_high \(0.2 -> 0.3\)") as refusal:
-        p2o.train(longer, resume=True)
+        p2o.train(longer)
     assert "epochs (1 -> 2)" in str(refusal.value)
-    assert p2o.train(longer, resume=True, allow_changes=True)["rollouts"] == 192
+    assert p2o.train(dataclasses.replace(longer, allow_changes=True))["rollouts"] == 192
 
 
 def test_resume_without_a_run_is_refused(cfg):
     with pytest.raises(UserError, match="holds no run"):
-        p2o.train(cfg, resume=True)
+        p2o.train(dataclasses.replace(cfg, resume=True))
 
 
 def test_another_base_model_is_refused(cfg, tmp_path):
@@ -146,7 +146,7 @@ def test_another_base_model_is_refused(cfg, tmp_path):
     model.save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(cfg.model).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="another base model"):
-        p2o.train(dataclasses.replace(cfg, model=str(tmp_path / "other")), resume=True, allow_changes=True)
+        p2o.train(dataclasses.replace(cfg, model=str(tmp_path / "other"), resume=True, allow_changes=True))
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(cfg, monkeypatch, capsys):
