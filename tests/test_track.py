@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -27,9 +27,8 @@ def small_run(folder, **settings):
 def test_one_tracker_lives_through_a_run_with_evolution(kind, tmp_path, monkeypatch):
     calls = []
     handle = SimpleNamespace(log=lambda values: calls.append(values), finish=lambda: calls.append("finish"))
-    module = ModuleType(kind)
-    module.init = lambda **settings: calls.append(("init", settings["name"])) or handle
-    monkeypatch.setitem(sys.modules, kind, module)
+    module = SimpleNamespace(init=lambda **settings: calls.append(("init", settings["name"])) or handle)
+    monkeypatch.setattr(track, "library", lambda kind: module)
     p2o.train(small_run(tmp_path, track=kind))
     assert calls[0] == ("init", "run") and calls[-1] == "finish" and calls.count("finish") == 1
     assert list((tmp_path / "run" / "templates").glob("*.json"))  # GEPA has run meanwhile
