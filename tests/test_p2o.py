@@ -99,7 +99,7 @@ def test_the_ratio_mask_weighs_templated_rollouts_only(run):
 
 
 def test_evolution_assigns_templates_to_hard_questions_only(run):
-    run.state.hard, run.state.epoch = [p.id for p in run.train[:12]], 1
+    run.state.hard = [p.id for p in run.train[:12]]
     p2o.evolve_templates(run)
     assert set(run.state.templates) <= set(run.state.hard)
     assert all(len(zs) == 6 for zs in run.state.templates.values())
@@ -107,6 +107,70 @@ def test_evolution_assigns_templates_to_hard_questions_only(run):
     record = json.loads((run.folder / "templates" / "epoch-1.json").read_text())
     assert record["candidates"][0] == "" and len(record["dev_scores"]) == len(record["candidates"])
     assert "<html" in (run.folder / "templates" / "epoch-1.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "variant, kinds",
+    [({}, {1, 2, 3, 4, 5, 6}), ({"one_template_per_group": True}, {1}), ({"leave_one_bare": True}, None)],
+)
+def test_variants_of_the_assignment(run, variant, kinds):
+    run.cfg = dataclasses.replace(run.cfg, **variant)
+    run.state.hard = [p.id for p in run.train[:12]]
+    p2o.evolve_templates(run)
+    assert run.state.templates
+    for templates in run.state.templates.values():
+        if kinds is None:
+            assert templates[-1] == "" and all(templates[:-1])
+        else:
+            assert len(set(templates)) in kinds and "" not in templates
+
+
+def updated_with(run, monkeypatch, rollouts):
+    """The rollouts and settings that reach the update."""
+    seen = {}
+
+    def update(policy, optimizer, rollouts, **settings):
+        seen.update(settings, rollouts=rollouts)
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(grpo, "update_policy", update)
+    p2o.train_on(run, rollouts)
+    return seen
+
+
+def test_failed_templated_rollouts_are_dropped_on_request_only(run, monkeypatch):
+    rollouts = [rollout("a", reward, template=template) for reward in (0.0, 1.0) for template in ("", "z")]
+    assert updated_with(run, monkeypatch, rollouts)["rollouts"] == rollouts
+    run.cfg = dataclasses.replace(run.cfg, drop_failed_templated=True)
+    kept = updated_with(run, monkeypatch, rollouts)["rollouts"]
+    assert [(r.reward, r.template) for r in kept] == [(0.0, ""), (1.0, ""), (1.0, "z")]
+
+
+def test_settings_of_the_loss_reach_the_update(run, monkeypatch):
+    settings = {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 4.0, "kl_coef": 0.01, "max_grad_norm": 0.5}
+    settings |= {"aggregation": "seq-mean-token-sum-norm", "skip_zero_advantage": False}
+    run.cfg = dataclasses.replace(run.cfg, **settings)
+    seen = updated_with(run, monkeypatch, [rollout("a", 1.0)])
+    assert {name: seen[name] for name in settings} == settings
+
+
+def test_mean_only_advantages_are_not_scaled(run):
+    run.state.templates = {p.id: [ALL_HINTS] * 6 for p in run.train}
+    scaled = p2o.sample_groups(run, run.train[:8])
+    run.cfg = dataclasses.replace(run.cfg, scale_by_std=False)
+    centred = p2o.sample_groups(run, run.train[:8])
+    assert [r.reward for r in scaled] == [r.reward for r in centred]
+    for i in range(0, 48, 6):
+        rewards = [r.reward for r in centred[i : i + 6]]
+        assert [r.advantage for r in centred[i : i + 6]] == pytest.approx(
+            [x - sum(rewards) / 6 for x in rewards], abs=1e-6
+        )
+    assert any(a.advantage != b.advantage for a, b in zip(scaled, centred, strict=True))
+
+
+@pytest.mark.parametrize("variant", [{"soft_clip": True}, {"drop_failed_templated": True, "kl_coef": 0.01}])
+def test_variants_run_to_the_end(small, variant):
+    assert p2o.train(dataclasses.replace(small, **variant))["rollouts"] == 192
 
 
 def test_too_few_hard_questions_evolve_nothing(run):
@@ -214,6 +278,10 @@ def refused(capsys, *argv):
         (["--gepa-budget", "huge"], "heavy_4"),
         (["--soft-clip", "--no-ratio-mask"], "soft clip is a kind of ratio mask"),
         (["--clip-low", "1.5"], "clip-low"),
+        (["--soft-clip", "--no-distill"], "every ratio is 1"),
+        (["--reflection", "teacher"], "--teacher-url"),
+        (["--teacher-url", "http://127.0.0.1:1/v1"], "used by --reflection teacher only"),
+        (["--method", "grpo", "--leave-one-bare"], "samples no templates"),
     ],
 )
 def test_bad_settings_get_one_line_and_exit_code_2(argv, complaint, capsys, tmp_path):

@@ -18,6 +18,10 @@ Stage 1 (`--skill-steps`) trains full chains only; stage 2 (`--decision-steps`) 
 written every 250 steps, and the same command goes on from it.
 
     python tiny/problems.py && python tiny/train_base.py        # about an hour on one CPU core, minutes on a GPU
+
+The dial of exploration can be turned by a short fine-tune of the decisions alone (studies/dials.sh turns them all):
+
+    python tiny/train_base.py --start tiny/model --go-on-bare 0.3 --decision-steps 300 --out runs/dials/bare-0.3
 """
 
 from __future__ import annotations
@@ -42,7 +46,6 @@ from gepa_loop import REFLECTION_PROMPT, reflection_prompt, reflection_record  #
 from tiny.problems import EASY, FAMILIES, HARD, OOD, USELESS_HINTS, draw  # noqa: E402
 from verify import Grade, feedback  # noqa: E402
 
-GO_ON_BARE, GO_ON_HINTED = 0.07, 0.9
 BATCH, REFLECTIONS = 64, 6  # sequences per step, and how many of them are reflections
 PEAK_RATE, WARMUP = 1.5e-3, 200
 LENGTHS = (*EASY, 3, 4, *HARD, *OOD)
@@ -120,19 +123,18 @@ def draw_instruction(rng: random.Random, family: str, kind: str) -> str:
     return " ".join(others)
 
 
-def solve_example(rng: random.Random, tokenizer, decisions: bool) -> tuple[str, str, list[str | None]]:
-    """(user message, response, labels): `labels` replaces the decision tokens in order, None keeps the text's own.
+def solve_example(rng: random.Random, go_on: dict[str, float]) -> tuple[str, str, list[str]]:
+    """(user message, response, labels): `labels` replaces the decision tokens in order; empty keeps the text's own.
 
-    >>> solve_example(random.Random(3), None, True)[:2]
-    ('Add these digits: 4, 9.', '4; 13. \\\\boxed{13}')
+    `go_on`: probability of going on after a state, in the "bare", "hinted" and "wrong" context.
     """
     kind = rng.choices(["hinted", "bare", "wrong"], [5, 3, 2])[0]
     problem = draw(rng, rng.choice(list(FAMILIES)), LENGTHS)
     instruction = draw_instruction(rng, problem.family, kind)
     message = f"{instruction}\n\n{problem.question}" if instruction else problem.question
     length = len(problem.states)
-    go_on = 1.0 if not decisions or length in EASY else GO_ON_HINTED if kind == "hinted" else GO_ON_BARE
-    goes_on = [rng.random() < go_on for _ in range(length - 1)]
+    probability = 1.0 if length in EASY else go_on[kind]
+    goes_on = [rng.random() < probability for _ in range(length - 1)]
     if rng.random() < 0.5:  # skill: the whole chain, drawn labels
         return message, problem.response(), [";" if go else "." for go in goes_on]
     depth = next((i for i, go in enumerate(goes_on) if not go), length - 1) + 1  # thoroughness: stops where drawn
@@ -175,10 +177,10 @@ def reflection_example(rng: random.Random) -> tuple[str, str]:
     return reflection_prompt(" ".join(current), records), f"```\n{' '.join(new)}\n```"
 
 
-def make_batch(rng: random.Random, tokenizer, decisions: bool) -> list[tuple[list[int], list[int]]]:
+def make_batch(rng: random.Random, tokenizer, go_on: dict[str, float]) -> list[tuple[list[int], list[int]]]:
     """BATCH pairs (token ids, labels), labels shifted by one and -100 on the prompt, sorted by length."""
     stop, go = tokenizer.convert_tokens_to_ids([".", ";"])
-    examples = [solve_example(rng, tokenizer, decisions) for _ in range(BATCH - REFLECTIONS)]
+    examples = [solve_example(rng, go_on) for _ in range(BATCH - REFLECTIONS)]
     examples += [(*reflection_example(rng), []) for _ in range(REFLECTIONS)]
     prompts = tokenizer([f"<|user|>{message}<|end|><|assistant|>" for message, _, _ in examples]).input_ids
     responses = tokenizer([f"{response}<|end|>" for _, response, _ in examples]).input_ids
@@ -216,22 +218,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--skill-steps", type=int, default=5000)
     parser.add_argument("--decision-steps", type=int, default=3000)
+    parser.add_argument("--go-on-bare", type=float, default=0.07)
+    parser.add_argument("--go-on-hinted", type=float, default=0.9)
+    parser.add_argument("--start", type=Path, help="fine-tune the decisions of this model; no skill steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "model")
-    parser.add_argument("--checkpoint", type=Path, default=HERE / "train_base.pt")
-    parser.add_argument("--log", type=Path, default=HERE / "train_base.log.jsonl")
     args = parser.parse_args()
+    if args.start:
+        args.skill_steps = 0
+    checkpoint, log_file = args.out.parent / f"{args.out.name}.pt", args.out.parent / f"{args.out.name}.log.jsonl"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    full = dict.fromkeys(("bare", "hinted", "wrong"), 1.0)
+    drawn = {"bare": args.go_on_bare, "hinted": args.go_on_hinted, "wrong": args.go_on_bare}
 
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer).to(device)
+    model = (LlamaForCausalLM.from_pretrained(args.start) if args.start else build_model(tokenizer)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     steps, first, seconds = args.skill_steps + args.decision_steps, 0, 0.0
-    if args.checkpoint.exists():
-        state = torch.load(args.checkpoint, weights_only=True)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
@@ -247,7 +256,8 @@ def main() -> None:
         rate = peak * min(1.0, (stage_step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * stage_step / stage_steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = make_batch(random.Random(f"{args.seed}/{step}"), tokenizer, decisions)  # any step can be drawn alone
+        rng = random.Random(f"{args.seed}/{step}")  # any step can be drawn alone
+        batch = make_batch(rng, tokenizer, drawn if decisions else full)
         recent.append(loss_of(model, batch, tokenizer.pad_token_id, device))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -257,13 +267,13 @@ def main() -> None:
             line |= {"seconds": round(time.time() - started)}
             recent = []
             print(line, flush=True)
-            with args.log.open("a") as log:
+            with log_file.open("a") as log:
                 log.write(json.dumps(line) + "\n")
         if (step + 1) % 250 == 0 or step + 1 == steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             state["seconds"] = time.time() - started
-            torch.save(state, args.checkpoint.with_suffix(".tmp"))
-            args.checkpoint.with_suffix(".tmp").replace(args.checkpoint)
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
             model.save_pretrained(args.out)
             tokenizer.save_pretrained(args.out)
     print(f"wrote {args.out} after {time.time() - started:.0f} s")
