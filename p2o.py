@@ -9,6 +9,7 @@ python p2o.py                        P2O on the tiny model that is shipped
 python p2o.py --method grpo          the baseline, from the same code path
 python p2o.py --help                 every option
 python p2o.py demo                   both, side by side, with a report
+python p2o.py fit --preset qwen3-4b-24gb    the memory that a run will need
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
@@ -36,9 +38,10 @@ from tqdm import tqdm
 import gepa_loop
 import grpo
 import verify
-from support import checkpoint, report
+from support import checkpoint, fit, report, track
 from support.data import Problem, label, load_problems
 from support.errors import UserError
+from support.presets import QWEN3
 
 ROOT = Path(__file__).resolve().parent
 
@@ -49,7 +52,7 @@ ROOT = Path(__file__).resolve().parent
 class Config:
     """P2O on one GPU or a laptop. Defaults are those of the preset."""
 
-    preset: Literal["tiny"] = "tiny"
+    preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
     """Where the other defaults come from."""
     method: Literal["p2o", "grpo"] = "p2o"
     """p2o alternates policy and prompt optimization; grpo is the policy epoch alone, every question bare."""
@@ -71,6 +74,8 @@ class Config:
     """Where runs are kept."""
     seed: int = 0
     """Same seed, same machine, same numbers."""
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """A tracker that gets the lines of metrics.jsonl, too; install it yourself."""
     threads: int = 1
     """CPU threads of torch; 0 leaves it to torch."""
     resume: bool = False
@@ -190,7 +195,7 @@ class Config:
         return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
 
 
-PRESETS = {"tiny": Config()}
+PRESETS = {"tiny": Config()} | {name: dataclasses.replace(Config(), preset=name, **v) for name, v in QWEN3.items()}
 
 
 def check_config(cfg: Config, train: list[Problem]) -> None:
@@ -520,6 +525,7 @@ class Run:
     held_out: dict[str, list[Problem]]  # file stem -> problems
     state: State
     started: float
+    tracker: SimpleNamespace
     interrupted: bool = False  # Ctrl-C was pressed
 
     @property
@@ -550,6 +556,8 @@ def start_run(cfg: Config) -> Run:
     held_out = {label(path): load_questions(cfg, path) for path in cfg.eval_data}
     check_config(cfg, train_set)
     check_folder(cfg)
+    if cfg.track != "none":
+        track.library(cfg.track)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(cfg)
@@ -560,7 +568,8 @@ def start_run(cfg: Config) -> Run:
     optimizer = torch.optim.AdamW(
         [p for p in policy.model.parameters() if p.requires_grad], lr=cfg.learning_rate, weight_decay=0.0
     )
-    run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started)
+    tracker = track.start(cfg.track, cfg.folder, dataclasses.asdict(cfg))
+    run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started, tracker)
     if policy.engine is not None:
         policy.engine.log = lambda line: write_line(run, {"kind": "handover", "update": run.state.update, **line})
     print(
@@ -804,6 +813,7 @@ MAX_MISMATCH = 0.5  # nats; kernels and precision differ by less
 def write_line(run: Run, line: dict) -> None:
     with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({name: finite(value) for name, value in line.items()}) + "\n")
+    run.tracker.log(line, run.state.update)
 
 
 def finite(value):
@@ -843,6 +853,7 @@ def finish_run(run: Run) -> dict:
     }
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=2))
     page = report.write_report([run.folder], run.folder)
+    run.tracker.finish()
     print(f"done in {summary['seconds']:.0f} s; report: {page}")
     return summary
 
@@ -874,12 +885,14 @@ def demo(cfg: Config) -> None:
 
 
 def main(argv: list[str]) -> int:
-    command, rest = (argv[0], argv[1:]) if argv and argv[0] in ("demo", "study", "eval") else ("train", argv)
+    command, rest = (argv[0], argv[1:]) if argv and argv[0] in ("demo", "study", "eval", "fit") else ("train", argv)
     try:
         if command == "train":
             train(parse_config(rest))
         elif command == "demo":
             demo(parse_config(rest))
+        elif command == "fit":
+            fit.command(rest, parse_config)
         else:
             from support import evaluate, study
 

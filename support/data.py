@@ -89,6 +89,8 @@ def load_source(name: str, local: str = "") -> list[Problem]:
     logging.set_verbosity_error()  # five retries are five warnings; the one line below says what to do
     source = SOURCES[name]
     try:
+        if local and not Path(local).exists():
+            raise FileNotFoundError(local)  # or the hub would be asked for a data set of that name
         if Path(local).is_file():
             kind = "parquet" if local.endswith(".parquet") else "json"
             rows = load_dataset(kind, data_files=local, split="train")
