@@ -208,11 +208,7 @@ MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn i
 def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
     """The prompt as it is sent: REFLECTION_PROMPT with the records in GEPA's own layout."""
     return InstructionProposalSignature.prompt_renderer(
-        {
-            "current_instruction_doc": instruction,
-            "dataset_with_feedback": records,
-            "prompt_template": REFLECTION_PROMPT,
-        }
+        {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": REFLECTION_PROMPT}
     )
 
 

@@ -1,4 +1,4 @@
-"""results/phase.png: where GRPO collapses, where more rollouts rescue it, where P2O works, where templates are too good.
+"""results/phase.png: where GRPO collapses, where more rollouts rescue it, and where templates are too good.
 
 studies/dials.sh
 python p2o.py study studies/bottom.toml

@@ -101,10 +101,7 @@ def test_offline_and_not_cached_is_one_line_that_says_what_to_do(monkeypatch, tm
 
 @pytest.mark.parametrize(
     ("path", "complaint"),
-    [
-        ("nowhere.jsonl", "no such file.*deepmath"),
-        ("aime24:nowhere.jsonl", "aime24: cannot load nowhere.jsonl"),
-    ],
+    [("nowhere.jsonl", "no such file.*deepmath"), ("aime24:nowhere.jsonl", "aime24: cannot load nowhere.jsonl")],
 )
 def test_what_is_not_there_is_said(path, complaint, monkeypatch):
     import datasets
