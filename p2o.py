@@ -9,6 +9,8 @@ python p2o.py                        P2O on the tiny model that is shipped
 python p2o.py --method grpo          the baseline, from the same code path
 python p2o.py --help                 every option
 python p2o.py demo                   both, side by side, with a report
+python p2o.py study studies/main.toml       variants times seeds, with a table
+python p2o.py eval --help                   greedy accuracy, pass@k and majority@k of a model and adapter
 python p2o.py fit --preset qwen3-4b-24gb    the memory that a run will need
 """
 
@@ -465,10 +467,8 @@ def start_run(cfg: Config) -> Run:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(cfg)
-    limit = cfg.max_prompt_tokens
-    fitting = [p for p in train_set if len(grpo.chat_ids(policy, p.question)) <= limit]
-    if len(fitting) < len(train_set):
-        print(f"{len(train_set) - len(fitting)} of {len(train_set)} questions are longer than {limit} tokens: left out")
+    fitting = fitting_problems(policy, train_set, cfg.train_data)
+    held_out = {name: fitting_problems(policy, problems, name) for name, problems in held_out.items()}
     optimizer = torch.optim.AdamW(
         [p for p in policy.model.parameters() if p.requires_grad], lr=cfg.learning_rate, weight_decay=0.0
     )
@@ -513,6 +513,17 @@ def load_policy(cfg: Config, adapter: str | None = None) -> grpo.Policy:
         longest = max(quoted + cfg.reflection_tokens, cfg.max_prompt_tokens + cfg.max_response_tokens) + 512
         policy.engine = VllmEngine(policy, cfg.model, max_model_len=longest, memory=cfg.vllm_memory, seed=cfg.seed)
     return policy
+
+
+def fitting_problems(policy: grpo.Policy, problems: list[Problem], name: str) -> list[Problem]:
+    """The problems that fit into the prompt; nothing is ever cut, what is left out is counted."""
+    fitting = [p for p in problems if len(grpo.chat_ids(policy, p.question)) <= policy.max_prompt_tokens]
+    if not fitting:
+        raise UserError(f"{name}: no question fits into --max-prompt-tokens {policy.max_prompt_tokens}")
+    if len(fitting) < len(problems):
+        longer = f"{len(problems) - len(fitting)} of {len(problems)} questions"
+        print(f"{name}: {longer} are longer than --max-prompt-tokens {policy.max_prompt_tokens} and left out")
+    return fitting
 
 
 def load_questions(cfg: Config, path: str) -> list[Problem]:
