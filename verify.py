@@ -20,7 +20,7 @@ What counts as an answer, and by whose convention:
   six decimals; relative below 0.1, so 1e-7 is not 2e-7). `0.333333` is 1/3, `0.33` is not, nor is 1.41 the root of 2.
 - Thousands: `1,000`, `1{,}000`, `1 000`; a comma *and* a space make a list. A lone comma that cannot be that is a
   decimal comma or a list, whichever the other side is: `1,22` equals `1.22` and `22,1` (math-verify has both).
-- Percent: `50\%` equals `50` (Hendrycks MATH drops the sign) and `0.5` (its value); `0.5\%` equals neither.
+- Percent: `50\%` equals `50` (Hendrycks MATH drops the sign) and `0.5` (its value); `0.5\%` is not `50`.
 - Units, degrees and currency are dropped, not converted (Hendrycks MATH, math-verify): `5 cm` is `5`, `90^\circ` is
   `90`. A single letter is a unit only in `\text{}`: `5m` is not `5`. Nor are `5 million` and `5 or more`.
 - `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `0.\overline{3}` is 1/3.
@@ -389,7 +389,11 @@ def _serve() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    watch = getattr(signal, "setitimer", lambda *timer: None)  # a signal nobody handles ends the worker, even inside C
+
+    def watch(seconds: float) -> None:
+        if hasattr(signal, "setitimer"):  # not on Windows, where the parent's patience remains
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # a signal nobody handles ends the worker, even inside C
+
     logging.disable(logging.CRITICAL)
     import math_verify.parser
     import sympy.physics.units  # noqa: F401  (sympy would import it in mid-question, and with the help of eval)
@@ -407,12 +411,12 @@ def _serve() -> None:
     replies.write("ready\n")
     for line in sys.stdin:
         limit, *question = json.loads(line)
-        watch(signal.ITIMER_PROF, limit)
+        watch(limit)
         try:
             verdict = bool(_parse(*question)) if len(question) == 2 else _verify(*question)
         except Exception:  # RecursionError and MemoryError too: sympy failed, so the answer counts as wrong
             verdict = False
-        watch(signal.ITIMER_PROF, 0)
+        watch(0)
         replies.write("1\n" if verdict else "0\n")
 
 

@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import verify  # noqa: E402
 
 ATOMS = r"0 1 2 12 -3 0.5 10^{3} x y n i e \pi \infty \alpha ½ ９ ２x".split(" ") + [""]
-TEMPLATES = r"""\frac{A}{B};\sqrt{A};\sqrt[3]{A};A+B;A-B;A \cdot B;A^{B};A_{B};(A,B);[A,B);\{A,B\};A=B;A \le B;A, B;A \cup B
-|A|;A!;A\%;A^\circ;A:B;\left(A\right);A\text{ or }B;A\text{ cm};$A$;\boxed{A};\log_{A} B;\sin A;\sum_{n=A}^{B} n;A B;A \pm B
-\begin{pmatrix}A\\B\end{pmatrix};\int_A^B x dx;\binom{A}{B};x=A,y=B;\overline{A}""".replace("\n", ";").split(";")
+TEMPLATES = r"""\frac{A}{B};\sqrt{A};\sqrt[3]{A};A+B;A-B;A \cdot B;A^{B};A_{B};(A,B);[A,B);\{A,B\};A=B;A \le B;A, B;|A|
+A \cup B;A!;A\%;A^\circ;A:B;\left(A\right);A\text{ or }B;A\text{ cm};$A$;\boxed{A};\log_{A} B;\sin A;\sum_{n=A}^{B} n
+A B;A \pm B;\begin{pmatrix}A\\B\end{pmatrix};\int_A^B x dx;\binom{A}{B};x=A,y=B;\overline{A}"""
+TEMPLATES = TEMPLATES.replace("\n", ";").split(";")
 NOISE = list("{}[]()$\\^_%&#~,.;:!?|/*+-=<>' \"\n\t\x00\u202e\u200b\ud800٣①")
 NOISE += ["\\\\", r"\boxed{", r"\text{", r"\frac", "10" * 40]
 WRAPS = r"A;$A$;$$A$$;\(A\);\[ A \];\boxed{A};\left(A\right);A\text{ cm};A^\circ;\,A\,;A.".split(";")

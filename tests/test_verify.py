@@ -116,7 +116,7 @@ def pairs(table: str) -> list[tuple[str, str]]:
 def impatient(monkeypatch):
     """A short limit, so that hanging answers do not take up the test run's time."""
     equivalent("x+1", "x+2")  # a worker that has started
-    monkeypatch.setattr(verify, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(verify, "TIME_LIMIT", 0.3)
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -136,13 +136,13 @@ def test_rejected_labels_are_still_rejected():
 @pytest.mark.parametrize(("one", "other"), pairs(SAME))
 def test_same(one, other):
     assert equivalent(one, other) and equivalent(other, one)
-    assert grade(rf"so \boxed{{{one}}}.", other).reward == 1 and grade(rf"\boxed{{{other}}}", f"${one}$").correct
+    assert grade(rf"so \boxed{{{one}}}.", f"${other}$").reward == 1
 
 
 @pytest.mark.parametrize(("one", "other"), pairs(DIFFERENT))
 def test_different(one, other):
     assert not equivalent(one, other) and not equivalent(other, one)
-    assert grade(rf"so \boxed{{{one}}}.", other).reward == 0 and not grade(rf"\boxed{{{other}}}", f"${one}$").correct
+    assert grade(rf"so \boxed{{{one}}}.", f"${other}$").reward == 0
 
 
 @pytest.mark.parametrize(
@@ -289,17 +289,16 @@ CHEAP = {
 def test_hanging_answer_is_wrong_in_time(name, impatient):
     start = time.monotonic()
     assert not grade(rf"\boxed{{{HANGS[name]}}}", "x+5").correct
-    assert time.monotonic() - start < 4  # PATIENCE * 0.5 s on the busiest machine, and some for the start of a worker
+    assert time.monotonic() - start < 4  # PATIENCE * 0.3 s on the busiest machine, and some for the start of a worker
     assert equivalent("x+x", "2x")  # the next answer is served
 
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_hostile_text_is_wrong_in_time(name, impatient):
     start = time.monotonic()
-    assert not equivalent(CHEAP[name], "5")
     assert not grade(rf"\boxed{{{CHEAP[name]}}}", "5").reward
-    assert not equivalent("5", CHEAP[name])
-    assert time.monotonic() - start < 20  # three verdicts, at worst three new workers
+    assert not equivalent(CHEAP[name], "5") and not equivalent("5", CHEAP[name])
+    assert time.monotonic() - start < 20  # three verdicts, at worst with three new workers
 
 
 def test_code_is_not_run(tmp_path):
