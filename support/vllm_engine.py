@@ -81,7 +81,8 @@ class VllmEngine:
             generation_config="vllm",
             # vLLM's default is the log-probs of the untempered logits.
             logprobs_mode="processed_logprobs",
-            **({"gpu_memory_utilization": memory} if on_gpu else {}),
+            # A prompt prefilled in pieces takes back a step of its seeded generator, which torch has on GPUs only.
+            **({"gpu_memory_utilization": memory} if on_gpu else {"enable_chunked_prefill": False}),
         )
         self._sleep()
 
