@@ -273,6 +273,16 @@ class _Reflection:
         return [(proposal, self) for proposal in proposals]
 
 
+def one_or_many(batch: Callable[[list[str]], list[str]]) -> Reflect:
+    """A `str -> str` callable that keeps, as its `batch`, the one for several prompts that it is made of."""
+
+    def reflect(prompt: str) -> str:
+        return batch([prompt])[0]
+
+    reflect.batch = batch
+    return reflect
+
+
 def teacher(
     base_url: str,
     model: str,
@@ -295,7 +305,7 @@ def teacher(
     client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
     calls = tokens = 0
 
-    def reflect(prompt: str) -> str:
+    def ask(prompt: str) -> str:
         nonlocal calls, tokens
         if calls >= max_calls or tokens >= max_total_tokens:
             raise RuntimeError(f"the teacher's limit is used up ({calls} calls, {tokens} tokens)")
@@ -315,10 +325,9 @@ def teacher(
 
     def batch(prompts: list[str]) -> list[str]:
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(reflect, prompts))
+            return list(pool.map(ask, prompts))
 
-    reflect.batch = batch
-    return reflect
+    return one_or_many(batch)
 
 
 # --------------------------------------------------------------------------------------------- cover and assignment

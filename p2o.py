@@ -24,6 +24,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -433,7 +434,7 @@ def evolve_templates(run: Run) -> None:
     room = cfg.max_prompt_tokens - max(len(grpo.chat_ids(policy, p.question)) for p in hard)
     progress = tqdm(desc=f"evolving templates on {len(hard)} hard questions", unit="response", leave=False)
 
-    def answer(messages: list[str]) -> list[tuple[str, bool]]:
+    def answer(messages: list[str], _) -> list[tuple[str, bool]]:
         run.stop_if_asked()
         samples = grpo.sample(policy, [grpo.chat_ids(policy, m) for m in messages], seed=None)
         progress.update(len(messages))
@@ -441,8 +442,7 @@ def evolve_templates(run: Run) -> None:
 
     (run.folder / "templates").mkdir(exist_ok=True)
     journal = checkpoint.journaled(run.folder / "templates" / f"epoch-{state.epoch + 1}.journal.jsonl")
-    reflect = reflection_model(run)
-    reflect.batch = journal("reflect", reflect.batch)
+    reflect = gepa_loop.one_or_many(journal("reflect", reflection_model(run)))
     with progress:
         evolution = gepa_loop.evolve(
             hard,
@@ -464,11 +464,14 @@ def evolve_templates(run: Run) -> None:
     save_evolution(run, evolution)
 
 
-def reflection_model(run: Run) -> gepa_loop.Reflect:
-    """The reflection model as a `str -> str` callable: the base policy, the policy itself, or a teacher."""
+def reflection_model(run: Run) -> Callable[[list[str], int], list[str]]:
+    """The reflection model: the base policy (adapter off), the policy itself, or a teacher.
+
+    It takes prompts and the number of this call, from which its seed is derived.
+    """
     cfg, state, policy = run.cfg, run.state, run.policy
     if cfg.reflection == "teacher":
-        return gepa_loop.teacher(
+        reflect = gepa_loop.teacher(
             cfg.teacher_url,
             cfg.teacher_model,
             max_tokens=cfg.reflection_tokens,
@@ -476,26 +479,20 @@ def reflection_model(run: Run) -> gepa_loop.Reflect:
             max_calls=cfg.teacher_max_calls,
             max_total_tokens=cfg.teacher_max_tokens,
         )
+        return lambda prompts, _: reflect.batch(prompts)
     hot = dataclasses.replace(policy, temperature=cfg.reflection_temperature)
-    calls = 0
 
-    def batch(prompts: list[str]) -> list[str]:
-        nonlocal calls
-        calls += 1
+    def reflect_batch(prompts: list[str], number: int) -> list[str]:
         samples = grpo.sample(
             hot,
             [grpo.chat_ids(policy, prompt) for prompt in prompts],
-            seed=seed_for(cfg, "reflect", state.epoch, calls),
+            seed=seed_for(cfg, "reflect", state.epoch, number + 1),
             adapter=cfg.reflection == "policy",
             max_new_tokens=cfg.reflection_tokens,
         )
         return [s.text for s in samples]
 
-    def reflect(prompt: str) -> str:
-        return batch([prompt])[0]
-
-    reflect.batch = batch
-    return reflect
+    return reflect_batch
 
 
 def accuracy(policy: grpo.Policy, problems: list[Problem]) -> float:

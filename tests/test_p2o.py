@@ -185,9 +185,9 @@ def test_self_reflection_switches_the_adapter_off(run):
             if "lora_B" in name:
                 parameter.fill_(0.3)  # a ruined policy
     prompt = gepa_loop.reflection_prompt("", [gepa_loop.reflection_record("Add these digits: 1, 2.", "1.", "x")] * 3)
-    assert "```" in p2o.reflection_model(run)(prompt)
+    assert "```" in p2o.reflection_model(run)([prompt], 0)[0]
     run.cfg = dataclasses.replace(run.cfg, reflection="policy")
-    assert "```" not in p2o.reflection_model(run)(prompt)
+    assert "```" not in p2o.reflection_model(run)([prompt], 0)[0]
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs

@@ -71,8 +71,8 @@ def test_a_full_disk_leaves_the_older_checkpoint_good(tmp_path):
 def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_path):
     file, asked = tmp_path / "journal", []
 
-    def double(inputs):
-        asked.append(inputs)
+    def double(inputs, number):
+        asked.append((number, inputs))
         return [2 * i for i in inputs]
 
     call = checkpoint.journaled(file)("double", double)
@@ -81,7 +81,7 @@ def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_pat
         handle.write(b'{"key": "abc", "outp')
     call = checkpoint.journaled(file)("double", double)
     assert [call([1]), call([2, 3]), call([4])] == [[2], [4, 6], [8]]
-    assert asked == [[1], [2, 3], [4]]
+    assert asked == [(0, [1]), (1, [2, 3]), (2, [4])]
     with pytest.raises(ValueError, match="another run"):
         checkpoint.journaled(file)("double", double)([7])
 
@@ -92,12 +92,18 @@ def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_pat
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
-    assert chaos.finish_with_kills(folder, "undisturbed", 0, 0) == 0
+    assert chaos.finish_with_kills(folder, "undisturbed", []) == 0
     return folder
 
 
 def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
-    assert chaos.finish_with_kills(undisturbed, "killed", kills=4, seed=1) == 4
+    kills = [
+        ("grpo.sample", 2),
+        ("support.checkpoint.sync", 2),
+        ("gepa_loop.parse_reflection", 3),
+        ("p2o.write_line", 3),
+    ]
+    assert chaos.finish_with_kills(undisturbed, "killed", kills) == 4
     assert chaos.differences(undisturbed / "undisturbed", undisturbed / "killed") == []
 
 
