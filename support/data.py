@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet
+
 from support.errors import UserError
 
 
@@ -125,22 +127,19 @@ def load_source(name: str, local: str = "") -> list[Problem]:
 # ------------------------------------------------------------------------------------------------------- local files
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, object]]:
-    """(where, row) of each line."""
+def _rows(file: Path) -> Iterator[tuple[str, object]]:
+    """(where, row) of each row of a parquet file or line of a JSONL file."""
+    if file.suffix == ".parquet":
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+        yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
+        return
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            where = f"{file}, line {number}"
-            try:
+        where = f"{file}, line {number}"
+        try:
+            if line.strip():
                 yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, object]]:
-    import pyarrow.parquet
-
-    for number, row in enumerate(pyarrow.parquet.read_table(file).to_pylist(), start=1):
-        yield f"{file}, row {number}", row
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
 
 
 def load_problems(path: str) -> list[Problem]:
@@ -159,8 +158,7 @@ def load_problems(path: str) -> list[Problem]:
         )
     else:
         problems = []
-        rows = _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
-        for number, (where, row) in enumerate(rows, start=1):
+        for number, (where, row) in enumerate(_rows(file), start=1):
             missing = [name for name in ("question", "answer") if not isinstance(row, dict) or name not in row]
             if missing:
                 found = ", ".join(row) if isinstance(row, dict) else type(row).__name__

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import grpo
 from support.errors import UserError
 
@@ -106,51 +108,44 @@ def estimate(cfg, model: Architecture, card: float, on_gpu: bool = True) -> dict
 
 
 def advice(cfg, parts: dict[str, float], card: float) -> list[str]:
-    """What to lower so that the run fits; empty if it does. The cheapest first."""
+    """What to lower so that the run fits, the cheapest first; empty if it does."""
     sequence = cfg.max_prompt_tokens + cfg.max_response_tokens
-    hints = []
-    if parts["training"] > card:
-        hints += ["training: --gradient-checkpointing"] if not cfg.gradient_checkpointing else []
-        hints += [f"training: --micro-batch-tokens {sequence}"] if cfg.micro_batch_tokens > sequence else []
-        hints += ["training: --load-in-4bit"] if not cfg.load_in_4bit else []
-        hints += [f"training: --max-response-tokens {cfg.max_response_tokens // 2}, or a smaller --lora-rank or model"]
-    over = parts["sampling"] - card
-    if over > 0 and cfg.engine == "vllm":
-        hints += [f"sampling: --vllm-memory {max(0.1, cfg.vllm_memory - over / card - 0.01):.2f}"]
-    elif over > 0:
-        hints += [f"sampling: --sample-batch {max(1, int(cfg.sample_batch * (1 - over / parts['KV cache'])))}"]
-    if cfg.engine == "vllm" and parts["KV cache"] < parts["KV cache, one sequence"]:
-        hints += ["sampling: vLLM has no room for one whole sequence: a higher --vllm-memory, shorter responses"]
-    return hints
-
-
-def card_memory(gigabytes: float | None) -> float:
-    """Bytes of the card: as given, or as CUDA reports; 24 GB on a machine without one."""
-    import torch
-
-    if gigabytes:
-        return gigabytes * GIB
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 24 * GIB
-
-
-def report(cfg, gigabytes: float | None = None) -> str:
-    """The table that `fit` prints."""
-    card = card_memory(gigabytes)
-    parts = estimate(cfg, architecture(cfg.model), card)
-    lines = [f"{cfg.model}, estimated for a card of {card / GIB:.1f} GiB (GiB):"]
-    lines += [
-        f"  {name:24} {value / GIB:6.2f}" for name, value in parts.items() if name not in ("training", "sampling")
+    training, over = parts["training"] > card, parts["sampling"] - card
+    vllm = cfg.engine == "vllm"
+    rules = [
+        (training and not cfg.gradient_checkpointing, "training: --gradient-checkpointing"),
+        (training and cfg.micro_batch_tokens > sequence, f"training: --micro-batch-tokens {sequence}"),
+        (training and not cfg.load_in_4bit, "training: --load-in-4bit"),
+        (
+            training,
+            f"training: --max-response-tokens {cfg.max_response_tokens // 2}, or a smaller --lora-rank or model",
+        ),
+        (over > 0 and vllm, f"sampling: --vllm-memory {max(0.1, cfg.vllm_memory - over / card - 0.01):.2f}"),
+        (over > 0 and not vllm, f"sampling: --sample-batch {fitting_batch(cfg, parts, over)}"),
+        (
+            vllm and parts["KV cache"] < parts["KV cache, one sequence"],
+            "sampling: --max-response-tokens, or raise --vllm-memory: vLLM has no room for one whole sequence",
+        ),
     ]
-    for name in ("training", "sampling"):
-        verdict = "fits" if parts[name] <= card else "DOES NOT FIT"
-        lines.append(f"{name + ' peak':26} {parts[name] / GIB:6.2f}  {verdict}")
-    return "\n".join([*lines, *[f"lower {hint}" for hint in advice(cfg, parts, card)]])
+    return [hint for applies, hint in rules if applies]
+
+
+def fitting_batch(cfg, parts: dict[str, float], over: float) -> int:
+    return max(1, int(cfg.sample_batch * (1 - over / max(parts["KV cache"], over))))
 
 
 def command(argv: list[str], parse_config: Callable) -> None:
-    """`p2o.py fit`: a run's options, and `--card-gb 16` for another card than the one at hand."""
-    gigabytes = None
+    """`p2o.py fit`: a run's options, and `--card-gb 16` for another card than the one at hand (24 if there is none)."""
+    card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 24 * GIB
     if "--card-gb" in argv[:-1]:
         i = argv.index("--card-gb")
-        gigabytes, argv = float(argv[i + 1]), argv[:i] + argv[i + 2 :]
-    print(report(parse_config(argv), gigabytes))
+        card, argv = float(argv[i + 1]) * GIB, argv[:i] + argv[i + 2 :]
+    cfg = parse_config(argv)
+    parts = estimate(cfg, architecture(cfg.model), card)
+    print(f"{cfg.model}, estimated for a card of {card / GIB:.1f} GiB (GiB):")
+    for name, value in parts.items():
+        peak = name in ("training", "sampling")
+        verdict = ("fits" if value <= card else "DOES NOT FIT") if peak else ""
+        print(f"{name + ' peak' if peak else '  ' + name:26} {value / GIB:6.2f}  {verdict}".rstrip())
+    for hint in advice(cfg, parts, card):
+        print(f"lower {hint}")
