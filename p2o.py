@@ -527,8 +527,15 @@ def fitting_problems(policy: grpo.Policy, problems: list[Problem], name: str) ->
 
 
 def load_questions(cfg: Config, path: str) -> list[Problem]:
-    """The problems of a file, with the question suffix of the bare prompt."""
+    """The problems of a file, with the question suffix of the bare prompt; says how many answers nobody can parse."""
     problems = load_problems(path)
+    odd = verify.unparseable([p.answer for p in problems])
+    if odd:
+        example = problems[odd[0]]
+        print(
+            f"{path}: {len(odd)} of {len(problems)} reference answers cannot be parsed and count only when matched "
+            f"letter by letter, e.g. {example.answer[:60]!r} ({example.id})"
+        )
     if not cfg.question_suffix:
         return problems
     return [dataclasses.replace(p, question=f"{p.question}\n\n{cfg.question_suffix}") for p in problems]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
+import verify
 from support.errors import UserError
 
 
@@ -24,17 +25,8 @@ class Problem:
 
 
 def last_boxed(solution: str) -> str:
-    r"""What stands in the last \boxed{} of a solution, braces balanced; "" if there is none.
-
-    >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}")
-    '\\frac{1}{2}'
-    """
-    inside, depth = solution.rpartition("\\boxed{")[2] if "\\boxed{" in solution else "", 1
-    for i, character in enumerate(inside):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return inside[:i]
-    return ""
+    """MATH keeps the answer in the box that ends its solution."""
+    return verify.extract_boxed(solution) or ""
 
 
 def _several(answers: list[str]) -> str:

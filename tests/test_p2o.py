@@ -305,6 +305,16 @@ def test_bad_data_names_the_line(text, complaint, capsys, tmp_path):
     assert complaint in error and "bad.jsonl" in error
 
 
+def test_reference_answers_that_nobody_can_parse_are_counted_at_load(tmp_path, capsys):
+    rows = [
+        {"question": "a", "answer": "12"},
+        {"question": "b", "answer": "\\\\frac{1}{"},
+        {"question": "c", "answer": "x+1"},
+    ]
+    p2o.load_questions(Config(), write_jsonl(tmp_path / "odd.jsonl", rows))
+    assert "1 of 3 reference answers cannot be parsed" in capsys.readouterr().out
+
+
 def test_a_folder_that_holds_a_run_is_not_written_over(small, capsys):
     small.folder.mkdir(parents=True)
     (small.folder / "config.json").write_text("{}")
