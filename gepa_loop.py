@@ -208,11 +208,7 @@ MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn i
 def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
     """The prompt as it is sent: REFLECTION_PROMPT with the records in GEPA's own layout."""
     return InstructionProposalSignature.prompt_renderer(
-        {
-            "current_instruction_doc": instruction,
-            "dataset_with_feedback": records,
-            "prompt_template": REFLECTION_PROMPT,
-        }
+        {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": REFLECTION_PROMPT}
     )
 
 
@@ -273,6 +269,16 @@ class _Reflection:
         return [(proposal, self) for proposal in proposals]
 
 
+def one_or_many(batch: Callable[[list[str]], list[str]]) -> Reflect:
+    """A `str -> str` callable that keeps, as its `batch`, the one for several prompts that it is made of."""
+
+    def reflect(prompt: str) -> str:
+        return batch([prompt])[0]
+
+    reflect.batch = batch
+    return reflect
+
+
 def teacher(
     base_url: str,
     model: str,
@@ -295,7 +301,7 @@ def teacher(
     client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
     calls = tokens = 0
 
-    def reflect(prompt: str) -> str:
+    def ask(prompt: str) -> str:
         nonlocal calls, tokens
         if calls >= max_calls or tokens >= max_total_tokens:
             raise RuntimeError(f"the teacher's limit is used up ({calls} calls, {tokens} tokens)")
@@ -315,10 +321,9 @@ def teacher(
 
     def batch(prompts: list[str]) -> list[str]:
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(reflect, prompts))
+            return list(pool.map(ask, prompts))
 
-    reflect.batch = batch
-    return reflect
+    return one_or_many(batch)
 
 
 # --------------------------------------------------------------------------------------------- cover and assignment

@@ -14,6 +14,7 @@ Log-probabilities are those of the sampling distribution everywhere: logits divi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
@@ -27,6 +28,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging as transformers_logging
+
+from support.errors import UserError
 
 # ------------------------------------------------------------------------------------------- advantages and losses
 
@@ -222,10 +225,7 @@ def load_policy(
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     base = AutoModelForCausalLM.from_pretrained(
         model,
@@ -280,8 +280,6 @@ def load_tokenizer(model: str):
     """The tokenizer of a model folder or hub id, padded on the left; UserError if there is none to be had."""
     from transformers import AutoTokenizer
 
-    from support.errors import UserError
-
     if Path(model).exists() and not (Path(model) / "config.json").exists():
         raise UserError(
             f"--model {model}: that folder holds no config.json; give a folder that from_pretrained can load"
@@ -310,6 +308,36 @@ def chat_ids(policy: Policy, message: str) -> list[int]:
     return policy.tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, enable_thinking=policy.enable_thinking, return_dict=False
     )
+
+
+# ---------------------------------------------------------------------------------------------------- out of memory
+
+
+def halve_when_out_of_memory(size: str, smallest: int):
+    """Decorator: run again with half of `policy.<size>` when the card's memory is used up, and say so."""
+
+    def decorate(work):
+        @functools.wraps(work)
+        def tried(policy: Policy, *args, **kwargs):
+            while True:
+                try:
+                    return work(policy, *args, **kwargs)
+                except torch.OutOfMemoryError:
+                    pass  # the retry stands outside, where the traceback no longer keeps the tensors alive
+                half = getattr(policy, size) // 2
+                if half < smallest:
+                    raise UserError(
+                        f"out of memory with {size} = {2 * half}: lower --max-response-tokens or --group-size, or add "
+                        "--gradient-checkpointing or --load-in-4bit"
+                    )
+                print(f"out of memory: {size} goes down to {half}")
+                setattr(policy, size, half)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+
+        return tried
+
+    return decorate
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
@@ -345,6 +373,7 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
+@halve_when_out_of_memory("sample_batch", smallest=1)
 @torch.no_grad()
 def sample(
     policy: Policy,
@@ -494,6 +523,7 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     return dense.index_put((torch.tensor(rows), torch.tensor(columns)), torch.cat(values))  # [B, T]
 
 
+@halve_when_out_of_memory("micro_batch_tokens", smallest=64)
 @torch.no_grad()
 def score(policy: Policy, contexts: list[list[int]], responses: list[list[int]], adapter: bool = True):
     """`token_logprobs` without gradients, in micro-batches, as one list of floats for each response."""
@@ -534,6 +564,7 @@ def learning_rate(update: int, total_updates: int, peak: float, warmup: float) -
     return peak * min(1.0, (update + 1) / max(1, math.ceil(warmup * total_updates)))
 
 
+@halve_when_out_of_memory("micro_batch_tokens", smallest=64)
 def update_policy(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
@@ -559,6 +590,7 @@ def update_policy(
     signal = [r for r in rollouts if r.advantage != 0.0 or kl_coef]
     learned = signal if skip_zero_advantage else rollouts
     metrics = dict.fromkeys(("loss", "kl", "clip_fraction", "approx_kl", "dual_clip_fraction"), 0.0)
+    optimizer.zero_grad(set_to_none=True)  # what a try that ran out of memory has left
     policy.model.train()
     lengths = [len(r.trained_context) + len(r.response_ids) for r in learned]
     for group in micro_batches(lengths, policy.micro_batch_tokens):

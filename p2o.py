@@ -9,6 +9,9 @@ python p2o.py                        P2O on the tiny model that is shipped
 python p2o.py --method grpo          the baseline, from the same code path
 python p2o.py --help                 every option
 python p2o.py demo                   both, side by side, with a report
+python p2o.py study studies/main.toml       variants times seeds, with a table
+python p2o.py eval --help                   greedy accuracy, pass@k and majority@k of a model and adapter
+python p2o.py fit --preset qwen3-4b-24gb    the memory that a run will need
 """
 
 from __future__ import annotations
@@ -16,15 +19,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import random
 import re
-import signal
 import sys
-import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -35,9 +35,25 @@ from tqdm import tqdm
 import gepa_loop
 import grpo
 import verify
-from support import checkpoint, report
+from support import checkpoint, fit, report, track
 from support.data import Problem, label, load_problems
 from support.errors import UserError
+from support.presets import QWEN3
+from support.run import (
+    RUN_FILES,
+    Run,
+    State,
+    check_folder,
+    finish_run,
+    load_checkpoint,
+    log_epoch,
+    record_rollouts,
+    save_checkpoint,
+    save_evolution,
+    stop_after_bad_updates,
+    stop_on_ctrl_c,
+    write_line,
+)
 
 ROOT = Path(__file__).resolve().parent
 
@@ -48,137 +64,84 @@ ROOT = Path(__file__).resolve().parent
 class Config:
     """P2O on one GPU or a laptop. Defaults are those of the preset."""
 
-    preset: Literal["tiny"] = "tiny"
+    preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
     """Where the other defaults come from."""
     method: Literal["p2o", "grpo"] = "p2o"
     """p2o alternates policy and prompt optimization; grpo is the policy epoch alone, every question bare."""
-    model: str = str(ROOT / "tiny" / "model")
-    """Model folder, or hub id."""
+    model: str = str(ROOT / "tiny" / "model")  # Model folder, or hub id
     train_data: str = str(ROOT / "tiny" / "train.jsonl")
     """JSONL or parquet file with `question` and `answer`, or a name of support/data.py: deepmath, gsm8k, ..."""
     eval_data: tuple[str, ...] = (str(ROOT / "tiny" / "hard.jsonl"), str(ROOT / "tiny" / "ood.jsonl"))
     """Held-out files or names (aime24, math500, ...), scored after every epoch: bare prompt, greedy."""
-    question_suffix: str = ""
-    """Put behind every question, after an empty line: the bare prompt's request for a boxed answer."""
-    system_prompt: str = ""
-    """System message of every prompt; empty for none."""
-    enable_thinking: bool = False
-    """Qwen3's switch; other chat templates ignore it."""
-    name: str = ""
-    """The run's folder below runs/; by default preset-method-seed."""
-    runs: str = str(ROOT / "runs")
-    """Where runs are kept."""
-    seed: int = 0
-    """Same seed, same machine, same numbers."""
-    threads: int = 1
-    """CPU threads of torch; 0 leaves it to torch."""
-    resume: bool = False
-    """Go on from the newest checkpoint of the run's folder, to the same end as if it had never stopped."""
-    allow_changes: bool = False
-    """Let a resumed run's settings differ from those it was started with."""
-    checkpoint_every: int = 20
-    """Updates between checkpoints; the end of an epoch and of a prompt evolution have theirs anyway."""
+    question_suffix: str = ""  # put behind every question, after an empty line: the request for a boxed answer
+    system_prompt: str = ""  # System message of every prompt; empty for none
+    enable_thinking: bool = False  # Qwen3's switch; other chat templates ignore it
+    name: str = ""  # The run's folder below runs/; by default preset-method-seed
+    runs: str = str(ROOT / "runs")  # Where runs are kept
+    seed: int = 0  # Same seed, same machine, same numbers
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """A tracker that gets the lines of metrics.jsonl, too; install it yourself."""
+    threads: int = 1  # CPU threads of torch; 0 leaves it to torch
+    resume: bool = False  # go on from the newest checkpoint, to the same end as if the run had never stopped
+    allow_changes: bool = False  # Let a resumed run's settings differ from those it was started with
+    checkpoint_every: int = 20  # updates between checkpoints; epochs and prompt evolutions end with one anyway
 
-    epochs: int = 6
-    """Passes over the training questions."""
-    questions_per_batch: int = 32
-    """Questions sampled at once, under one policy."""
-    questions_per_update: int = 16
-    """Questions per optimizer step."""
-    group_size: int = 6
-    """G, responses per question."""
-    temperature: float = 1.0
-    """Of sampling, and of every log-probability."""
-    max_prompt_tokens: int = 160
-    """Longer questions are left out, with a line; templates that leave no room for a question are not adopted."""
-    max_response_tokens: int = 40
-    """A response that has not ended by then is truncated, and counted."""
+    epochs: int = 6  # Passes over the training questions
+    questions_per_batch: int = 32  # Questions sampled at once, under one policy
+    questions_per_update: int = 16  # Questions per optimizer step
+    group_size: int = 6  # G, responses per question
+    temperature: float = 1.0  # Of sampling, and of every log-probability
+    max_prompt_tokens: int = 160  # longer questions are left out; templates that leave a question no room, too
+    max_response_tokens: int = 40  # A response that has not ended by then is truncated, and counted
 
-    learning_rate: float = 1e-3
-    """Peak rate of AdamW, on the adapter."""
-    warmup: float = 0.05
-    """Share of all updates over which the rate rises."""
-    max_grad_norm: float = 1.0
-    """Gradient clipping."""
-    lora_rank: int = 16
-    """Rank of the adapter on every linear layer."""
-    lora_alpha: int = 32
-    """The adapter's scale is alpha / rank."""
-    load_in_4bit: bool = False
-    """NF4 with double quantization, through bitsandbytes (on a CPU, too)."""
-    gradient_checkpointing: bool = False
-    """Keep no activations but recompute them in backward."""
-    sample_batch: int = 256
-    """Rollouts sampled at once by transformers."""
-    micro_batch_tokens: int = 16384
-    """Padded tokens in one forward and backward pass; the update is accumulated over them."""
-    engine: Literal["hf", "vllm"] = "hf"
-    """Who samples: transformers, or vLLM (requirements-gpu.txt) in the same process."""
-    vllm_memory: float = 0.6
-    """Share of the card for vLLM while it samples; it sleeps while the policy trains."""
-    importance_cap: float = 0.0
-    """Weigh tokens by min(pi_trainer / pi_sampler, this): corrects for another engine's rounding. 0 is off."""
+    learning_rate: float = 1e-3  # Peak rate of AdamW, on the adapter
+    warmup: float = 0.05  # Share of all updates over which the rate rises
+    max_grad_norm: float = 1.0  # Gradient clipping
+    lora_rank: int = 16  # Rank of the adapter on every linear layer
+    lora_alpha: int = 32  # The adapter's scale is alpha / rank
+    load_in_4bit: bool = False  # NF4 with double quantization, through bitsandbytes (on a CPU, too)
+    gradient_checkpointing: bool = False  # Keep no activations but recompute them in backward
+    sample_batch: int = 256  # Rollouts sampled at once by transformers
+    micro_batch_tokens: int = 16384  # padded tokens in one forward and backward pass; an update accumulates them
+    engine: Literal["hf", "vllm"] = "hf"  # who samples: transformers, or vLLM in the same process
+    vllm_memory: float = 0.6  # Share of the card for vLLM while it samples; it sleeps while the policy trains
+    importance_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, this), against rounding; 0 is off
 
-    clip_low: float = 0.2
-    """epsilon_low of the PPO clip."""
-    clip_high: float = 0.2
-    """epsilon_high; larger than clip_low is DAPO's clip-higher."""
-    dual_clip: float = 3.0
-    """c of the dual clip."""
+    clip_low: float = 0.2  # epsilon_low of the PPO clip
+    clip_high: float = 0.2  # epsilon_high; larger than clip_low is DAPO's clip-higher
+    dual_clip: float = 3.0  # c of the dual clip
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
         "token-mean"
     )
     """How per-token losses become one number."""
-    scale_by_std: bool = True
-    """Divide advantages by the group's standard deviation; without it they are Dr. GRPO's."""
-    kl_coef: float = 0.0
-    """Weight of the k3 KL term to the base policy."""
-    skip_zero_advantage: bool = True
-    """Leave rollouts without advantage out of the update's passes; saves time, changes nothing."""
+    scale_by_std: bool = True  # Divide advantages by the group's standard deviation; without it they are Dr. GRPO's
+    kl_coef: float = 0.0  # Weight of the k3 KL term to the base policy
+    skip_zero_advantage: bool = True  # leave rollouts without advantage out of the passes: saves time, changes nothing
 
-    distill: bool = True
-    """Context distillation: train the bare question. Without it, train the context that was sampled from."""
-    ratio_mask: bool = True
-    """Weigh tokens by the template ratio pi_old(y|x) / pi_old(y|T(x,z))."""
-    ratio_min: float = 0.01
-    """Lower bound of the template ratio."""
-    ratio_max: float = 10.0
-    """Upper bound of the template ratio."""
-    soft_clip: bool = False
-    """Weight bound / ratio outside the bounds, rather than 0."""
-    one_template_per_group: bool = False
-    """All G rollouts of a hard question share one template; by default each has its own."""
-    leave_one_bare: bool = False
-    """One rollout of each templated group is sampled from the bare question."""
-    drop_failed_templated: bool = False
-    """Templated rollouts with reward 0 are left out of the loss."""
-    near_hard: bool = True
-    """Questions with exactly one success count as hard, too."""
+    distill: bool = True  # context distillation: train the bare question, not the context that was sampled from
+    ratio_mask: bool = True  # Weigh tokens by the template ratio pi_old(y|x) / pi_old(y|T(x,z))
+    ratio_min: float = 0.01  # Lower bound of the template ratio
+    ratio_max: float = 10.0  # Upper bound of the template ratio
+    soft_clip: bool = False  # Weight bound / ratio outside the bounds, rather than 0
+    one_template_per_group: bool = False  # all G rollouts of a hard question share one template
+    leave_one_bare: bool = False  # One rollout of each templated group is sampled from the bare question
+    drop_failed_templated: bool = False  # Templated rollouts with reward 0 are left out of the loss
+    near_hard: bool = True  # Questions with exactly one success count as hard, too
 
-    hard_set_min: int = 12
-    """With fewer hard questions than this, no templates are evolved and the next epoch runs bare."""
-    gepa_dev_size: int = 40
-    """Dev questions that score a template."""
-    gepa_minibatch: int = 3
-    """Questions shown in one reflection."""
-    gepa_parents: int = 4
-    """Parents advanced per iteration, as one batch."""
+    hard_set_min: int = 12  # With fewer hard questions than this, no templates are evolved and the next epoch runs bare
+    gepa_dev_size: int = 40  # Dev questions that score a template
+    gepa_minibatch: int = 3  # Questions shown in one reflection
+    gepa_parents: int = 4  # Parents advanced per iteration, as one batch
     gepa_budget: str = "500"
     """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
     reflection: Literal["self", "policy", "teacher"] = "self"
     """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
-    reflection_tokens: int = 60
-    """Length limit of a reflection."""
-    reflection_temperature: float = 1.0
-    """Of sampling reflections."""
-    teacher_url: str = ""
-    """Base URL of an OpenAI-compatible endpoint, for --reflection teacher; its key is read from OPENAI_API_KEY."""
-    teacher_model: str = ""
-    """The model's name there."""
-    teacher_max_calls: int = 1000
-    """Limit on calls of one evolution."""
-    teacher_max_tokens: int = 2_000_000
-    """Limit on tokens of one evolution, prompts and replies together."""
+    reflection_tokens: int = 60  # Length limit of a reflection
+    reflection_temperature: float = 1.0  # Of sampling reflections
+    teacher_url: str = ""  # base URL of an OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY
+    teacher_model: str = ""  # The model's name there
+    teacher_max_calls: int = 1000  # Limit on calls of one evolution
+    teacher_max_tokens: int = 2_000_000  # Limit on tokens of one evolution, prompts and replies together
 
     def recorded(self) -> dict:
         """What config.json keeps: everything but how the command was given."""
@@ -189,7 +152,7 @@ class Config:
         return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
 
 
-PRESETS = {"tiny": Config()}
+PRESETS = {"tiny": Config()} | {name: dataclasses.replace(Config(), preset=name, **v) for name, v in QWEN3.items()}
 
 
 def check_config(cfg: Config, train: list[Problem]) -> None:
@@ -274,25 +237,6 @@ def check_config(cfg: Config, train: list[Problem]) -> None:
 # ------------------------------------------------------------------------------------------------ the alternating loop
 
 
-@dataclass
-class State:
-    """Where a run is. With the adapter and the optimizer, all that it needs to go on."""
-
-    epoch: int = 0  # epochs that are done
-    stage: str = "policy"  # of the present epoch: "policy", then "evolution"
-    position: int = 0  # questions of the present epoch that have been sampled
-    update: int = 0  # optimizer steps so far
-    pending: list[grpo.Rollout] = field(default_factory=list)  # sampled, not yet trained on
-    hard: list[str] = field(default_factory=list)  # ids of the present epoch's hard questions
-    templates: dict[str, list[str]] = field(default_factory=dict)  # hard question id -> its G templates
-    skipped: int = 0  # updates in a row without a finite gradient
-    saved: int = 0  # checkpoints so far
-    seconds: float = 0.0  # of earlier, interrupted sessions
-    rollouts: int = 0  # sampled for training so far
-    gepa_calls: int = 0  # responses that GEPA spent so far
-    sums: dict[str, float] = field(default_factory=dict)  # of the present epoch, for its line
-
-
 def train(cfg: Config) -> dict:
     """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary."""
     # --- solution: part 8 ---
@@ -302,7 +246,7 @@ def train(cfg: Config) -> dict:
         while state.epoch < cfg.epochs:
             if state.stage == "policy":
                 policy_epoch(run)
-                log_epoch(run, state.epoch + 1)
+                log_epoch(run, state.epoch + 1, held_out_accuracy(run))
                 state.stage = "evolution"
                 save_checkpoint(run)
             if cfg.method == "p2o" and state.epoch + 1 < cfg.epochs:
@@ -431,7 +375,7 @@ def evolve_templates(run: Run) -> None:
     room = cfg.max_prompt_tokens - max(len(grpo.chat_ids(policy, p.question)) for p in hard)
     progress = tqdm(desc=f"evolving templates on {len(hard)} hard questions", unit="response", leave=False)
 
-    def answer(messages: list[str]) -> list[tuple[str, bool]]:
+    def answer(messages: list[str], _) -> list[tuple[str, bool]]:
         run.stop_if_asked()
         samples = grpo.sample(policy, [grpo.chat_ids(policy, m) for m in messages], seed=None)
         progress.update(len(messages))
@@ -439,8 +383,7 @@ def evolve_templates(run: Run) -> None:
 
     (run.folder / "templates").mkdir(exist_ok=True)
     journal = checkpoint.journaled(run.folder / "templates" / f"epoch-{state.epoch + 1}.journal.jsonl")
-    reflect = reflection_model(run)
-    reflect.batch = journal("reflect", reflect.batch)
+    reflect = gepa_loop.one_or_many(journal("reflect", reflection_model(run)))
     with progress:
         evolution = gepa_loop.evolve(
             hard,
@@ -462,11 +405,14 @@ def evolve_templates(run: Run) -> None:
     save_evolution(run, evolution)
 
 
-def reflection_model(run: Run) -> gepa_loop.Reflect:
-    """The reflection model as a `str -> str` callable: the base policy, the policy itself, or a teacher."""
+def reflection_model(run: Run) -> Callable[[list[str], int], list[str]]:
+    """The reflection model: the base policy (adapter off), the policy itself, or a teacher.
+
+    It takes prompts and the number of this call, from which its seed is derived.
+    """
     cfg, state, policy = run.cfg, run.state, run.policy
     if cfg.reflection == "teacher":
-        return gepa_loop.teacher(
+        reflect = gepa_loop.teacher(
             cfg.teacher_url,
             cfg.teacher_model,
             max_tokens=cfg.reflection_tokens,
@@ -474,32 +420,30 @@ def reflection_model(run: Run) -> gepa_loop.Reflect:
             max_calls=cfg.teacher_max_calls,
             max_total_tokens=cfg.teacher_max_tokens,
         )
+        return lambda prompts, _: reflect.batch(prompts)
     hot = dataclasses.replace(policy, temperature=cfg.reflection_temperature)
-    calls = 0
 
-    def batch(prompts: list[str]) -> list[str]:
-        nonlocal calls
-        calls += 1
+    def reflect_batch(prompts: list[str], number: int) -> list[str]:
         samples = grpo.sample(
             hot,
             [grpo.chat_ids(policy, prompt) for prompt in prompts],
-            seed=seed_for(cfg, "reflect", state.epoch, calls),
+            seed=seed_for(cfg, "reflect", state.epoch, number + 1),
             adapter=cfg.reflection == "policy",
             max_new_tokens=cfg.reflection_tokens,
         )
         return [s.text for s in samples]
 
-    def reflect(prompt: str) -> str:
-        return batch([prompt])[0]
-
-    reflect.batch = batch
-    return reflect
+    return reflect_batch
 
 
-def accuracy(policy: grpo.Policy, problems: list[Problem]) -> float:
-    """Share of the problems that greedy decoding of the bare prompt solves."""
-    samples = grpo.sample(policy, [grpo.chat_ids(policy, p.question) for p in problems], seed=None)
-    return mean([g.reward for g in verify.grade_batch([s.text for s in samples], [p.answer for p in problems])])
+def held_out_accuracy(run: Run) -> dict[str, float]:
+    """Share of each held-out file's problems that greedy decoding of the bare prompt solves."""
+    scores = {}
+    for name, problems in run.held_out.items():
+        samples = grpo.sample(run.policy, [grpo.chat_ids(run.policy, p.question) for p in problems], seed=None)
+        grades = verify.grade_batch([s.text for s in samples], [p.answer for p in problems])
+        scores[name] = mean([grade.reward for grade in grades])
+    return scores
 
 
 def seed_for(cfg: Config, *what: object) -> int:
@@ -511,42 +455,7 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-# ------------------------------------------------------------------------------------------------- what a run leaves
-
-
-@dataclass
-class Run:
-    """A run's parts: configuration, policy, optimizer, questions, folder, and where it is."""
-
-    cfg: Config
-    folder: Path
-    policy: grpo.Policy
-    optimizer: torch.optim.Optimizer
-    train: list[Problem]
-    held_out: dict[str, list[Problem]]  # file stem -> problems
-    state: State
-    started: float
-    interrupted: bool = False  # Ctrl-C was pressed
-
-    @property
-    def by_id(self) -> dict[str, Problem]:
-        return {p.id: p for p in self.train}
-
-    @property
-    def seconds(self) -> float:
-        return self.state.seconds + time.time() - self.started
-
-    def log(self, line: str) -> None:
-        with (self.folder / "run.log").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    def stop_if_asked(self) -> None:
-        if self.interrupted:
-            raise Interrupted
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised where a run can stop without losing anything."""
+# ---------------------------------------------------------------------------------------------------- starting a run
 
 
 def start_run(cfg: Config) -> Run:
@@ -556,17 +465,18 @@ def start_run(cfg: Config) -> Run:
     held_out = {label(path): load_questions(cfg, path) for path in cfg.eval_data}
     check_config(cfg, train_set)
     check_folder(cfg)
+    if cfg.track != "none":
+        track.library(cfg.track)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(cfg)
-    limit = cfg.max_prompt_tokens
-    fitting = [p for p in train_set if len(grpo.chat_ids(policy, p.question)) <= limit]
-    if len(fitting) < len(train_set):
-        print(f"{len(train_set) - len(fitting)} of {len(train_set)} questions are longer than {limit} tokens: left out")
+    fitting = fitting_problems(policy, train_set, cfg.train_data)
+    held_out = {name: fitting_problems(policy, problems, name) for name, problems in held_out.items()}
     optimizer = torch.optim.AdamW(
         [p for p in policy.model.parameters() if p.requires_grad], lr=cfg.learning_rate, weight_decay=0.0
     )
-    run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started)
+    tracker = track.start(cfg.track, cfg.folder, dataclasses.asdict(cfg))
+    run = Run(cfg, cfg.folder, policy, optimizer, fitting, held_out, State(), started, tracker)
     if policy.engine is not None:
         policy.engine.log = lambda line: write_line(run, {"kind": "handover", "update": run.state.update, **line})
     print(
@@ -576,106 +486,9 @@ def start_run(cfg: Config) -> Run:
     if not (cfg.resume and load_checkpoint(run)):
         for name in RUN_FILES:
             (cfg.folder / name).write_text("")
-        log_epoch(run, 0)
+        log_epoch(run, 0, held_out_accuracy(run))
     (cfg.folder / "config.json").write_text(json.dumps(cfg.recorded(), indent=2))
     return run
-
-
-def check_folder(cfg: Config) -> None:
-    """A run is never written over, and never resumed under another configuration unless that is asked for."""
-    file = cfg.folder / "config.json"
-    if not file.exists():
-        if cfg.resume:
-            raise UserError(f"--resume: {cfg.folder} holds no run; leave --resume away to start one")
-        return
-    if not cfg.resume:
-        raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
-    known, present = json.loads(file.read_text()), json.loads(json.dumps(cfg.recorded()))
-    changed = [f"{name} ({known.get(name)} -> {value})" for name, value in present.items() if known.get(name) != value]
-    if changed and not cfg.allow_changes:
-        raise UserError(
-            f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "
-            "--allow-changes"
-        )
-
-
-RUN_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # they grow; a checkpoint holds how long they were
-
-
-def save_checkpoint(run: Run) -> None:
-    """Everything that the run needs to go on from here. Seeds are derived, so no generator's state is among it."""
-
-    def write_files(folder: Path) -> None:
-        run.policy.model.save_pretrained(folder / "adapter")
-        checkpoint.save_optimizer(run.optimizer, folder / "optimizer.safetensors")
-
-    run.state.saved += 1
-    state = dataclasses.asdict(run.state) | {"seconds": run.seconds}
-    lengths = {name: (run.folder / name).stat().st_size for name in RUN_FILES}
-    record = {"state": state, "lengths": lengths, "base_model": grpo.base_fingerprint(run.policy)}
-    try:
-        checkpoint.save(run.folder / "checkpoints", run.state.saved, record, write_files)
-    except OSError as error:
-        tqdm.write(f"checkpoint {run.state.saved} was not written ({error}); the older ones are as they were")
-
-
-def load_checkpoint(run: Run) -> bool:
-    """Put the run where its newest whole checkpoint was; False if there is none."""
-    found = checkpoint.newest(run.folder / "checkpoints", print)
-    if found is None:
-        print("no checkpoint to go on from: starting at the beginning")
-        return False
-    folder, record = found
-    if record["base_model"] != grpo.base_fingerprint(run.policy):
-        raise UserError(f"--resume: the adapter of {folder} was trained on another base model than {run.cfg.model}")
-    state = record["state"]
-    state["pending"] = [grpo.Rollout(**rollout) for rollout in state["pending"]]
-    run.state = State(**state)
-    grpo.load_adapter(run.policy, folder / "adapter")
-    checkpoint.load_optimizer(run.optimizer, folder / "optimizer.safetensors")
-    for name, length in record["lengths"].items():  # lines written after the checkpoint will be written again
-        with (run.folder / name).open("r+b") as file:
-            file.truncate(length)
-    print(f"resumed from checkpoint {folder.name}: epoch {run.state.epoch + 1}, {run.state.update} updates done")
-    return True
-
-
-@contextmanager
-def stop_on_ctrl_c(run: Run):
-    """The first Ctrl-C lets the present update finish and writes a checkpoint; a second one stops at once."""
-
-    def ask(*_) -> None:
-        run.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tqdm.write("stopping after this update (Ctrl-C again: at once)")
-
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, ask) if on_main_thread else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        tqdm.write(f"stopped; the same command with --resume goes on with {run.folder}")
-        raise
-    finally:
-        if on_main_thread:
-            signal.signal(signal.SIGINT, previous)
-
-
-MAX_BAD_UPDATES = 3
-
-
-def stop_after_bad_updates(run: Run, metrics: dict, rollouts: list[grpo.Rollout]) -> None:
-    """Updates without a finite gradient are skipped; several in a row end the run, with the batch kept."""
-    run.state.skipped = run.state.skipped + 1 if metrics.get("skipped") else 0
-    if run.state.skipped:
-        tqdm.write(f"update {run.state.update}: the loss or gradient is not finite; skipped, no weight has moved")
-    if run.state.skipped >= MAX_BAD_UPDATES:
-        file = run.folder / "bad-batch.json"
-        file.write_text(json.dumps([dataclasses.asdict(r) for r in rollouts]))
-        raise UserError(
-            f"{MAX_BAD_UPDATES} updates in a row had no finite loss or gradient; the last batch is in {file}. A lower "
-            "--learning-rate is the usual cure"
-        )
 
 
 def load_policy(cfg: Config, adapter: str | None = None) -> grpo.Policy:
@@ -705,156 +518,30 @@ def load_policy(cfg: Config, adapter: str | None = None) -> grpo.Policy:
     return policy
 
 
+def fitting_problems(policy: grpo.Policy, problems: list[Problem], name: str) -> list[Problem]:
+    """The problems that fit into the prompt; nothing is ever cut, what is left out is counted."""
+    fitting = [p for p in problems if len(grpo.chat_ids(policy, p.question)) <= policy.max_prompt_tokens]
+    if not fitting:
+        raise UserError(f"{name}: no question fits into --max-prompt-tokens {policy.max_prompt_tokens}")
+    if len(fitting) < len(problems):
+        longer = f"{len(problems) - len(fitting)} of {len(problems)} questions"
+        print(f"{name}: {longer} are longer than --max-prompt-tokens {policy.max_prompt_tokens} and left out")
+    return fitting
+
+
 def load_questions(cfg: Config, path: str) -> list[Problem]:
-    """The problems of a file, with the question suffix of the bare prompt."""
+    """The problems of a file, with the question suffix of the bare prompt; says how many answers nobody can parse."""
     problems = load_problems(path)
+    odd = verify.unparseable([p.answer for p in problems])
+    if odd:
+        example = problems[odd[0]]
+        print(
+            f"{path}: {len(odd)} of {len(problems)} reference answers cannot be parsed and count only when matched "
+            f"letter by letter, e.g. {example.answer[:60]!r} ({example.id})"
+        )
     if not cfg.question_suffix:
         return problems
     return [dataclasses.replace(p, question=f"{p.question}\n\n{cfg.question_suffix}") for p in problems]
-
-
-def record_rollouts(run: Run, problems: list[Problem], rollouts: list[grpo.Rollout]) -> None:
-    """Add a batch to the epoch's sums, and its first groups to the transcripts."""
-    cfg, state = run.cfg, run.state
-    groups = [rollouts[i : i + cfg.group_size] for i in range(0, len(rollouts), cfg.group_size)]
-    bare = [r for r in rollouts if r.sampled_context == r.trained_context]
-    counts = {
-        "rollouts": len(rollouts),
-        "reward": sum(r.reward for r in rollouts),
-        "groups": len(groups),
-        "zero_advantage": sum(all(r.advantage == 0 for r in group) for group in groups),
-        "tokens": sum(len(r.response_ids) for r in rollouts),
-        "masked": sum(w == 0 for r in rollouts for w in r.token_weight),
-        "templated": sum(bool(r.template) for r in rollouts),
-        "truncated": sum(r.truncated for r in rollouts),
-        "ill_formed": sum(not r.well_formed for r in rollouts),
-    }
-    for name, value in counts.items():
-        state.sums[name] = state.sums.get(name, 0) + value
-    gaps = [abs(a - b) for r in bare for a, b in zip(r.old_logprobs, r.sampled_logprobs, strict=True)]
-    state.sums["mismatch"] = max([state.sums.get("mismatch", 0.0), *gaps])
-    state.rollouts += len(rollouts)
-    questions = {p.id: p for p in problems}
-    with (run.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
-        for group in groups[:2]:
-            for r in group[:3]:
-                problem = questions[r.question_id]
-                line = {"epoch": state.epoch + 1, "question": problem.question, "reference": problem.answer}
-                line |= {"template": r.template, "response": r.text, "reward": r.reward}
-                file.write(json.dumps(line) + "\n")
-
-
-def log_epoch(run: Run, epoch: int) -> None:
-    """Score the held-out files; one readable line, and the same in metrics.jsonl."""
-    state, sums = run.state, run.state.sums
-    scores = {name: accuracy(run.policy, problems) for name, problems in run.held_out.items()}
-    line = {"kind": "epoch", "epoch": epoch, "rollouts": state.rollouts, "gepa_calls": state.gepa_calls}
-    text = "before training"
-    if sums:
-        line |= {
-            "reward": sums["reward"] / sums["rollouts"],
-            "zero_advantage": sums["zero_advantage"] / sums["groups"],
-            "hard_set": len(state.hard),
-            "templated": sums["templated"] / sums["rollouts"],
-            "masked_tokens": sums["masked"] / sums["tokens"],
-            "truncated": sums["truncated"] / sums["rollouts"],
-            "ill_formed": sums["ill_formed"] / sums["rollouts"],
-            "response_tokens": sums["tokens"] / sums["rollouts"],
-            "logprob_mismatch": sums["mismatch"],
-        }
-        text = (
-            f"reward {line['reward']:.2f} | zero-advantage groups {line['zero_advantage']:.0%} | hard set "
-            f"{line['hard_set']:3d} | templated {line['templated']:.0%} | tokens masked {line['masked_tokens']:.1%}"
-        )
-    line["accuracy"] = scores
-    write_line(run, line)
-    held_out = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
-    tqdm.write(f"epoch {epoch}/{run.cfg.epochs} | {text} | held out, bare: {held_out}")
-    if sums:
-        for warning in silent_failures(line, state.hard, run.cfg):
-            tqdm.write(f"  WARNING: {warning}")
-
-
-def silent_failures(line: dict, hard: list[str], cfg: Config) -> list[str]:
-    """What an epoch's numbers say about a run that looks alive and learns nothing, with the likely cause."""
-    warnings = []
-    if line["truncated"] == 1:
-        warnings.append(
-            "every response was cut off: raise --max-response-tokens, or the model's end token is not known"
-        )
-    elif line["ill_formed"] == 1:
-        warnings.append(
-            "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is "
-            "it an instruct model with its own chat template?"
-        )
-    elif line["reward"] == 0:
-        warnings.append(
-            "every reward is 0: is the reference answer in the form of the responses? See transcripts.jsonl"
-        )
-    if line["zero_advantage"] == 1 and not (cfg.method == "p2o" and len(hard) >= cfg.hard_set_min):
-        cause = "all solved: harder questions are needed" if line["reward"] > 0.9 else "advantage collapse"
-        warnings.append(
-            f"every group has zero advantage ({cause}) and no templates will be evolved: nothing is learned"
-        )
-    if line["logprob_mismatch"] > MAX_MISMATCH:
-        warnings.append(
-            f"sampled and trained log-probs differ by up to {line['logprob_mismatch']:.2f}: a stale adapter in the "
-            "sampler, or another temperature, top-k or top-p than the trainer's"
-        )
-    return warnings
-
-
-MAX_MISMATCH = 0.5  # nats; kernels and precision differ by less
-
-
-def write_line(run: Run, line: dict) -> None:
-    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({name: finite(value) for name, value in line.items()}) + "\n")
-
-
-def finite(value):
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def save_evolution(run: Run, evolution: gepa_loop.Evolution) -> None:
-    """templates/epoch-N.json and GEPA's candidate tree beside it; one line on the screen."""
-    folder = run.folder / "templates"
-    name = f"epoch-{run.state.epoch + 1}"
-    record = dataclasses.asdict(evolution)
-    (folder / f"{name}.html").write_text(record.pop("tree_html"), encoding="utf-8")
-    record |= {"weights": evolution.weights, "assignment": run.state.templates}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    best = max(map(mean, evolution.dev_scores))
-    tqdm.write(
-        f"  evolved {len(evolution.candidates)} templates with {evolution.metric_calls} responses; best solves "
-        f"{best:.0%} of the dev set, {len(evolution.chosen)} cover all that is solved"
-        + (f" (ended early: {evolution.stopped_early})" if evolution.stopped_early else "")
-    )
-
-
-def finish_run(run: Run) -> dict:
-    """Adapter, summary and report."""
-    run.policy.model.save_pretrained(run.folder / "adapter")
-    epochs = [line for line in read_lines(run.folder / "metrics.jsonl") if line["kind"] == "epoch"]
-    summary = {
-        "method": run.cfg.method,
-        "seed": run.cfg.seed,
-        "accuracy_before": epochs[0]["accuracy"],
-        "accuracy": epochs[-1]["accuracy"],
-        "rollouts": run.state.rollouts,
-        "gepa_calls": run.state.gepa_calls,
-        "hard_set": epochs[-1]["hard_set"],
-        "seconds": round(run.seconds, 1),
-    }
-    (run.folder / "summary.json").write_text(json.dumps(summary, indent=2))
-    page = report.write_report([run.folder], run.folder)
-    print(f"done in {summary['seconds']:.0f} s; report: {page}")
-    return summary
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -880,12 +567,14 @@ def demo(cfg: Config) -> None:
 
 
 def main(argv: list[str]) -> int:
-    command, rest = (argv[0], argv[1:]) if argv and argv[0] in ("demo", "study", "eval") else ("train", argv)
+    command, rest = (argv[0], argv[1:]) if argv and argv[0] in ("demo", "study", "eval", "fit") else ("train", argv)
     try:
         if command == "train":
             train(parse_config(rest))
         elif command == "demo":
             demo(parse_config(rest))
+        elif command == "fit":
+            fit.command(rest, parse_config)
         else:
             from support import evaluate, study
 

@@ -7,7 +7,8 @@ The reward is the only teacher the policy has: a wrong 1 teaches nonsense, a wro
 an answer goes through three doors, and the first that can tell decides:
 
 1. the same text, once layout (`\left`, `\,`, `$`, `\dfrac`, full-width digits) is gone;
-2. plain numbers as exact rationals, and plain words as words. Most rollouts are decided here, in microseconds;
+2. plain numbers, and points of them, as exact rationals; plain words as words. Most rollouts are decided here, in
+   microseconds;
 3. everything else: math-verify (sympy underneath) in a worker process with a time and a memory limit. A worker that
    hangs or dies is replaced, and that answer is wrong.
 
@@ -19,7 +20,7 @@ What counts as an answer, and by whose convention:
   six decimals; relative below 0.1, so 1e-7 is not 2e-7). `0.333333` is 1/3, `0.33` is not, nor is 1.41 the root of 2.
 - Thousands: `1,000`, `1{,}000`, `1 000`; a comma *and* a space make a list. A lone comma that cannot be that is a
   decimal comma or a list, whichever the other side is: `1,22` equals `1.22` and `22,1` (math-verify has both).
-- Percent: `50\%` equals `50` (Hendrycks MATH drops the sign) and `0.5` (its value); `0.5\%` equals neither.
+- Percent: `50\%` equals `50` (Hendrycks MATH drops the sign) and `0.5` (its value); `0.5\%` is not `50`.
 - Units, degrees and currency are dropped, not converted (Hendrycks MATH, math-verify): `5 cm` is `5`, `90^\circ` is
   `90`. A single letter is a unit only in `\text{}`: `5m` is not `5`. Nor are `5 million` and `5 or more`.
 - `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `0.\overline{3}` is 1/3.
@@ -31,13 +32,14 @@ What counts as an answer, and by whose convention:
 - A number in another base needs its base: `204_5` is neither `204` nor `204_6`. (math-verify drops it.)
 - An empty answer is never right, and a reference that cannot be parsed is matched by its own text only: `unparseable`.
 
-Nothing of a response reaches `eval`, a format string or the file system.
+Nothing of a response reaches `eval` (sympy reads numbers with it: `_serve` takes it away), a format string or a file.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -49,7 +51,8 @@ import threading
 from dataclasses import dataclass
 from fractions import Fraction
 
-TIME_LIMIT = 1.0  # seconds for one comparison in the worker (its start, a second or two, is not counted)
+TIME_LIMIT = 1.0  # seconds of the worker's CPU for one comparison, so that a busy machine does not turn verdicts
+PATIENCE = 4  # times as long by the clock, whatever the worker is doing (its start, a second or two, is not counted)
 MEMORY_LIMIT = 2 << 30  # bytes of address space of the worker
 MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
 MAX_TEXT = 20_000  # characters of a whole response given to `equivalent`; the end counts
@@ -151,9 +154,7 @@ def _tidy(text: str) -> str:
 
 
 _D = r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?|[0-9]+[.,]?[0-9]*|\.[0-9]+)"
-_NUMBER = re.compile(
-    rf"([-+]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?([-+]?{_D})(?: ?/ ?(-?{_D}))?(?:[eE]([-+]?[0-9]{{1,3}}))?"
-)
+_NUMBER = re.compile(rf"([-+]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?([-+]?{_D})(?: ?/ ?(-?{_D}))?(?:[eE]([-+]?[0-9]{{1,3}}))?")
 _FRACTION = re.compile(rf"\\frac ?(?:\{{ ?([-+]?{_D}) ?\}}|([0-9])) ?(?:\{{ ?(-?{_D}) ?\}}|([0-9]))")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar) ?\{([0-9]+)\}")
 _POWER = re.compile(r"(?:(^[-+]?)|(?<=[0-9]) ?(?:\\times|\\cdot|\*|x) ?)10 ?\^ ?(?:\{ ?([-+]?[0-9]{1,3}) ?\}|([0-9]))$")
@@ -222,12 +223,21 @@ def _same_number(one: tuple[Fraction, bool, int], other: tuple[Fraction, bool, i
     return close(a, b) or a_percent != b_percent and (close(a / 100, b) if a_percent else close(a, b / 100))
 
 
+def _point(text: str) -> tuple[str, list] | None:
+    """The brackets and the numbers of a tuple or an interval of plain numbers: "(1, 2]" -> ("(]", [1, 2])"""
+    match = re.fullmatch(r"([(\[])([^()\[\]]*,[^()\[\]]*)([)\]])", text)
+    if not match or re.search(r"[0-9],[0-9]{3}(?![0-9])", text):  # thousands?
+        return None
+    numbers = [_number(part.strip()) for part in match[2].split(",")]
+    return (match[1] + match[3], numbers) if all(numbers) else None
+
+
 def _words(text: str) -> tuple[str, bool] | None:
     r"""Plain words without case and `\text{}`, and whether they can only be words; None if there is more than words.
 
     `\text{Evelyn}` -> ("evelyn", True); `ab` -> ("ab", False), it may be a product
     """
-    words = re.sub(r"\\text ?\{ ?([^{}]*?) ?\}", r"\1", text).strip("() .\"'")
+    words = re.sub(r"\\text ?\{ ?([^{}]*?) ?\}", r"\1", text).strip("() .")
     if not re.fullmatch(r"[a-zA-Z]+(?:,? [a-zA-Z]+)*", words) or re.search(r"(?i)infinity|sqrt|\binf\b", words):
         return None
     return words.casefold(), len(words) == 1 or text.startswith(r"\text") or bool(re.search("[a-zA-Z]{4}", words))
@@ -237,11 +247,13 @@ def _quick(predicted: str, reference: str) -> bool | None:
     """The verdict of the first two doors on two tidy texts, or None if the worker must look."""
     if not predicted or not reference:
         return False
-    if _SPACE.sub("", predicted) == _SPACE.sub("", reference):
+    if _SPACE.sub("", predicted) == _SPACE.sub("", reference) and re.search("[a-zA-Z0-9]", reference):
         return True
     a, b = _number(predicted), _number(reference)
     if a and b:  # two commas may also be two lists
         return _same_number(a, b) or (None if "," in predicted and "," in reference else False)
+    if (p := _point(predicted)) and (q := _point(reference)):
+        return p[0] == q[0] and len(p[1]) == len(q[1]) and all(map(_same_number, p[1], q[1]))
     one, other = _words(predicted), _words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         return one[0] == other[0]
@@ -255,15 +267,18 @@ _WORD = re.compile(
 )
 
 
+_EMPTY = re.compile(r"\\(?:boxed|text)(?![a-zA-Z])|\\[()\[\]]|[\s${}]")
+_DROPPED = re.compile(r"'|[0-9] ?_ ?\{? ?([0-9]+)")  # math-verify reads f' as f and 204_5 as 204
+
+
 def _locate(text: str, boxed: bool = False) -> tuple[str, bool]:
     """(what to compare, prose?). In prose math-verify looks for the answer; what was `boxed` is never prose."""
-    text = _unwrap(re.sub(r"^\s*\$([^$]+)\$\s*(?:\\?%|percent|pct)\s*$", r"\1\\%", text.translate(_UNICODE)))
+    text = _unwrap(text.translate(_UNICODE))
     if boxed:
         return _tidy(_DELIMITER.sub(" ", text)), False
     boxes = _boxes(text)
     if len(boxes) == 1 and not re.search("(?i)final answer is", text):
-        percent = re.match(r"[\s$]*(?:\\?%|percent|pct)", text[boxes[0][1] :])
-        return _tidy(_unwrap(boxes[0][2]) + (r"\%" if percent else "")), False
+        return _tidy(_unwrap(boxes[0][2])), False
     if r"\boxed" in text or _DELIMITER.search(text):
         return text, True
     tidy = _tidy(text)
@@ -286,8 +301,10 @@ def _latex(text: str, prose: bool) -> str:
 
 
 def _decide(predicted: str, reference: str, boxed: bool = False) -> bool:
+    if not _EMPTY.sub("", reference):
+        return False
     if predicted.strip() == reference.strip():
-        return bool(_tidy(_unwrap(reference[:MAX_TEXT])))
+        return True
     if len(reference) > MAX_TEXT or boxed and len(predicted) > MAX_ANSWER:
         return False
     predicted = predicted[-MAX_TEXT:]
@@ -297,8 +314,7 @@ def _decide(predicted: str, reference: str, boxed: bool = False) -> bool:
     if not prose and not target_prose:
         if (verdict := _quick(answer, target)) is not None:
             return verdict
-        base = re.compile(r"[0-9] ?_ ?\{? ?([0-9]+)")
-        if set(base.findall(answer)) != set(base.findall(target)):
+        if sorted(_DROPPED.findall(answer)) != sorted(_DROPPED.findall(target)):
             return False
     return _ask([_latex(answer, prose), prose, _latex(target, target_prose), target_prose])
 
@@ -337,6 +353,7 @@ def _exchange(process: subprocess.Popen, line: str, limit: float) -> str:
         return ""
     except BaseException:  # an interrupt: the reply that is still to come must not answer the next question
         process.kill()
+        process.wait()
         raise
     finally:
         timer.cancel()
@@ -358,7 +375,7 @@ def _ask(question: list) -> bool:
             if _exchange(_worker, "\n", limit=60.0) != "ready\n":
                 _stop_worker()
                 raise RuntimeError("the answer checker's worker does not start: is math-verify[antlr4_11_0] installed?")
-        reply = _exchange(_worker, json.dumps(question) + "\n", TIME_LIMIT)
+        reply = _exchange(_worker, json.dumps([TIME_LIMIT, *question]) + "\n", PATIENCE * TIME_LIMIT)
         if not reply.endswith("\n"):
             _stop_worker()
         return reply == "1\n"
@@ -372,26 +389,38 @@ def _serve() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    alarm = getattr(signal, "alarm", lambda seconds: None)
+
+    def watch(seconds: float) -> None:
+        if hasattr(signal, "setitimer"):  # not on Windows, where the parent's patience remains
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # a signal nobody handles ends the worker, even inside C
+
     logging.disable(logging.CRITICAL)
     import math_verify.parser
+    import sympy.physics.units  # noqa: F401  (sympy would import it in mid-question, and with the help of eval)
     from latex2sympy2_extended import latex2sympy
+    from sympy import Float, Integer
+    from sympy.parsing import sympy_parser
 
-    # math-verify gives plain expressions to sympy's parse_expr, which is Python's eval; its LaTeX parser reads them too
+    # Sympy's parse_expr is Python's eval. math-verify gives it plain expressions, which its LaTeX parser can read too,
+    # and sympy itself the digits of every number.
     math_verify.parser.parse_expr = lambda text, evaluate: latex2sympy(text.replace("**", "^").strip(" ."))
+    sympy_parser.parse_expr = lambda text, **options: Float(text) if "." in text else Integer(int(text))
+    sympy_parser.eval_expr = None
+    _verify("x^2+1", False, r"\frac{x}{2}", False)  # the first question must not pay for what is loaded lazily
     sys.stdin.readline()
     replies.write("ready\n")
     for line in sys.stdin:
-        alarm(int(TIME_LIMIT) + 10)  # should the parent have died, so does a check without end
-        question = json.loads(line)
+        limit, *question = json.loads(line)
+        watch(limit)
         try:
             verdict = bool(_parse(*question)) if len(question) == 2 else _verify(*question)
         except Exception:  # RecursionError and MemoryError too: sympy failed, so the answer counts as wrong
             verdict = False
+        watch(0)
         replies.write("1\n" if verdict else "0\n")
-        alarm(0)
 
 
+@functools.lru_cache(4096)  # the references come back with every rollout and every epoch
 def _parse(text: str, prose: bool) -> list:
     """math-verify's sympy objects for a text; [] if it cannot be parsed."""
     from latex2sympy2_extended import NormalizationConfig

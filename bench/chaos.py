@@ -27,7 +27,7 @@ POINTS = {  # what is killed -> at most how many calls later
     "support.checkpoint.sync": 12,
     "support.checkpoint.save": 4,
     "verify.grade_batch": 6,
-    "p2o.write_line": 8,
+    "support.run.write_line": 8,
     "gepa_loop.reflection_prompt": 6,
     "gepa_loop.parse_reflection": 6,
 }
@@ -67,27 +67,32 @@ def killed_run(point: str, call: int, arguments: list[str]) -> None:
     sys.exit(p2o.main(arguments))
 
 
-def finish_with_kills(folder: Path, name: str, kills: int, seed: int, say=print) -> int:
-    """Run to the end, killed up to `kills` times on the way; returns how often it was really killed."""
-    rng, done = random.Random(seed), 0
-    arguments = [*small_run(folder), "--name", name]
+def random_kills(count: int, seed: int) -> list[tuple[str, int]]:
+    rng = random.Random(seed)
+    points = [rng.choice(list(POINTS)) for _ in range(count)]
+    return [(point, rng.randint(1, POINTS[point])) for point in points]
+
+
+def finish_with_kills(folder: Path, name: str, kills: list[tuple[str, int]], say=print) -> int:
+    """Run to the end, killed at each (point, call) on the way; returns how often it was really killed.
+
+    A kill whose point is not reached that often any more lets the run end.
+    """
+    arguments, planned, done = [*small_run(folder), "--name", name], list(kills), 0
     while True:
         resume = ["--resume"] if (folder / name / "config.json").exists() else []
-        if done < kills:
-            point = rng.choice(list(POINTS))
-            call = rng.randint(1, POINTS[point])
-            command = [sys.executable, __file__, "--child", point, str(call), *arguments, *resume]
-        else:
-            point, call = "nothing", 0
-            command = [sys.executable, str(ROOT / "p2o.py"), *arguments, *resume]
-        result = subprocess.run(command, capture_output=True, text=True)
+        program = [str(ROOT / "p2o.py")]
+        if planned:
+            point, call = planned.pop(0)
+            program = [__file__, "--child", point, str(call)]
+        result = subprocess.run([sys.executable, *program, *arguments, *resume], capture_output=True, text=True)
         if result.returncode == -signal.SIGKILL:
             done += 1
             say(f"kill {done}: call {call} of {point}")
         elif result.returncode == 0:
             return done
         else:
-            raise SystemExit(f"{point}: ended with {result.returncode}\n{result.stdout}\n{result.stderr}")
+            raise SystemExit(f"ended with {result.returncode}\n{result.stdout}\n{result.stderr}")
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -108,10 +113,10 @@ def main() -> None:
     kills, rounds, wrong = 0, 0, []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        finish_with_kills(folder, "undisturbed", 0, 0)
+        finish_with_kills(folder, "undisturbed", [])
         while kills < options.kills:
             name = f"killed-{rounds}"
-            kills += finish_with_kills(folder, name, min(10, options.kills - kills), options.seed + rounds)
+            kills += finish_with_kills(folder, name, random_kills(10, options.seed + rounds))
             found = differences(folder / "undisturbed", folder / name)
             print(f"round {rounds}: {'equal' if not found else f'DIFFERENT: {found}'}")
             wrong += found

@@ -94,12 +94,12 @@ def by_math_verify(answer: str | None, reference: str) -> bool:
 
 def main() -> None:
     logging.disable(logging.CRITICAL)
-    verify.equivalent("x+1", "x+3")  # the worker starts once in a run
-    by_math_verify("x+1", "x+3")
-    for junk in (True, False):
+    for junk, seeds in ((False, [0, 1, 2, 3]), (True, [4, 5, 6])):
         ours = theirs = 0.0
-        for seed in range(3):
+        for seed in seeds:
             responses, references = make_batch(seed, junk)
+            if seed == 0:  # both start and warm their parser up once in a run: not measured
+                responses, references = responses[:300], references[:300]
             start = time.perf_counter()
             grades = verify.grade_batch(responses, references)
             ours += time.perf_counter() - start
@@ -110,6 +110,8 @@ def main() -> None:
             for grade, reference, verdict in zip(grades, references, verdicts, strict=True):
                 if grade.correct != verdict:
                     print(f"differ: {grade.extracted[:60]!r} for {reference!r}: {grade.correct}, math-verify {verdict}")
+            if seed == 0:
+                ours = theirs = 0.0
             right = sum(grade.correct for grade in grades)
             print(f"seed {seed}, {'with' if junk else 'without'} junk: {len(grades)} responses, {right} right")
         print(f"grade_batch {ours:.2f} s, math-verify {theirs:.2f} s: {theirs / ours:.1f} times as fast")

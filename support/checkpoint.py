@@ -8,10 +8,10 @@ Nothing is pickled: tensors are safetensors, the rest is JSON.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,33 +90,36 @@ def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def journaled(file: Path) -> Callable[[str, Callable[[list], list]], Callable[[list], list]]:
-    """Make calls resumable: `wrap(name, call)` returns `call`, with every call's outputs appended to `file`.
+def journaled(file: Path) -> Callable[[str, Callable[[list, int], list]], Callable[[list], list]]:
+    """Make calls resumable: `wrap(name, call)` returns a function of the inputs, each call's outputs kept in `file`.
 
     Started again with the same file, the first calls are answered from it, in order, and only then does real work
     begin. So a deterministic search that was killed runs again to the very same state, without its costs, and nothing
-    of its own state (random generators, samplers) has to be saved. A half-written last line is cut off. All wrapped
-    calls share one order; a journal that does not fit the calls is an error.
+    of its own state (random generators, samplers) has to be saved. `call` gets the inputs and the number of calls of
+    its name so far, to derive a seed from. A half-written last line is cut off. All wrapped calls share one order; a
+    journal that does not fit the calls is an error.
     """
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    with file.open("wb") as handle:
-        handle.writelines(line + b"\n" for line in lines)
-    done = [json.loads(line) for line in lines]
-    counter = itertools.count()
+    file.touch()
+    whole = file.read_bytes().rpartition(b"\n")[0]
+    os.truncate(file, len(whole) + bool(whole))
+    replies = [json.loads(line) for line in whole.splitlines()]  # still to be given
+    numbers: Counter[str] = Counter()
 
-    def wrap(name: str, call: Callable[[list], list]) -> Callable[[list], list]:
+    def wrap(name: str, call: Callable[[list, int], list]) -> Callable[[list], list]:
         def called(inputs: list) -> list:
             key = hashlib.sha256(json.dumps([name, inputs]).encode()).hexdigest()[:16]
-            k = next(counter)
-            if k < len(done):
-                if done[k]["key"] != key:
-                    raise ValueError(f"{file}, line {k + 1}: recorded by another run")
-                return done[k]["outputs"]
-            outputs = call(inputs)
-            with file.open("ab") as handle:
-                handle.write(json.dumps({"key": key, "call": name, "outputs": outputs}).encode() + b"\n")
-                handle.flush()
-                os.fsync(handle.fileno())
+            if replies:
+                reply = replies.pop(0)
+                if reply["key"] != key:
+                    raise ValueError(f"{file}: recorded by another run")
+                outputs = reply["outputs"]
+            else:
+                outputs = call(inputs, numbers[name])
+                with file.open("ab") as handle:
+                    handle.write(json.dumps({"key": key, "call": name, "outputs": outputs}).encode() + b"\n")
+                    handle.flush()
+                    os.fsync(handle.fileno())
+            numbers[name] += 1
             return outputs
 
         return called

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet
+
+import verify
 from support.errors import UserError
 
 
@@ -22,17 +25,8 @@ class Problem:
 
 
 def last_boxed(solution: str) -> str:
-    r"""What stands in the last \boxed{} of a solution, braces balanced; "" if there is none.
-
-    >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}")
-    '\\frac{1}{2}'
-    """
-    inside, depth = solution.rpartition("\\boxed{")[2] if "\\boxed{" in solution else "", 1
-    for i, character in enumerate(inside):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return inside[:i]
-    return ""
+    """MATH keeps the answer in the box that ends its solution."""
+    return verify.extract_boxed(solution) or ""
 
 
 def _several(answers: list[str]) -> str:
@@ -89,6 +83,8 @@ def load_source(name: str, local: str = "") -> list[Problem]:
     logging.set_verbosity_error()  # five retries are five warnings; the one line below says what to do
     source = SOURCES[name]
     try:
+        if local and not Path(local).exists():
+            raise FileNotFoundError(local)  # or the hub would be asked for a data set of that name
         if Path(local).is_file():
             kind = "parquet" if local.endswith(".parquet") else "json"
             rows = load_dataset(kind, data_files=local, split="train")
@@ -123,22 +119,19 @@ def load_source(name: str, local: str = "") -> list[Problem]:
 # ------------------------------------------------------------------------------------------------------- local files
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, object]]:
-    """(where, row) of each line."""
+def _rows(file: Path) -> Iterator[tuple[str, object]]:
+    """(where, row) of each row of a parquet file or line of a JSONL file."""
+    if file.suffix == ".parquet":
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+        yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
+        return
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            where = f"{file}, line {number}"
-            try:
+        where = f"{file}, line {number}"
+        try:
+            if line.strip():
                 yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, object]]:
-    import pyarrow.parquet
-
-    for number, row in enumerate(pyarrow.parquet.read_table(file).to_pylist(), start=1):
-        yield f"{file}, row {number}", row
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
 
 
 def load_problems(path: str) -> list[Problem]:
@@ -157,8 +150,7 @@ def load_problems(path: str) -> list[Problem]:
         )
     else:
         problems = []
-        rows = _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
-        for number, (where, row) in enumerate(rows, start=1):
+        for number, (where, row) in enumerate(_rows(file), start=1):
             missing = [name for name in ("question", "answer") if not isinstance(row, dict) or name not in row]
             if missing:
                 found = ", ".join(row) if isinstance(row, dict) else type(row).__name__

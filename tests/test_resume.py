@@ -13,11 +13,12 @@ import time
 import pytest
 import torch
 from conftest import ROOT
+from test_grpo import gradient_of, rollouts_of
 
 import grpo
 import p2o
 from bench import chaos
-from support import checkpoint
+from support import checkpoint, run
 from support.errors import UserError
 
 # --------------------------------------------------------------------------------------------- checkpoint and journal
@@ -71,8 +72,8 @@ def test_a_full_disk_leaves_the_older_checkpoint_good(tmp_path):
 def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_path):
     file, asked = tmp_path / "journal", []
 
-    def double(inputs):
-        asked.append(inputs)
+    def double(inputs, number):
+        asked.append((number, inputs))
         return [2 * i for i in inputs]
 
     call = checkpoint.journaled(file)("double", double)
@@ -81,7 +82,7 @@ def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_pat
         handle.write(b'{"key": "abc", "outp')
     call = checkpoint.journaled(file)("double", double)
     assert [call([1]), call([2, 3]), call([4])] == [[2], [4, 6], [8]]
-    assert asked == [[1], [2, 3], [4]]
+    assert asked == [(0, [1]), (1, [2, 3]), (2, [4])]
     with pytest.raises(ValueError, match="another run"):
         checkpoint.journaled(file)("double", double)([7])
 
@@ -92,12 +93,18 @@ def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_pat
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
-    assert chaos.finish_with_kills(folder, "undisturbed", 0, 0) == 0
+    assert chaos.finish_with_kills(folder, "undisturbed", []) == 0
     return folder
 
 
 def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
-    assert chaos.finish_with_kills(undisturbed, "killed", kills=4, seed=1) == 4
+    kills = [
+        ("grpo.sample", 2),
+        ("support.checkpoint.sync", 2),
+        ("gepa_loop.parse_reflection", 3),
+        ("support.run.write_line", 3),
+    ]
+    assert chaos.finish_with_kills(undisturbed, "killed", kills) == 4
     assert chaos.differences(undisturbed / "undisturbed", undisturbed / "killed") == []
 
 
@@ -176,7 +183,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_st
 
 def test_silent_failures_are_named(cfg):
     fine = {"truncated": 0.1, "ill_formed": 0.2, "reward": 0.3, "zero_advantage": 0.5, "logprob_mismatch": 1e-6}
-    assert p2o.silent_failures(fine, [], cfg) == []
+    assert run.silent_failures(fine, [], cfg) == []
     for change, word in [
         ({"truncated": 1.0}, "--max-response-tokens"),
         ({"ill_formed": 1.0}, "boxed"),
@@ -185,6 +192,64 @@ def test_silent_failures_are_named(cfg):
         ({"zero_advantage": 1.0, "reward": 1.0}, "harder questions"),
         ({"logprob_mismatch": 2.0}, "stale adapter"),
     ]:
-        (warning,) = p2o.silent_failures(fine | change, [], cfg)
+        (warning,) = run.silent_failures(fine | change, [], cfg)
         assert word in warning
-    assert p2o.silent_failures(fine | {"zero_advantage": 1.0}, ["q"] * 12, cfg) == []  # templates are coming
+    assert run.silent_failures(fine | {"zero_advantage": 1.0}, ["q"] * 12, cfg) == []  # templates are coming
+
+
+@pytest.mark.parametrize("what", ["token_logprobs", "_generate"])
+def test_out_of_memory_halves_the_batch_and_goes_on(cfg, monkeypatch, capsys, what):
+    real, calls = getattr(grpo, what), []
+
+    def crowded(policy, *args):
+        calls.append(policy)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(policy, *args)
+
+    monkeypatch.setattr(grpo, what, crowded)
+    assert p2o.train(cfg)["rollouts"] == 96
+    half = "sample_batch goes down to 128" if what == "_generate" else "micro_batch_tokens goes down to 8192"
+    assert half in capsys.readouterr().out
+
+
+def test_an_update_that_ran_out_of_memory_halfway_has_the_gradient_of_a_whole_one(fresh_policy, monkeypatch):
+    rollouts = rollouts_of(fresh_policy)
+    whole = gradient_of(fresh_policy, rollouts)
+    fresh_policy.micro_batch_tokens = 128
+    real, calls = grpo.policy_loss, []
+
+    def crowded(*args, **settings):
+        calls.append(args)
+        if len(calls) == 2:  # one micro-batch is already in the gradient
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **settings)
+
+    rollouts *= 2
+    monkeypatch.setattr(grpo, "policy_loss", crowded)
+    torch.testing.assert_close(gradient_of(fresh_policy, rollouts), whole, atol=1e-6, rtol=1e-3)
+
+
+def test_a_batch_that_never_fits_ends_with_one_line(cfg, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(grpo, "_generate", full)
+    with pytest.raises(UserError, match="out of memory with sample_batch"):
+        p2o.train(cfg)
+
+
+def test_questions_longer_than_the_context_are_counted_and_never_cut(cfg, capsys):
+    p2o.start_run(dataclasses.replace(cfg, max_prompt_tokens=18))
+    assert "questions are longer than --max-prompt-tokens 18 and left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no question fits"):
+        p2o.start_run(dataclasses.replace(cfg, max_prompt_tokens=5, name="other"))
+
+
+@pytest.mark.parametrize("response", [[2], [2, 2], [0, 2]])
+def test_a_response_of_special_tokens_only_is_graded_wrong_and_trains(cfg, monkeypatch, response):
+    def empty(policy, contexts, *_):
+        return [grpo.Sample(list(response), [-1.0] * len(response), False, "") for _ in contexts]
+
+    monkeypatch.setattr(grpo, "_generate", empty)
+    assert p2o.train(cfg)["accuracy"] == {"held": 0.0}

@@ -88,6 +88,14 @@ def test_a_seed_gives_the_same_responses_whatever_else_is_in_the_batch(engine):
     assert ids(vllm.sample(policy, prompts, seed=8)) != first
 
 
+def test_more_prompts_than_one_step_takes_up(engine):
+    """Where vLLM would prefill a prompt in pieces: there a CPU's seeded generators fail."""
+    policy, vllm, _ = engine
+    prompts = contexts(policy) * 24
+    assert sum(map(len, prompts)) > 2 * 4096
+    assert gap(policy, prompts, vllm.sample(policy, prompts, seed=9)) < 1e-4
+
+
 def test_responses_end_with_a_stop_token_or_are_truncated(engine):
     policy, vllm, _ = engine
     prompts = contexts(policy, 8)

@@ -81,10 +81,7 @@ def evolve(policy, hard_ids, seed):
         replies = grpo.sample(policy, contexts, seed=rng.randrange(2**31), adapter=False, max_new_tokens=60)
         return [s.text for s in replies]
 
-    def reflect(prompt):
-        return batch([prompt])[0]
-
-    reflect.batch = batch
+    reflect = gepa_loop.one_or_many(batch)
     hard = [p for p in questions if p.id in hard_ids]
     return gepa_loop.evolve(hard, answer, reflect, dev_size=20, budget="250", parents_per_iteration=4, seed=seed)
 

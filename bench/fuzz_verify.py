@@ -1,0 +1,124 @@
+r"""Fuzz the answer checker: grammar-made LaTeX, mutated answers and noise.
+
+    python bench/fuzz_verify.py                    # 100,000 inputs, seed 0
+    python bench/fuzz_verify.py --count 5000 --seed 7
+
+For every input three things must hold: there is a verdict and no exception, it comes within the time limit (plus the
+start of a new worker), and it is right where the right one is known by construction: a wrong number in whatever layout
+never scores, the right one always does, and no text scores against a reference that cannot be parsed. An input that
+breaks one of these is printed with its seed and belongs into tests/test_verify.py (`FOUND`).
+
+Most inputs are decided without the worker. So that the run ends, at most one input in `--worker-every` of the rest is
+sent to it, and the others are only parsed up to its door.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import verify  # noqa: E402
+
+ATOMS = r"0 1 2 12 -3 0.5 10^{3} x y n i e \pi \infty \alpha ½ ９ ２x".split(" ") + [""]
+TEMPLATES = r"""\frac{A}{B};\sqrt{A};\sqrt[3]{A};A+B;A-B;A \cdot B;A^{B};A_{B};(A,B);[A,B);\{A,B\};A=B;A \le B;A, B;|A|
+A \cup B;A!;A\%;A^\circ;A:B;\left(A\right);A\text{ or }B;A\text{ cm};$A$;\boxed{A};\log_{A} B;\sin A;\sum_{n=A}^{B} n
+A B;A \pm B;\begin{pmatrix}A\\B\end{pmatrix};\int_A^B x dx;\binom{A}{B};x=A,y=B;\overline{A}"""
+TEMPLATES = TEMPLATES.replace("\n", ";").split(";")
+NOISE = list("{}[]()$\\^_%&#~,.;:!?|/*+-=<>' \"\n\t\x00\u202e\u200b\ud800٣①")
+NOISE += ["\\\\", r"\boxed{", r"\text{", r"\frac", "10" * 40]
+WRAPS = r"A;$A$;$$A$$;\(A\);\[ A \];\boxed{A};\left(A\right);A\text{ cm};A^\circ;\,A\,;A.".split(";")
+UNPARSEABLE = [r"\frac{1}{", "", "$$", r"\left(", r"\text{}"]
+
+
+def expression(rng: random.Random, depth: int = 3) -> str:
+    if depth == 0 or rng.random() < 0.25:
+        return rng.choice(ATOMS)
+    text = rng.choice(TEMPLATES)
+    return text.replace("A", expression(rng, depth - 1), 1).replace("B", expression(rng, depth - 1), 1)
+
+
+def mutate(rng: random.Random, text: str) -> str:
+    for _ in range(rng.randrange(1, 5)):
+        i, j = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+        middle = rng.choice(["", rng.choice(NOISE) + text[i:j], text[i:j] * 2])
+        text = text[:i] + middle + text[j:]
+    return text
+
+
+def spell(rng: random.Random, n: int) -> str:
+    """The integer n in one of many layouts."""
+    text = rng.choice([str(n), f"{n:,}", f"{n}.0", f"{n}.", rf"\frac{{{n * 3}}}{{3}}", f"{n * 7}/7", f"{n * 10}e-1"])
+    return rng.choice(WRAPS).replace("A", text)
+
+
+def make_input(rng: random.Random) -> tuple[str, str, bool | None]:
+    """(predicted, reference, the right verdict if known)"""
+    kind = rng.random()
+    if kind < 0.4:
+        n = rng.choice([rng.randrange(-99, 100), rng.randrange(10**6), rng.randrange(10**20)])
+        m = rng.choice([n, n, n + 1, -n, n * 10, n + 10 ** rng.randrange(20), int(str(abs(n))[::-1])])
+        return spell(rng, n), spell(rng, m), n == m
+    if kind < 0.5:
+        return mutate(rng, expression(rng)), rng.choice(UNPARSEABLE), False
+    if kind < 0.8:
+        return mutate(rng, expression(rng)), rng.choice(["5", "x+1", r"\frac{1}{7}", r"\text{yes}", "(1,2)"]), None
+    return expression(rng), expression(rng), None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worker-every", type=int, default=50)
+    args = parser.parse_args()
+    counts: collections.Counter[str] = collections.Counter()
+    ask, slowest = verify._ask, 0.0
+
+    def sometimes(question: list) -> bool:
+        counts["reached the worker's door"] += 1
+        if counts["reached the worker's door"] % args.worker_every:
+            return False
+        counts["sent to the worker"] += 1
+        workers.add(verify._worker and verify._worker.pid)
+        return ask(question)
+
+    verify._ask, workers = sometimes, set()
+    for seed in range(args.seed * 10**9, args.seed * 10**9 + args.count):
+        predicted, reference, right = make_input(random.Random(seed))
+        doors = counts["sent to the worker"], counts["reached the worker's door"]
+        start = time.monotonic()
+        try:
+            verdict = verify.equivalent(predicted, reference)
+            grade = verify.grade(rf"\boxed{{{predicted}}}", reference)
+        except Exception as error:
+            counts["exceptions"] += 1
+            print(f"seed {seed}: {error!r} on {predicted!r}, {reference!r}")
+            continue
+        seconds = time.monotonic() - start
+        if doors[0] == counts["sent to the worker"]:
+            slowest = max(slowest, seconds)
+        counts["right" if verdict else "wrong"] += 1
+        decided = doors == (counts["sent to the worker"], counts["reached the worker's door"])
+        if seconds > 2 * verify.PATIENCE * verify.TIME_LIMIT + 10:
+            counts["too slow"] += 1
+            print(f"seed {seed}: {seconds:.1f} s on {predicted!r}, {reference!r}")
+        empty = predicted.strip() == reference.strip()
+        if right is not None and not empty and (verdict and not right or right and decided and not verdict):
+            counts["false verdicts"] += 1
+            print(f"seed {seed}: {verdict} on {predicted!r}, {reference!r}")
+        if grade.reward and right is False and grade.extracted != reference.strip():
+            counts["false rewards"] += 1
+            print(f"seed {seed}: rewarded {predicted!r}, {reference!r}")
+    print(f"{args.count} inputs, seed {args.seed}:", dict(counts), f"workers used: {len(workers - {None})}")
+    print(f"slowest verdict without the worker: {1000 * slowest:.1f} ms")
+    if counts["exceptions"] or counts["too slow"] or counts["false verdicts"] or counts["false rewards"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

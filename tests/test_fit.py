@@ -1,0 +1,76 @@
+"""`p2o.py fit`: the estimate against a measured peak (on a CPU, where the profiler sees every allocation)."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_real_models import load, make_model
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+import grpo
+import p2o
+from support import fit
+
+SHAPE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 4000, "max_position_embeddings": 2048}  # fmt: skip
+
+
+def peak_bytes(step):
+    """The most that tensors made by `step` take up together."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    present = top = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            present += event.nbytes()
+            top = max(top, present)
+    return top
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_estimate_is_near_the_measured_peak(tmp_path, monkeypatch, four_bit, checkpointing):
+    monkeypatch.setattr(grpo, "LOGIT_CHUNK", 4000 * 128)
+    cfg = dataclasses.replace(
+        p2o.Config(), model=make_model(tmp_path, **SHAPE), load_in_4bit=four_bit, gradient_checkpointing=checkpointing,
+        micro_batch_tokens=1024, lora_rank=8, max_prompt_tokens=64, max_response_tokens=448,
+    )  # fmt: skip
+    parts = fit.estimate(cfg, fit.architecture(cfg.model), card=24 * fit.GIB, on_gpu=False)
+    policy = load(cfg.model, load_in_4bit=four_bit, gradient_checkpointing=checkpointing, lora_rank=8)
+    tensors = list(policy.model.parameters())
+    states = [t.quant_state for t in tensors if hasattr(t, "quant_state")]
+    tensors += [t for s in states for t in (s.absmax, s.state2.absmax)]
+    loaded = sum(t.nbytes for t in tensors)
+    assert parts["weights"] + parts["adapter"] == pytest.approx(loaded, rel=0.03)
+
+    policy.model.train()
+    step = lambda: grpo.token_logprobs(policy, [[5] * 64] * 2, [[7] * 448] * 2).sum().backward()  # noqa: E731
+    step()  # the first backward makes the gradients; now they are there
+    measured = loaded + 3 * parts["adapter"] + peak_bytes(step)  # gradients, two moments
+    assert parts["training"] == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("name", fit.KNOWN)
+def test_the_table_of_architectures_counts_the_weights_of_the_real_ones(name):
+    a = fit.KNOWN[name]
+    config = Qwen3Config(
+        vocab_size=a.vocabulary, hidden_size=a.hidden, intermediate_size=a.intermediate, num_hidden_layers=a.layers,
+        num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, head_dim=a.head_dim, tie_word_embeddings=a.tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    assert weights == a.layers * sum(i * o for i, o in a.linear) + a.vocabulary * a.hidden
+    # "4B" and its like, as the model cards round
+    assert weights / 1e9 == pytest.approx(float(name.partition("-")[2].removesuffix("B")), rel=0.02)
+
+
+def test_the_24_gb_preset_fits_and_a_small_card_is_told_what_to_lower(capsys):
+    p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--card-gb", "24"])
+    assert "DOES NOT FIT" not in (text := capsys.readouterr().out) and "training peak" in text
+    p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--card-gb", "8", "--no-gradient-checkpointing"])
+    text = capsys.readouterr().out
+    assert "DOES NOT FIT" in text and "--gradient-checkpointing" in text and "--micro-batch-tokens 5120" in text
+    assert p2o.main(["fit", "--model", "nobody/knows"]) == 2
+    assert "config.json" in capsys.readouterr().err

@@ -1,0 +1,467 @@
+"""verify.py: what is right, what is wrong, and what must never hang, crash or be rewarded."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import verify
+from verify import Grade, equivalent, extract_boxed, feedback, grade, grade_batch, unparseable
+
+CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "verify_cases.jsonl").read_text().splitlines()]
+
+# Public cases whose labels we do not follow: (response, reference, their label, why).
+REJECTED = [
+    ("Answer $ \n 9 \n $", "$9$", False, "tests an extractor without plain numbers; the answer is 9"),
+    ("Answer \\( \n 9 \n \\)", "$9$", False, "the same with other delimiters"),
+    (r"$\begin{pmatrix}0.33\\0.2 \end{pmatrix}$", r"$(\begin{pmatrix}\frac{1}{3}\\ \frac{1}{5} \end{pmatrix})$", True,
+     "tests rounding to 2 decimals; 0.33 is not 1/3"),
+    ("$(0.6,2.6667]$", r"$(\frac{3}{5},\frac{8}{3}]$", True, "tests rounding to 4 decimals; 2.6667 is not 8/3"),
+    (r"$-2 \\le x \\le 7$", r"$x \in [-2,7]$", False, "the same pair is also labelled right; they are one set"),
+]  # fmt: skip
+
+# Pairs that say the same, either way round and boxed or not.
+SAME = r"""
+    5 | 5.0                         007 | 7                          +5 | 5                     .5 | 0.5
+    1000000 | 1,000,000             1{,}000 | 1000                   9 999 | 9999               12,\!345 | 12345
+    \frac{1}{2} | 0.5               \frac12 | 1/2                    \frac{-1}{2} | -\frac12    -\frac{-1}{2} | 0.5
+    1\frac{1}{2} | 3/2              1 1/2 | 1.5                      -1\frac{1}{2} | -1.5       2\dfrac{3}{4} | 2.75
+    0.\overline{3} | 1/3            0.1\overline{6} | \frac16        1/3 | 0.333333             2/3 | 0.6666667
+    50\% | 50                       50\% | 0.5                       50\% | \frac12             28.5\% | 0.285
+    28 percent | 28\%               5\text{ cm} | 5                  5 cm | 5                   5 apples | 5
+    15\mbox{ cm}^2 | 15             5\,\mathrm{m}/\mathrm{s} | 5     90^\circ | 90              \$5.00 | 5
+    €5 | 5                          5\ \text{kg}\cdot\text{m} | 5    \frac{\pi}{3}\text{ rad} | \frac{\pi}{3}
+    1e3 | 1000                      1.2\times10^3 | 1200             6.02\times 10^{23} | 602\cdot 10^{21}
+    10^{-3} | 0.001                 2^{10} | 1024                    10! | 3628800              \binom{5}{2} | 10
+    \sqrt{12} | 2\sqrt{3}           \frac{\sqrt3}{3} | \frac{1}{\sqrt3}        \sqrt2\cdot\sqrt3 | \sqrt6
+    sqrt(2) | \sqrt{2}              \tfrac{3}{4}\pi | \frac{3\pi}{4}  \log_2 8 | 3               e^x | \exp(x)
+    3+4i | 4i+3                     i^2 | -1                         \sqrt{-4} | 2i             (1+i)^2 | 2i
+    x^2+2x+1 | (x+1)^2              \sin^2 x | 1-\cos^2 x            \frac{1}{x} | x^{-1}       2*x**2 | 2x^2
+    y=2x+1 | 2x+1                   x=5 | 5                          x^2+y^2=1 | y^2+x^2=1      2x+4y-3=0 | 4x+8y=6
+    x>1 | (1,\infty)                x\in[1,2] | 1\le x\le 2          [1,2] | 1\le x\le 2        -x>-1 | x<1
+    (0,\frac12] | (0,0.5]           (-\infty,1)\cup(2,3) | (2,3)\cup(-\infty,1)                 [1,2]\cup[2,3] | [1,3]
+    \{1,2,3\} | \{3,2,1\}           1,2,3 | 3,2,1                    6 and 8 | 8,6
+    1\pm\sqrt2 | 1-\sqrt2,1+\sqrt2                                   \frac{1}{12} | 0.0833333333
+    \{-2\} | -2                     \emptyset | \{\}                 1,2 | (1,2)                5 or 6 | 5,6
+    (1, 2) | \left(1,2\right)       (1,2),(3,4) | (3,4),(1,2)        x=2,y=3 | (2,3)            x=2,y=3 | y=3,x=2
+    x=-2\text{ or }x=3 | 3,-2       \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{bmatrix}1&2\\3&4\end{bmatrix}
+    \text{(C)} | C                  (c) | \textbf{C}                 \text{Evelyn} | evelyn.    Yes | \text{yes}
+    7:32 | 7/32                     204_5 | 204_{5}                  1,22 | 1.22                1,22 | 22,1
+    １２ | 12                       −5 | -5                          ∞ | \infty                 2π | 2\pi
+    x≤2 | x\leq 2                   $5$ | \boxed{5}                  \(\boxed{\frac12}\) | 0.5  \displaystyle 5 | 5
+"""
+
+# Pairs that must not earn a reward, either way round.
+DIFFERENT = r"""
+    5 | -5                          5 | 6                            0.5 | 0.05                 1000 | 10000
+    \frac{1}{2} | \frac{2}{1}       1\frac{1}{2} | \frac{1}{2}       1 1/2 | 11/2               3 1/2 | 31/2
+    1 2 | 12                        32, 349 | 32349                  32, 349 | 32,349           1/0 | \infty
+    1/3 | 0.33                      1/3 | 0.33333                    2/3 | 0.67                 \frac{8}{3} | 2.6667
+    \sqrt2 | 1.41                   \sqrt2 | 1.4142                  \pi | 3.14                 \pi | 22/7
+    e | 2.718                       0.9999 | 1                       0.0000001 | 0.0000002      10^{-20} | 10^{-21}
+    12345678901234567890 | 12345678901234567891                      12345678901234567890.5 | 12345678901234567890.6
+    0.12345678901234567890 | 0.12345678901234567891                  10^{20} | 10^{20}+1
+    \frac{12345678901234567890}{7} | \frac{12345678901234567891}{7}  x+12345678901234567890 | x+12345678901234567891
+    \sqrt{12345678901234567890} | \sqrt{12345678901234567891}        12345678901234567890\pi | 12345678901234567891\pi
+    \frac{\sqrt2}{10^{20}} | \frac{\sqrt3}{10^{20}}                  1.5\times10^{-20} | 1.6\times10^{-20}
+    0.5\% | 50\%                    0.5\% | 50                       50\% | 0.05                5\text{ million} | 5
+    5m | 5                          5 m | 5                          5x | 5                     3t | 3
+    2x+3c | 2x+3                    x^2 h | x^2                      \frac{a}{b}c | \frac{a}{b} 3+4\text{i} | 3
+    5\text{ or more} | 5            5\text{ or }6 | 6                5 or 6 | 6                 6 and 8 | 8
+    2 hours 30 minutes | 2          2 hours 30 minutes | 30          5 cubed | 5                3 dozen | 3
+    5 feet 3 inches | 5             5^\circ 30' | 5                  5\text{ cm} | -5           10:30 | 10:45
+    204_5 | 204                     204_5 | 204_6                    204_5 | 54                 a_1 | a_2
+    3+4i | 3-4i                     3+4i | 3+4j                      i | -i                     3+4i | 3
+    n! | n                          f' | f                           -x | x                     |x| | x
+    x^2+2x+1 | (x+1)^3              x^2+2x+1 | x^2+2x-1              a+b | a-b                  2^{n+1}-1 | 2^{n+1}+1
+    x^2-1 | (x-1)^2                 \sin x | \cos x                  e^x | e^{-x}               \log_{10} 2 | \ln 2
+    2\sqrt{3} | \sqrt{13}           1+\sqrt2 | 1-\sqrt2              1\pm\sqrt2 | 1+\sqrt2      \frac{\pi}{3} | \pi
+    x=2 | x=3                       x=2 | y=2                        x^2=1 | x=1                x^2+y^2=1 | x^2+y^2=2
+    x=x+1 | x=x+2                   x^2=-1 | x^2=-2                  x=2,y=3 | x=3,y=2          x=2,y=3 | (3,2)
+    AB=4,CD=5 | 5,4                 7=11a+c | 11a                    x<1 | x>-1                 x>1 | x\ge 1
+    x\ne 2 | x=2                    x\ne 2 | x\ne 3                  x>1 | [1,\infty)           1\le x\le 2 | [1,2)
+    (1,2) | (2,1)                   (1,2,3) | (3,2,1)                (1,2,3) | (1,2)            (-1,2) | (1,2)
+    (1,2),(3,4) | (2,1),(3,4)       (1,2),(3,4) | (1,2)              [1,2] | (1,2)              [1,2) | (1,2]
+    (-\infty,1)\cup(2,3) | (-\infty,1)                               (-\infty,1)\cup(2,3) | (-\infty,1)\cup(2,3]
+    \{1,2,3\} | \{1,2\}             1,2,3 | 1,2                      \{1,2\} | \{1,-2\}         -2,3 | -2
+    \emptyset | 0                   \emptyset | \{0\}                \infty | -\infty           \{1\} | \{0\}
+    1:2:3 | 3:2:1                   7:32 | 32:7                      0/0 | 1/0                  2x | x
+    \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix}1&3\\2&4\end{pmatrix}
+    \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1&2\end{pmatrix}
+    A | B                           \text{(A)} | C                   AB | A                     \text{even} | odd
+    listen | silent                 Yes | No                         Evelyn | Carla             thirteen | 13
+    Monday, Tuesday | Tuesday, Monday                                \alpha | \beta             a | b
+"""
+
+
+def pairs(table: str) -> list[tuple[str, str]]:
+    """Cells stand two or more spaces apart, the two sides of a cell on the sides of " | "."""
+    cells = [cell for line in table.strip().splitlines() for cell in line.split("  ") if cell.strip()]
+    return [tuple(side.strip() for side in cell.rsplit(" | ", 1)) for cell in cells]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A short limit, so that hanging answers do not take up the test run's time."""
+    equivalent("x+1", "x+2")  # a worker that has started
+    monkeypatch.setattr(verify, "TIME_LIMIT", 0.3)
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def test_public_cases():
+    wrong = [case for case in CASES if equivalent(case[0], case[1]) != case[2]]
+    assert len(CASES) == 244 and not wrong
+
+
+def test_rejected_labels_are_still_rejected():
+    assert [equivalent(response, reference) for response, reference, _, _ in REJECTED] == [
+        not label for _, _, label, _ in REJECTED
+    ]
+
+
+@pytest.mark.parametrize(("one", "other"), pairs(SAME))
+def test_same(one, other):
+    assert equivalent(one, other) and equivalent(other, one)
+    assert grade(rf"so \boxed{{{one}}}.", f"${other}$").reward == 1
+
+
+@pytest.mark.parametrize(("one", "other"), pairs(DIFFERENT))
+def test_different(one, other):
+    assert not equivalent(one, other) and not equivalent(other, one)
+    assert grade(rf"so \boxed{{{one}}}.", f"${other}$").reward == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("Answer: $x=5$", "5"),
+        ("So the area is 12 square metres.", "12"),
+        ("First 3, then 4. Final Answer: The final answer is $7$. I hope it is correct.", "7"),
+        (r"We get \boxed{3}, that is, three of the 4 apples.", "3"),
+        (r"\boxed{1}, \boxed{2}", "1,2"),
+    ],
+)
+def test_equivalent_finds_the_answer_in_a_text(text, reference):
+    assert equivalent(text, reference) and not equivalent(text, "11")
+
+
+# --- references nobody can parse --------------------------------------------------------------------------------------
+
+GARBAGE = ["", " ", "$$", r"\boxed{}", r"\frac{1}{", "{", "???", r"\left(", "\x00", "^", r"\text{}"]
+
+
+@pytest.mark.parametrize("reference", GARBAGE)
+def test_garbage_reference_is_matched_by_its_own_text_only(reference):
+    for answer in ["", "0", "1", "5", "x", "{", "}", "?", r"\frac{1}{2}", "None", "nan", "[]", r"\emptyset", "True"]:
+        if answer != reference:
+            assert not equivalent(answer, reference)
+            assert grade(rf"\boxed{{{answer}}}", reference).reward == 0
+
+
+def test_an_empty_answer_is_never_right():
+    for nothing in ["", " ", "$$", r"\boxed{}", r"\text{}", "{}"]:
+        assert grade(rf"\boxed{{{nothing}}}", nothing).reward == 0
+
+
+def test_unparseable():
+    good = ["12", "x+1", r"\text{Evelyn}", "(C)", r"\sqrt{2}", r"[1,\infty)", r"\{1,2\}", "$90^\\circ$", "x=1"]
+    assert unparseable(good + GARBAGE + good) == list(range(len(good), len(good) + len(GARBAGE)))
+    assert equivalent(r"\frac{1}{", r"\frac{1}{")  # the same text
+
+
+# --- extraction, grades, feedback -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"\boxed{5}", "5"),
+        (r"\boxed {5}", "5"),
+        (r"\boxed{ \frac{1}{2} }", r"\frac{1}{2}"),
+        (r"\boxed{1} and \boxed{2}", "2"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{\left\{ x : x > 1 \right.}", r"\left\{ x : x > 1 \right."),
+        (r"\boxed{\boxed{5}}", r"\boxed{5}"),
+        (r"\boxed{1} \boxed{2", "1"),
+        (r"\boxed{ \boxed{5}", "5"),
+        (r"} \boxed{5} {", "5"),
+        (r"put it in \boxed{}: \boxed{5}", "5"),
+        (r"\\boxed{5}", "5"),
+        (r"\\\boxed{5}", "5"),
+        (r"\boxed{5", None),
+        (r"\boxed{}", None),
+        (r"boxed{5}", None),
+        ("5", None),
+        ("", None),
+    ],
+)
+def test_extract_boxed(response, answer):
+    assert extract_boxed(response) == answer
+
+
+def test_grade_wants_exactly_one_box():
+    assert grade(r"\boxed{4}", "4") == Grade(1.0, True, True, "4")
+    assert grade(r"\boxed{4} \boxed{4}", "4") == Grade(0.0, True, False, "4")
+    assert grade(r"\boxed{4} \boxed{5}", "4") == Grade(0.0, False, False, "5")
+    assert grade(r"\boxed{\boxed{4}}", "4") == Grade(1.0, True, True, r"\boxed{4}")
+    assert grade("4", "4") == Grade(0.0, False, False, None)
+    assert grade(r"The answer is 4. \boxed{5}", "4").reward == 0
+
+
+def test_grade_batch_decides_equal_pairs_once(monkeypatch):
+    decided = []
+    monkeypatch.setattr(verify, "_decide", lambda *pair, boxed: decided.append(pair) or True)
+    grades = grade_batch([r"\boxed{1}", r"also \boxed{1}", r"\boxed{2}", "1", r"\boxed{1}"], ["1", "1", "1", "1", "2"])
+    assert decided == [("1", "1"), ("2", "1"), ("1", "2")]
+    assert [g.reward for g in grades] == [1, 1, 1, 0, 1]
+    with pytest.raises(ValueError):
+        grade_batch(["a"], ["a", "b"])
+
+
+def test_feedback():
+    assert feedback(grade(r"\boxed{4}", "4"), "4") == "The answer 4 is right."
+    assert feedback(grade(r"\boxed{3}", "4"), "4") == "The answer 3 is wrong. The right answer is 4."
+    assert feedback(grade("3", "4"), "4") == "There is no boxed answer. The right answer is 4."
+    several = "There are several boxed answers, and only one is allowed. The right answer is 4."
+    assert feedback(grade(r"\boxed{3}\boxed{4}", "4"), "4") == several
+    assert feedback(grade(r"\boxed{4}\boxed{4}", "4"), "4", truncated=True) == several
+    cut = "The response was cut off before a boxed answer. The right answer is 4."
+    assert feedback(grade(r"\boxed{4", "4"), "4", truncated=True) == cut
+    assert feedback(grade(r"\boxed{{0.__class__}%s}", "{x}%d"), "{x}%d").endswith("The right answer is {x}%d.")
+
+
+def test_docstrings():
+    assert doctest.testmod(verify).failed == 0
+    for function in (extract_boxed, equivalent, grade, grade_batch, unparseable, feedback):
+        assert ">>>" in function.__doc__
+
+
+# --- hostile text -----------------------------------------------------------------------------------------------------
+
+HANGS = {
+    "tower": "9^{9^{9^{9^9}}}",
+    "factorial": "99999999999!",
+    "factorials": "((9999!)!)!",
+    "power": "x^{10^{10^{10}}}-1",
+    "sum": r"\sum_{n=1}^{10^{12}} n^{-1/3}",
+    "product": r"\prod_{k=1}^{10^9} k",
+    "nested roots": r"\sqrt{" * 300 + "2" + "}" * 300,
+    "signs": "-" * 1_900 + "1",
+    "big exponent": "9" * 400 + "^{" + "9" * 400 + "}",
+    "expand": "(" + "+".join("abcdefgh") + ")^{60}-1",
+}
+CHEAP = {
+    "braces": "{" * 10_000 + "1" + "}" * 10_000,
+    "digits": "7" * 3_000_000,
+    "null": "5\x00",
+    "bidirectional": "\u202e5",
+    "half a character": "\ud8005",
+    "unclosed": r"\boxed{" * 100_000,
+    "a million boxes": r"\boxed{}" * 1_000_000,
+    "a million answers": r"\boxed{1}" * 1_000_000,
+    "backslashes": "\\" * 1_000_000,
+    "dollars": "$" * 100_000,
+    "brackets": r"\(" * 50_000,
+    "spaces": "1" + " " * 200_000 + "2",
+    "text": r"5\text{a} " * 180 + "!",
+    "words": "5 " + "abcd" * 480 + "!",
+    "exponent": "2e999999999",
+    "commas": "1,000" * 300,
+    "format": "{0.__class__}%s%n",
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_hanging_answer_is_wrong_in_time(name, impatient):
+    start = time.monotonic()
+    assert not grade(rf"\boxed{{{HANGS[name]}}}", "x+5").correct
+    assert time.monotonic() - start < 4  # PATIENCE * 0.3 s on the busiest machine, and some for the start of a worker
+    assert equivalent("x+x", "2x")  # the next answer is served
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_hostile_text_is_wrong_in_time(name, impatient):
+    start = time.monotonic()
+    assert not grade(rf"\boxed{{{CHEAP[name]}}}", "5").reward
+    assert not equivalent(CHEAP[name], "5") and not equivalent("5", CHEAP[name])
+    assert time.monotonic() - start < 20  # three verdicts, at worst with three new workers
+
+
+def test_code_is_not_run(tmp_path):
+    mark = tmp_path / "mark"
+    code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
+    for text in [code, f"${code}$", rf"\text{{{code}}}", f"Answer: {code}", f"1+{code}"]:
+        assert not equivalent(text, "5") and not grade(rf"\boxed{{{text}}}", "5").reward and not equivalent("5", text)
+    unparseable([code])
+    assert not mark.exists()
+
+
+def test_nothing_reaches_eval(tmp_path):
+    """The worker itself, whose `eval` is taken away once its imports are done, answers questions of every kind."""
+    code = "import sys, verify, math_verify, sympy.physics.units, sympy.parsing.sympy_parser as parser\n"
+    code += "verify._verify('x+1.5', False, 'x^2', False)\n"
+    code += "def no(*a, **k): sys.stderr.write('eval!'); sys.exit(7)\n"
+    code += "parser.eval = no; sys.stdin = open(sys.argv[1]); verify._serve()"
+    questions = [["the answer is 3 * (4 + 5)", True, "27", False], [r"\frac{1.5}{x}", False, r"\frac{3}{2x}", False]]
+    questions += [["x = 2**0.5 or so", True, "7", False], [r"[1,2]\cup\{3\}", False, r"\{3\}\cup[1,2]", False]]
+    path = tmp_path / "questions"
+    path.write_text("\n" + "".join(json.dumps([9, *question]) + "\n" for question in questions))
+    out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=REPO)
+    assert out.stdout.split() == ["ready", "1", "1", "0", "1"] and "eval!" not in out.stderr
+
+
+REPO = Path(verify.__file__).parent
+
+
+def test_off_the_main_thread():
+    results = {}
+
+    def work(i: int) -> None:
+        results[i] = (equivalent("x+x", "2x"), equivalent(HANGS["tower"], "x+5"), equivalent("x+x", "3x"))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert results == dict.fromkeys(range(2), (True, False, False))
+
+
+def test_a_killed_worker_is_replaced():
+    assert equivalent("x+x", "2x")
+    old = verify._worker
+    old.kill()
+    old.wait()
+    assert equivalent("x+x", "2x") and verify._worker.pid != old.pid
+
+
+def test_a_busy_machine_does_not_turn_a_verdict(monkeypatch):
+    """The limit is the worker's CPU time: stopped for longer than the limit, it still answers."""
+    assert equivalent("x+x", "2x")
+    monkeypatch.setattr(verify, "TIME_LIMIT", 0.5)
+    os.kill(verify._worker.pid, signal.SIGSTOP)
+    threading.Timer(0.8, os.kill, [verify._worker.pid, signal.SIGCONT]).start()
+    assert equivalent("x+x+x", "3x")
+
+
+def test_a_worker_that_stands_still_is_replaced(monkeypatch):
+    assert equivalent("x+x", "2x")
+    monkeypatch.setattr(verify, "PATIENCE", 0.3)
+    os.kill(verify._worker.pid, signal.SIGSTOP)
+    assert not equivalent("x+x+x", "3x")
+    monkeypatch.undo()
+    assert equivalent("x+x", "2x")
+
+
+def test_memory_of_the_worker_is_limited():
+    resource = pytest.importorskip("resource")
+    assert equivalent("x+x", "2x")
+    if hasattr(resource, "prlimit"):
+        assert resource.prlimit(verify._worker.pid, resource.RLIMIT_AS)[0] == verify.MEMORY_LIMIT
+
+
+def test_plain_answers_need_no_worker_and_no_guard():
+    """In a script without `if __name__ == "__main__"`: numbers start no worker, and it does not run the script."""
+    code = "import sys, verify; reward = verify.grade('\\\\boxed{24}', '24').reward\n"
+    code += "print(reward, verify._worker, 'sympy' in sys.modules); print(verify.equivalent('x+x', '2x'))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, timeout=60)
+    assert out.stdout == "1.0 None False\nTrue\n" and out.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_starts_its_own_worker():
+    assert equivalent("x+x", "2x")
+    child = os.fork()
+    if child == 0:
+        good = equivalent("x+x+x", "3x") and not equivalent("x+x+x", "4x")
+        verify._stop_worker()
+        os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert equivalent("x+x", "2x") and not equivalent("x+x", "3x")
+
+
+def test_an_interrupt_does_not_shift_the_verdicts(monkeypatch):
+    assert equivalent("x+x", "2x")
+    monkeypatch.setattr(verify._worker.stdout, "readline", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        equivalent("y+y", "2y")
+    assert not equivalent("x+x", "3x") and equivalent("x+x", "2x")
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+integers = st.integers(-(10**24), 10**24)
+
+
+@given(integers, st.integers(-3, 3))
+def test_integers(n, d):
+    for text in (str(n), f"{n:,}", f"{n}.0", f"${n}$", rf"{n}\text{{ cm}}", rf"\frac{{{2 * n}}}{{2}}"):
+        assert equivalent(text, str(n + d)) == (d == 0)
+
+
+@given(integers, st.integers(1, 10**12), integers, st.integers(1, 10**12))
+def test_fractions(a, b, c, d):
+    same = Fraction(a, b) == Fraction(c, d)
+    assert equivalent(rf"\frac{{{a}}}{{{b}}}", f"{c}/{d}") == same
+    assert equivalent(rf"\dfrac{{{a * d}}}{{{b * d}}}", f"{a}/{b}")
+
+
+@given(st.decimals(-(10**9), 10**9, places=4), st.decimals(-(10**9), 10**9, places=4))
+def test_decimals(a, b):
+    assert equivalent(str(a), str(b)) == (a == b)
+    assert equivalent(str(Fraction(a)), format(a, "f"))
+
+
+@given(st.lists(st.integers(-99, 99), min_size=2, max_size=5), st.randoms())
+def test_tuples_are_ordered(numbers, rng):
+    other = rng.sample(numbers, len(numbers))
+    one, two = ("(" + ", ".join(map(str, part)) + ")" for part in (numbers, other))
+    assert equivalent(one, two) == (numbers == other)
+    assert not equivalent(one, "[" + one[1:])
+
+
+@given(st.text(max_size=60), st.sampled_from(["5", "x+1", r"\frac{1}{", "", r"\text{yes}"]))
+@settings(max_examples=60, deadline=None)
+def test_any_text_gets_a_verdict(text, reference):
+    result = grade(rf"\boxed{{{text}}}", reference)
+    assert result.reward in (0.0, 1.0) and result.reward <= result.correct
+
+
+@given(st.text(alphabet=r"{}\boxed 1$", max_size=80))
+def test_extraction_never_fails(text):
+    answer = extract_boxed(text)
+    assert answer is None or answer and answer in text
+    assert extract_boxed(text + r"\boxed{7}") == "7" or "{" in text
+
+
+# Found by bench/fuzz_verify.py: (predicted, reference, right verdict)
+FOUND: list[tuple[str, str, bool]] = [
+    ("-x", "x", False),  # a sign was dropped with the punctuation of words
+    ("f'", "f", False),  # and so was a prime
+    ("{}", "{ }", False),  # two empty answers
+    ("(", r"\left(", False),  # and a reference that is none
+    ("5" + r"\text{a} " * 200 + "!", "5", False),  # a regular expression for units that took 2^200 steps
+]
+
+
+@pytest.mark.parametrize(("predicted", "reference", "verdict"), FOUND)
+def test_found_by_fuzzing(predicted, reference, verdict):
+    assert equivalent(predicted, reference) == verdict
