@@ -2,7 +2,9 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test test-vllm lint
+STUDENT ?= student
+
+.PHONY: demo test test-vllm lint assignment grade notebooks
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
@@ -15,6 +17,15 @@ test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an env
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+notebooks: .venv/installed  ## build the notebooks from notebooks/src/ and execute them
+	$(PY) notebooks/build.py
+
+assignment: .venv/installed  ## the student's version of the code, into student/ (or STUDENT=folder)
+	$(PY) assignment/make.py $(STUDENT)
+
+grade: .venv/installed  ## points and hints for STUDENT (a folder or a submission.zip); PART=2 for one part in detail
+	$(PY) assignment/grade.py $(STUDENT) $(if $(PART),--part $(PART))
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

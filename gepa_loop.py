@@ -339,6 +339,7 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
     >>> greedy_cover([[0, 0, 0], [1, 1, 0], [0, 1, 1]])
     [1, 2]
     """
+    # --- solution: part 5 ---
     solves = [{n for n, value in enumerate(scores) if value > 0} for scores in dev_scores]
     chosen: list[int] = []
     covered: set[int] = set()
@@ -359,6 +360,7 @@ def assign_templates(
     A dev question draws from the chosen templates that solve it (from all chosen ones if none does), a train question
     from all chosen ones. No template that solves anything: no assignment, the next epoch runs bare.
     """
+    # --- solution: part 6 ---
     chosen, weights = evolution.chosen, evolution.weights
     if not chosen:
         return {}

@@ -48,6 +48,7 @@ def group_advantages(
     >>> group_advantages(torch.zeros(4), 4)
     tensor([0., 0., 0., 0.])
     """
+    # --- solution: part 1 ---
     if group_size < 2 or rewards.numel() % group_size:
         raise ValueError(f"{rewards.numel()} rewards do not make groups of {group_size} (at least 2 are needed)")
     groups = rewards.view(-1, group_size)  # [B / G, G]
@@ -68,6 +69,7 @@ def aggregate(per_token: torch.Tensor, mask: torch.Tensor, aggregation: str) -> 
     >>> aggregate(torch.tensor([[1.0, 3.0], [5.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]), "token-mean")
     tensor(3.)
     """
+    # --- solution: part 2 ---
     sums, counts = (per_token * mask).sum(dim=1), mask.sum(dim=1)  # [B], [B]
     if aggregation == "token-mean":
         return sums.sum() / counts.sum().clamp(min=1)
@@ -110,6 +112,7 @@ def policy_loss(
     >>> loss.item(), metrics["clip_fraction"]          # on-policy: -A, and the gradient is -A as well
     (-2.0, 0.0)
     """
+    # --- solution: part 2 ---
     if advantages.dim() == 1:
         advantages = advantages[:, None].expand_as(logprobs)  # [B, T]
     log_ratio = (logprobs - old_logprobs).clamp(-20, 20)
@@ -150,6 +153,7 @@ def template_ratio_weight(
     >>> template_ratio_weight(bare, templated, soft=True)
     tensor([[1.0000, 9.0000, 0.4000]])
     """
+    # --- solution: part 3 ---
     ratio = (bare_logprobs - templated_logprobs).clamp(-20, 20).exp()
     bounded = ratio.clamp(ratio_min, ratio_max)
     return bounded / ratio if soft else (bounded == ratio).to(ratio.dtype)
@@ -479,6 +483,7 @@ def micro_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
 
 def _chosen_logprobs(hidden: torch.Tensor, tokens: torch.Tensor, head, temperature: float) -> torch.Tensor:
     """hidden [N, D], tokens [N] -> log-prob of each token, [N]."""
+    # --- solution: part 4 ---
     logits = head(hidden).float() / temperature  # [N, V]
     return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)
 
@@ -493,6 +498,7 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     harmless, so no attention mask is needed. [B, T, V] never exists: the head runs over chunks of tokens, and backward
     computes each chunk again.
     """
+    # --- solution: part 4 ---
     sequences = [c + r for c, r in zip(contexts, responses, strict=True)]
     width = max(map(len, sequences))
     pad = policy.tokenizer.pad_token_id

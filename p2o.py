@@ -239,6 +239,7 @@ def check_config(cfg: Config, train: list[Problem]) -> None:
 
 def train(cfg: Config) -> dict:
     """One run: `cfg.epochs` times policy epoch, hard-sample mining and prompt evolution. Returns the summary."""
+    # --- solution: part 8 ---
     run = start_run(cfg)
     state = run.state
     with stop_on_ctrl_c(run):
@@ -283,6 +284,7 @@ def sample_groups(run: Run, problems: list[Problem]) -> list[grpo.Rollout]:
     A hard question of the last epoch is sampled under its templates, one for each rollout; any other one bare. With
     distillation, the context that is trained is the bare one in either case.
     """
+    # --- solution: part 8 ---
     cfg, state, policy = run.cfg, run.state, run.policy
     pairs = [(p, z) for p in problems for z in state.templates.get(p.id, [""] * cfg.group_size)]
     sampled_contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(z, p.question)) for p, z in pairs]
@@ -329,6 +331,7 @@ def sample_groups(run: Run, problems: list[Problem]) -> list[grpo.Rollout]:
 
 def mine_hard(rollouts: list[grpo.Rollout], group_size: int, near_hard: bool) -> list[str]:
     """Ids of the questions with no success in their group, or (near-hard) exactly one, as they were sampled."""
+    # --- solution: part 8 ---
     groups = [rollouts[i : i + group_size] for i in range(0, len(rollouts), group_size)]
     most = 1 if near_hard else 0
     return [group[0].question_id for group in groups if sum(r.reward for r in group) <= most]

@@ -517,6 +517,7 @@ def grade_batch(responses: list[str], references: list[str]) -> list[Grade]:
     >>> [g.reward for g in grade_batch([r"\boxed{50\%}", r"\boxed{5}", "5"], ["0.5", "5", "5"])]
     [1.0, 1.0, 0.0]
     """
+    # --- solution: part 7 ---
     verdicts: dict[tuple[str, str], bool] = {}
     grades = []
     for response, reference in zip(responses, references, strict=True):

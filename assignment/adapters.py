@@ -1,0 +1,90 @@
+"""How the grader reaches your code: one function for each thing it asks for.
+
+They are wired to the functions of the reference's names. If you name or split yours differently, change what is called
+here, not what is returned. Imports stand inside the functions, so that a mistake in one file costs no other part.
+"""
+
+
+# part 1
+def group_advantages(rewards, group_size, scale_by_std=True, eps=1e-6):
+    """rewards [B], groups of neighbours -> advantages [B]"""
+    import grpo
+
+    return grpo.group_advantages(rewards, group_size, scale_by_std, eps)
+
+
+# part 2
+def aggregate(per_token, mask, aggregation):
+    """per_token [B, T], mask [B, T], a name -> scalar"""
+    import grpo
+
+    return grpo.aggregate(per_token, mask, aggregation)
+
+
+def policy_loss(logprobs, old_logprobs, advantages, mask, **settings):
+    """Tensors [B, T] (advantages also [B]) -> (scalar loss, {"clip_fraction", "approx_kl", "dual_clip_fraction"})"""
+    import grpo
+
+    return grpo.policy_loss(logprobs, old_logprobs, advantages, mask, **settings)
+
+
+# part 3
+def template_ratio_weight(bare_logprobs, templated_logprobs, ratio_min=0.01, ratio_max=10.0, soft=False):
+    """Log-probs [B, T] under both contexts -> weights [B, T]"""
+    import grpo
+
+    return grpo.template_ratio_weight(bare_logprobs, templated_logprobs, ratio_min, ratio_max, soft)
+
+
+# part 4
+def token_logprobs(policy, contexts, responses):
+    """A policy, B contexts and B responses (lists of token ids) -> log-probs [B, T], zeros on the right"""
+    import grpo
+
+    return grpo.token_logprobs(policy, contexts, responses)
+
+
+# part 5
+def greedy_cover(dev_scores):
+    """K lists of N scores -> indices of the chosen candidates, in the order of choice"""
+    import gepa_loop
+
+    return gepa_loop.greedy_cover(dev_scores)
+
+
+# part 6
+def assign_templates(evolution, group_size, rng, one_per_group=False):
+    """A gepa_loop.Evolution, G and a random.Random -> {question id: list of G templates}"""
+    import gepa_loop
+
+    return gepa_loop.assign_templates(evolution, group_size, rng, one_per_group)
+
+
+# part 7
+def grade_batch(responses, references):
+    """Responses and reference answers (strings) -> a verify.Grade for each"""
+    import verify
+
+    return verify.grade_batch(responses, references)
+
+
+# part 8
+def mine_hard(rollouts, group_size, near_hard):
+    """Rollouts, group by group -> ids of the hard questions"""
+    import p2o
+
+    return p2o.mine_hard(rollouts, group_size, near_hard)
+
+
+def sample_groups(run, problems):
+    """A p2o.Run and problems -> graded rollouts, group by group, ready to be trained on"""
+    import p2o
+
+    return p2o.sample_groups(run, problems)
+
+
+def train(cfg):
+    """A p2o.Config -> the run's summary; the run's folder is written"""
+    import p2o
+
+    return p2o.train(cfg)

@@ -1,0 +1,64 @@
+"""The notebooks run: every code cell of each committed notebook, in order, in one namespace, as a kernel would.
+
+`make notebooks` builds and executes them in real kernels; here the cells run in this process, which spares five starts
+of torch and needs no Jupyter.
+"""
+
+import json
+import re
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+from conftest import ROOT
+
+matplotlib.use("Agg")
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import build  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def source_of(cell):
+    return "".join(cell["source"])
+
+
+def outputs_of(notebook):
+    return [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+
+
+def test_there_are_five_built_from_their_sources():
+    assert [path.stem for path in NOTEBOOKS] == [path.stem for path in build.sources()]
+    assert len(NOTEBOOKS) == 5
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_what_its_source_says_and_was_executed(path):
+    """If this fails: `make notebooks`."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [(cell["cell_type"], source_of(cell)) for cell in notebook["cells"]]
+    assert cells == build.cells_of((ROOT / "notebooks" / "src" / f"{path.stem}.py").read_text(encoding="utf-8"))
+    counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = outputs_of(notebook)
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    text = json.dumps([{k: v for k, v in o.items() if k != "data"} for o in outputs])
+    assert not re.search(r"/(home|root|work|tmp|Users)/", text), "a machine's path stands in an output"
+    assert path.stem.startswith("5") or any("image/png" in o.get("data", {}) for o in outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")  # where a notebook starts; its first cell goes to the root
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    namespace = {"__name__": "__main__"}
+    try:
+        for kind, code in build.cells_of((ROOT / "notebooks" / "src" / f"{path.stem}.py").read_text(encoding="utf-8")):
+            if kind == "code":
+                exec(compile(code, path.name, "exec"), namespace)
+    finally:
+        plt.close("all")
+        matplotlib.rcdefaults()
