@@ -313,11 +313,12 @@ def teacher(
                 max_tokens=max_tokens,
                 temperature=temperature,
             )
-        except Exception as error:
-            raise ConnectionError(f"{base_url}: {error}".replace(key, "***")) from None
+            choice = reply.choices[0]
+            text = choice.message.content or ""
+        except Exception as error:  # refused, silent for too long, or no completion at all
+            raise ConnectionError(f"{base_url}: {type(error).__name__}: {error}".replace(key, "***")) from None
         tokens += reply.usage.total_tokens if reply.usage else 0
-        choice = reply.choices[0]
-        return "" if choice.finish_reason == "length" else choice.message.content or ""
+        return "" if choice.finish_reason == "length" else text
 
     def batch(prompts: list[str]) -> list[str]:
         with ThreadPoolExecutor(8) as pool:

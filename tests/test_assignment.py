@@ -17,11 +17,7 @@ FULL = {part: points for part, (_, points) in grade.PARTS.items()}
 
 # name: (part, file, (what the reference says, what the mistake says), ...)
 MISTAKES = {
-    "advantages: wrong axis": (
-        1,
-        "grpo.py",
-        ("rewards.view(-1, group_size)", "rewards.view(group_size, -1).T"),
-    ),
+    "advantages: wrong axis": (1, "grpo.py", ("rewards.view(-1, group_size)", "rewards.view(group_size, -1).T")),
     "advantages: population std": (
         1,
         "grpo.py",
@@ -51,10 +47,7 @@ MISTAKES = {
     "weight: ratio the other way round": (
         3,
         "grpo.py",
-        (
-            "ratio = (bare_logprobs - templated_logprobs).clamp",
-            "ratio = (templated_logprobs - bare_logprobs).clamp",
-        ),
+        ("ratio = (bare_logprobs - templated_logprobs).clamp", "ratio = (templated_logprobs - bare_logprobs).clamp"),
     ),
     "weight: the ratio itself": (3, "grpo.py", ("(bounded == ratio).to(ratio.dtype)", "(bounded == ratio) * ratio")),
     "log-probs: off by one in the shift": (
@@ -62,11 +55,7 @@ MISTAKES = {
         "grpo.py",
         ("positions = [len(c) - 1 + t for", "positions = [len(c) + t - 2 for"),
     ),
-    "log-probs: temperature forgotten": (
-        4,
-        "grpo.py",
-        ("head(hidden).float() / temperature", "head(hidden).float()"),
-    ),
+    "log-probs: temperature forgotten": (4, "grpo.py", ("head(hidden).float() / temperature", "head(hidden).float()")),
     "cover: what is covered counts again": (
         5,
         "gepa_loop.py",
@@ -95,11 +84,7 @@ MISTAKES = {
         "gepa_loop.py",
         ("draws = 1 if one_per_group else", "draws = 1 or"),
     ),
-    "reward: any right box earns it": (
-        7,
-        "verify.py",
-        ("float(correct and well_formed)", "float(correct)"),
-    ),
+    "reward: any right box earns it": (7, "verify.py", ("float(correct and well_formed)", "float(correct)")),
     "reward: compares strings": (
         7,
         "verify.py",

@@ -1,11 +1,15 @@
 """Teacher reflection against a real OpenAI-compatible server on loopback: `transformers serve` with the tiny model."""
 
+import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -81,3 +85,60 @@ def test_an_endpoint_that_is_down_raises_without_the_key(monkeypatch):
     with pytest.raises(ConnectionError) as error:
         reflect("hello")
     assert "sk-very-secret" not in str(error.value) and "127.0.0.1" in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------ endpoints that misbehave
+
+
+@pytest.fixture
+def endpoint():
+    """A real HTTP server on loopback whose replies the test scripts: (status, body, seconds to wait)."""
+    script, asked = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(self.headers["Authorization"])
+            status, body, wait = script[min(len(asked), len(script)) - 1]
+            time.sleep(wait)
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            with contextlib.suppress(BrokenPipeError):  # the client has given up
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", script, asked
+    server.shutdown()
+
+
+def completion(text):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    return json.dumps(body | {"usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}}).encode()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_rate_limit_or_a_server_error_is_tried_again(endpoint, status):
+    url, script, asked = endpoint
+    script += [(status, b"{}", 0), (200, completion("```\nDo it.\n```"), 0)]
+    assert teacher(url, "m", retries=3)("hello") == "```\nDo it.\n```"
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "reply", [(200, b"<html>not json", 0), (401, b"{}", 0), (503, b"{}", 0), (200, completion("x"), 3)]
+)
+def test_garbage_refusal_and_silence_raise_and_end_the_search(endpoint, reply, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    url, script, asked = endpoint
+    script.append(reply)
+    reflect = teacher(url, "m", timeout=0.5, retries=1)
+    with pytest.raises(ConnectionError) as error:
+        reflect("hello")
+    assert asked[0] == "Bearer sk-very-secret" and "sk-very-secret" not in str(error.value)
