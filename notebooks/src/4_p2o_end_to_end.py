@@ -24,7 +24,7 @@ backend = plt.get_backend()
 import gepa_loop
 import grpo
 import verify
-from p2o import accuracy, mine_hard
+from p2o import mine_hard
 from support.data import load_problems
 
 plt.switch_backend(backend)  # p2o draws its reports with one that shows nothing
@@ -59,6 +59,13 @@ def sample_groups(policy, batch, templates, seed):
         )
         for i, ((p, z), s) in enumerate(zip(pairs, samples))
     ]
+
+
+def accuracy(policy, problems):
+    """Share of the problems that greedy decoding of the bare prompt solves."""
+    samples = grpo.sample(policy, [grpo.chat_ids(policy, p.question) for p in problems], seed=None)
+    grades = verify.grade_batch([s.text for s in samples], [p.answer for p in problems])
+    return sum(g.reward for g in grades) / len(grades)
 
 
 # %% [markdown]
