@@ -379,7 +379,8 @@ def sampled(student, **settings):
         runs=str(folder), **SETTINGS, **settings,
     )  # fmt: skip
     problems = p2o.load_questions(cfg, cfg.train_data)[:2]
-    run = p2o.Run(cfg, folder, tiny_policy(temperature=1.0), None, problems, {}, p2o.State(), 0.0)
+    policy = tiny_policy(temperature=1.0)
+    run = SimpleNamespace(cfg=cfg, folder=folder, policy=policy, train=problems, state=p2o.State())
     run.state.templates = {problems[0].id: [TEMPLATE] * 3 + [""]}
     (folder / "transcripts.jsonl").write_text("")
     rollouts = student.sample_groups(run, problems)
@@ -462,7 +463,8 @@ def traced(student, monkeypatch, **settings):
     monkeypatch.setattr(p2o, "policy_epoch", policy_epoch)
     monkeypatch.setattr(p2o, "evolve_templates", evolve_templates)
     monkeypatch.setattr(p2o, "finish_run", finish_run)
-    monkeypatch.setattr(p2o, "log_epoch", lambda run, epoch: trace.append(("log", epoch)))
+    monkeypatch.setattr(p2o, "held_out_accuracy", lambda run: {})
+    monkeypatch.setattr(p2o, "log_epoch", lambda run, epoch, scores: trace.append(("log", epoch)))
     monkeypatch.setattr(p2o, "save_checkpoint", lambda run: None)
     assert student.train(cfg) == {"finished": True}
     return trace

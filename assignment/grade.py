@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -135,12 +136,13 @@ def serve() -> None:
     import peft  # noqa: F401  (heavy imports now, so that the first part is not charged for them)
     import torch
 
-    import support.checkpoint  # noqa: F401  (given code is the reference's, whatever the folder holds)
-    import support.data  # noqa: F401
-
+    with installed(
+        {name: reference(name) for name in IMPORTS}
+    ):  # given code is the reference's, whatever the folder holds
+        for file in sorted((ROOT / "support").glob("*.py")):
+            with contextlib.suppress(ImportError):  # what needs a package that is not installed is not needed here
+                importlib.import_module(f"support.{file.stem}")
     sys.path.remove(str(ROOT))  # or a module that is missing from the folder would be found here
-    for name in IMPORTS:
-        reference(name)
     torch.set_num_threads(1)
     print("ready", file=replies, flush=True)
     for line in sys.stdin:

@@ -146,17 +146,13 @@ for reply in reflect_batch([prompt] * 6, seed=0):
 calls = []
 
 
-def reflect(prompt):
-    return batch([prompt])[0]
-
-
-def batch(prompts):
+def batch(prompts):  # GEPA sends the proposals of one iteration together
     replies = reflect_batch(prompts, seed=len(calls) + 1)
     calls.extend(zip(prompts, replies))
     return replies
 
 
-reflect.batch = batch  # GEPA then sends the proposals of one iteration together
+reflect = gepa_loop.one_or_many(batch)
 evolution = gepa_loop.evolve(hard, answer, reflect, dev_size=16, budget="300", parents_per_iteration=4, seed=0)
 print(f"{len(calls)} reflections, {len(evolution.candidates) - 1} accepted, {evolution.metric_calls} responses scored\n")
 print("  k  from  dev score  template")

@@ -24,7 +24,7 @@ backend = plt.get_backend()
 import gepa_loop
 import grpo
 import verify
-from p2o import accuracy, mine_hard
+from p2o import mine_hard
 from support.data import load_problems
 
 plt.switch_backend(backend)  # p2o draws its reports with one that shows nothing
@@ -61,6 +61,13 @@ def sample_groups(policy, batch, templates, seed):
     ]
 
 
+def accuracy(policy, problems):
+    """Share of the problems that greedy decoding of the bare prompt solves."""
+    samples = grpo.sample(policy, [grpo.chat_ids(policy, p.question) for p in problems], seed=None)
+    grades = verify.grade_batch([s.text for s in samples], [p.answer for p in problems])
+    return sum(g.reward for g in grades) / len(grades)
+
+
 # %% [markdown]
 # ## Prompt evolution
 #
@@ -81,10 +88,7 @@ def evolve(policy, hard_ids, seed):
         replies = grpo.sample(policy, contexts, seed=rng.randrange(2**31), adapter=False, max_new_tokens=60)
         return [s.text for s in replies]
 
-    def reflect(prompt):
-        return batch([prompt])[0]
-
-    reflect.batch = batch
+    reflect = gepa_loop.one_or_many(batch)
     hard = [p for p in questions if p.id in hard_ids]
     return gepa_loop.evolve(hard, answer, reflect, dev_size=20, budget="250", parents_per_iteration=4, seed=seed)
 

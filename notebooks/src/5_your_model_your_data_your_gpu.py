@@ -13,6 +13,7 @@ if not os.path.exists("grpo.py"):
 sys.path.insert(0, os.getcwd())
 os.environ["TQDM_DISABLE"] = "1"  # progress bars do not read well in a notebook
 
+import dataclasses
 import json
 import random
 import shutil
@@ -67,23 +68,21 @@ print(f"solved at the first try, bare: {sum(g.reward for g in grades):.0f} of {l
 # %% [markdown]
 # ## 2 · The configuration
 #
-# Every setting is a field of `p2o.Config` and an option of `python p2o.py`; `python p2o.py --help` explains them. What differs for
-# a real model:
-#
-# | field | here | Qwen3-4B, 24 GB | why |
-# | --- | --- | --- | --- |
-# | `model` | `tiny/model` | `Qwen/Qwen3-4B` | a folder or a hub id |
-# | `load_in_4bit` | no | yes | the weights take about 3 GB rather than 8 |
-# | `gradient_checkpointing` | no | yes | activations are computed again rather than kept |
-# | `engine` | `hf` | `vllm` | sampling is most of the time |
-# | `question_suffix` | none | `Please reason step by step, and put your final answer within \boxed{}.` | the bare prompt must ask for a box |
-# | `max_prompt_tokens` / `max_response_tokens` | 160 / 40 | 1,024 / 4,096 | |
-# | `temperature` | 1.0 | 0.6 | the paper's |
-# | `learning_rate` | 2e-3 | 1e-5 to 2e-5 | LoRA takes 10 to 20 times the rate of full fine-tuning (1e-6) |
-# | `questions_per_batch` / `questions_per_update` | 16 / 8 | 128 / 64, memory permitting by accumulation | the paper's |
-# | `hard_set_min`, `gepa_dev_size` | 12, 16 | 100, 100 | a dev set of 16 is noisy where questions differ more |
-# | `gepa_parents`, `gepa_budget` | 4, `200` | 8, `light` | |
-# | `reflection_tokens` | 60 | 2,048 | a real model thinks before it writes an instruction |
+# Every setting is a field of `p2o.Config` and an option of `python p2o.py`; `python p2o.py --help` explains them. A **preset** is a
+# set of defaults. This is what the preset for Qwen3-4B on 24 GB sets differently from the tiny one.
+
+# %%
+tiny, large = p2o.PRESETS["tiny"], p2o.PRESETS["qwen3-4b-24gb"]
+print(f"{'':24} {'tiny':>10}   qwen3-4b-24gb")
+for field in dataclasses.fields(p2o.Config):
+    mine, theirs = getattr(tiny, field.name), getattr(large, field.name)
+    if mine != theirs and field.name not in ("preset", "model", "train_data", "eval_data"):
+        print(f"{field.name:24} {mine!r:>10}   {theirs!r}")
+
+# %% [markdown]
+# Why: the weights in 4 bits take about 3 GB rather than 8. Sampling is most of the time, so vLLM does it. A model that was trained on
+# chats must be asked for a boxed answer (`question_suffix`). An adapter wants 10 to 20 times the learning rate of full fine-tuning.
+# A dev set of 16 would be noisy where questions differ more than here.
 
 # %%
 cfg = p2o.Config(
@@ -100,15 +99,11 @@ cfg = p2o.Config(
 )
 
 # %% [markdown]
-# The same for a real model, as a command (needs the packages of `requirements-gpu.txt`):
+# The same for a real model, as a command (needs the packages of `requirements-gpu.txt`; `python p2o.py fit --preset qwen3-4b-24gb`
+# says beforehand how much memory it will take):
 #
 # ```
-# python p2o.py --model Qwen/Qwen3-4B --load-in-4bit --gradient-checkpointing --engine vllm \
-#     --train-data mine.jsonl --eval-data held-out.jsonl \
-#     --question-suffix 'Please reason step by step, and put your final answer within \boxed{}.' \
-#     --max-prompt-tokens 1024 --max-response-tokens 4096 --temperature 0.6 --learning-rate 1e-5 \
-#     --questions-per-batch 64 --questions-per-update 32 --hard-set-min 100 --gepa-dev-size 100 --gepa-parents 8 \
-#     --gepa-budget light --reflection-tokens 2048 --name mine
+# python p2o.py --preset qwen3-4b-24gb --train-data mine.jsonl --eval-data held-out.jsonl --name mine
 # ```
 #
 # ## 3 · Training
