@@ -28,6 +28,7 @@ from gepa.core.adapter import EvaluationBatch
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 from gepa.strategies.proposal_sampling import IndependentSampling
+from gepa.visualization import candidate_tree_html_from_data
 
 import verify
 from support.data import Problem
@@ -125,8 +126,23 @@ def evolve(
         metric_calls=result.total_metric_calls,
         rejected_replies=reflection.rejected,
         stopped_early=early,
-        tree_html=result.candidate_tree_html(),
+        tree_html=lineage_html(result),
     )
+
+
+def lineage_html(result: gepa.core.result.GEPAResult) -> str:
+    """GEPA's own drawing of who came from whom.
+
+    It puts templates into a script as they are, so one that holds `</script>` could run code of its own: `<` goes in
+    as \\u003c.
+    """
+    html = candidate_tree_html_from_data(
+        candidates=[{"template": candidate["template"].replace("<", "\ue000")} for candidate in result.candidates],
+        parents=result.parents,
+        val_scores=result.val_aggregate_scores,
+        pareto_front_programs=result.per_val_instance_best_candidates,
+    )
+    return html.replace("\\ue000", "\\u003c").replace("\ue000", "\\u003c")
 
 
 def split_hard_set(hard: Sequence[Problem], dev_size: int, rng: random.Random) -> tuple[list[Problem], list[Problem]]:

@@ -123,7 +123,6 @@ overflow-x: auto }
 .good { color: #18794e } .bad { color: #b42318 } figcaption { color: #666 } figure { margin: 1.5em 0 }
 summary { cursor: pointer; font-weight: 600; margin: .5em 0 }
 .mono { font-family: ui-monospace, monospace; white-space: pre-wrap }
-iframe { width: 100%; height: 460px; border: 1px solid #ddd }
 </style>
 <h1>P²O: {{ title }}</h1>
 <p>Accuracy on held-out questions, bare prompt, greedy decoding.</p>
@@ -143,8 +142,7 @@ next epoch's templates are drawn.</p>
 <td>{{ evolution.parents[k]|reject("none")|join(", ") }}</td>
 <td>{{ "%.2f"|format(scores|sum / scores|length) }}</td>
 <td class="mono">{{ candidate or "(empty: the bare question)" }}</td></tr>{% endfor %}</table>
-<details><summary>lineage (drawn by GEPA; needs a network for its layout library)</summary>
-<iframe sandbox="allow-scripts" srcdoc="{{ evolution.tree }}"></iframe></details>
+<p>GEPA's own drawing of the lineage: templates/{{ evolution.name }}.html (fetches its layout library).</p>
 </details>{% endfor %}{% endif %}
 <h3>Transcripts</h3>
 <details><summary>{{ run.transcripts|length }} sampled responses</summary>
@@ -159,9 +157,6 @@ next epoch's templates are drawn.</p>
 def write_report(folders: list[Path], out: Path) -> Path:
     """report.html in `out`, with the pictures inside and beside it. All text of data and models is escaped."""
     runs = [read_run(folder) for folder in folders]
-    for run in runs:
-        for evolution in run["evolutions"]:
-            evolution["tree"] = (run["folder"] / "templates" / f"{evolution['name']}.html").read_text(encoding="utf-8")
     pictures = [(base64.b64encode(path.read_bytes()).decode(), caption) for path, caption in draw_pictures(runs, out)]
     page = Environment(autoescape=True).from_string(TEMPLATE)
     title = " and ".join(run["name"] for run in runs)

@@ -147,8 +147,15 @@ def test_evolution_finds_and_combines_what_the_feedback_shows():
     assert len(found.chosen) == 1 and max(map(sum, found.dev_scores)) == 8
     assert {"RED", "BLUE"} <= set(found.candidates[found.chosen[0]].split())
     assert sorted(found.dev_ids + found.train_ids) == sorted(p.id for p in hard_questions())
-    assert 200 <= found.metric_calls < 300 and found.stopped_early is None
+    assert found.metric_calls < 200 and found.stopped_early is None  # ends once the whole dev set is solved
     assert "svg" in found.tree_html or "digraph" in found.tree_html
+
+
+def test_a_template_cannot_run_a_script_in_the_drawing_of_the_lineage():
+    evil = "RED BLUE </script><script>alert(1)</script>"
+    found = gepa_loop.evolve(hard_questions(), answer, lambda p: f"```\n{evil}\n```", dev_size=8, budget="40")
+    assert found.candidates[1] == evil
+    assert "<script>alert" not in found.tree_html and "\\u003cscript>alert(1)" in found.tree_html
 
 
 def test_same_seed_same_evolution():

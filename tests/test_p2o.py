@@ -249,6 +249,9 @@ def test_text_of_models_and_data_is_escaped_in_the_report(small):
     p2o.train(dataclasses.replace(small, epochs=1))
     line = {"epoch": 1, "question": script, "reference": script, "template": script, "response": script, "reward": 0.0}
     write_jsonl(small.folder / "transcripts.jsonl", [line])
+    evolution = {"candidates": [script], "dev_scores": [[1.0]], "parents": [[None]], "chosen": [0], "metric_calls": 1}
+    (small.folder / "templates").mkdir(exist_ok=True)
+    (small.folder / "templates" / "epoch-1.json").write_text(json.dumps(evolution))
     from support.report import write_report
 
     page = write_report([small.folder], small.folder).read_text()
