@@ -94,7 +94,7 @@ class Config:
     max_prompt_tokens: int = 160  # longer questions are left out; templates that leave a question no room, too
     max_response_tokens: int = 40  # A response that has not ended by then is truncated, and counted
 
-    learning_rate: float = 1e-3  # Peak rate of AdamW, on the adapter
+    learning_rate: float = 5e-4  # Peak rate of AdamW, on the adapter
     warmup: float = 0.05  # Share of all updates over which the rate rises
     max_grad_norm: float = 1.0  # Gradient clipping
     lora_rank: int = 16  # Rank of the adapter on every linear layer
