@@ -2,7 +2,8 @@
 
     python notebooks/ideas/measure.py --seeds 0 1
 
-Each variation is the same command, `python p2o.py --epochs 3 --seed S`, in a copy of the code with the diff applied.
+Each variation is the same command, `python p2o.py --epochs 3 --learning-rate 0.001 --seed S`, in a copy of the code with
+the diff applied.
 What is measured already is kept (runs/ideas/), so the command goes on where it was stopped.
 """
 
@@ -39,7 +40,7 @@ def measure(diff: Path | None, seed: int, epochs: int, runs: Path) -> dict:
         shutil.rmtree(runs / name, ignore_errors=True)
         with tempfile.TemporaryDirectory() as folder:
             copy_of_the_code(Path(folder), diff)
-            command = [sys.executable, "p2o.py", "--epochs", str(epochs), "--seed", str(seed)]
+            command = [sys.executable, "p2o.py", "--epochs", str(epochs), "--learning-rate", "0.001", "--seed", str(seed)]
             subprocess.run(
                 [*command, "--runs", str(runs), "--name", name], cwd=folder, check=True, stdout=subprocess.DEVNULL
             )

@@ -19,15 +19,12 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import MaxNLocator
 
-backend = plt.get_backend()
-
 import gepa_loop
 import grpo
 import verify
 from p2o import mine_hard
 from support.data import load_problems
 
-plt.switch_backend(backend)  # p2o draws its reports with one that shows nothing
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.25})
 questions = load_problems("tiny/train.jsonl")[:64]  # hard ones only, to be quick; the shipped runs take all 184
