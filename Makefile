@@ -13,7 +13,7 @@ test: .venv/installed  ## the whole test suite (no network, no GPU)
 	$(PY) -m pytest
 
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
-	.venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
+	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
