@@ -27,7 +27,7 @@ POINTS = {  # what is killed -> at most how many calls later
     "support.checkpoint.sync": 12,
     "support.checkpoint.save": 4,
     "verify.grade_batch": 6,
-    "support.run.write_line": 8,
+    "p2o.write_line": 5,
     "gepa_loop.reflection_prompt": 6,
     "gepa_loop.parse_reflection": 6,
 }

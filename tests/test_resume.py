@@ -102,7 +102,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
         ("grpo.sample", 2),
         ("support.checkpoint.sync", 2),
         ("gepa_loop.parse_reflection", 3),
-        ("support.run.write_line", 3),
+        ("p2o.write_line", 2),
     ]
     assert chaos.finish_with_kills(undisturbed, "killed", kills) == 4
     assert chaos.differences(undisturbed / "undisturbed", undisturbed / "killed") == []
