@@ -33,7 +33,7 @@ def grid(name: str) -> tuple[list[str], list[str], list[list[float]]]:
 
 
 def main() -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(12, 3.6), width_ratios=[5, 4])
+    figure, axes = plt.subplots(1, 2, figsize=(13, 3.6), width_ratios=[5, 4], gridspec_kw={"wspace": 0.35})
     titles = {
         "bottom": ("collapse at the bottom", "probability of going on, bare prompt (hinted: 0.9)"),
         "top": ("collapse at the top", "probability of going on under the right hint (bare: 0.07)"),
