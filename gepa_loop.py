@@ -1,4 +1,4 @@
-"""Which prompts unlock hard questions: the GEPA call, the reflection model, cover and assignment.
+"""Which prompts unlock hard questions: the GEPA call, the greedy cover, and who gets which template.
 
 In goes the hard set of an epoch, out come G templates for each hard question:
 
@@ -6,35 +6,66 @@ In goes the hard set of an epoch, out come G templates for each hard question:
     evolve       GEPA from the empty template: sample parents by Pareto weight,        evolve
                  run a minibatch, reflect on the transcripts, keep the child if it
                  beats its parent, then score it on the whole dev set
-    cover        the smallest set of candidates that solves every solved dev question  greedy_cover
+    cover        greedily, until every solved dev question is solved by one of them    greedy_cover
     assign       G draws per question, from the templates that solve it                assign_templates
 
-This module does not know how the policy is trained. It sees two callables: `answer` (user messages in, greedy responses
-of the current policy out) and `reflect` (`str -> str`).
+This module does not know how the policy is trained. It sees three callables: `answer` (user messages in, greedy
+responses of the current policy out), `judge` (responses in, verdicts out) and `reflect` (reflection prompts in, replies
+out).
 """
 
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Literal
 
 import gepa
-from gepa.core.adapter import EvaluationBatch
-from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 from gepa.strategies.proposal_sampling import IndependentSampling
-from gepa.visualization import candidate_tree_html_from_data
 
 import verify
-from support.data import Problem
+from support.data import Question
+from support.gepa_glue import Evaluator, Reflection
+from support.teacher import TeacherConfig
 
 Answer = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
-Reflect = Callable[[str], str]  # reflection prompt -> reply; a `batch` attribute, if it has one, takes several at once
+Reflect = Callable[[list[str]], list[str]]  # reflection prompts -> replies
+BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
+
+
+@dataclass(frozen=True)
+class EvolutionConfig(TeacherConfig):
+    """When templates are evolved, what that may cost, who reflects, and how templates are given out."""
+
+    hard_set_min: int = 12  # With fewer hard questions than this, no templates are evolved and the next epoch runs bare
+    gepa_dev_size: int = 40  # Dev questions that score a template
+    gepa_minibatch: int = 3  # Questions shown in one reflection
+    gepa_parents: int = 4  # Parents advanced per iteration, as one batch
+    gepa_budget: str = "500"
+    """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
+    reflection: Literal["self", "policy", "teacher"] = "self"
+    """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
+    reflection_tokens: int = 60  # Length limit of a reflection
+    reflection_temperature: float = 1.0  # Of sampling reflections
+    one_template_per_group: bool = False  # all G rollouts of a hard question share one template
+    leave_one_bare: bool = False  # One rollout of each templated group is sampled from the bare question
+
+    def rules(self) -> dict[str, bool]:
+        budget, endpoint = self.gepa_budget, bool(self.teacher_url and self.teacher_model)
+        return {
+            f"--hard-set-min {self.hard_set_min}: at least 4, two to train and two to score": self.hard_set_min >= 4,
+            f"--gepa-dev-size {self.gepa_dev_size}: at least 2": self.gepa_dev_size >= 2,
+            f"--gepa-minibatch {self.gepa_minibatch}: at least 1": self.gepa_minibatch >= 1,
+            f"--gepa-parents {self.gepa_parents}: at least 1": self.gepa_parents >= 1,
+            f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}": budget.isdigit() or budget in BUDGETS,
+            f"--reflection-tokens {self.reflection_tokens}: at least 1": self.reflection_tokens >= 1,
+            "--reflection teacher: needs --teacher-url (an OpenAI-compatible endpoint) and --teacher-model; and they are "
+            "used by it only": (self.reflection == "teacher") == endpoint,
+        }
 
 
 def apply_template(template: str, question: str) -> str:
@@ -62,7 +93,6 @@ class Evolution:
     metric_calls: int  # responses that the search spent
     rejected_replies: int  # reflections that were empty, cut off or too long
     stopped_early: str | None  # why the search ended before its budget
-    tree_html: str = field(repr=False, default="")  # GEPA's own drawing of the lineage
 
     @property
     def weights(self) -> list[float]:
@@ -71,84 +101,72 @@ class Evolution:
 
 
 def evolve(
-    hard: Sequence[Problem],
+    hard: Sequence[Question],
     answer: Answer,
     reflect: Reflect,
+    cfg: EvolutionConfig,
     *,
-    dev_size: int,
-    minibatch: int = 3,
-    parents_per_iteration: int = 1,
-    budget: str = "light",
+    judge: verify.Judge = verify.judge,
     fits: Callable[[str], bool] = lambda template: True,
     seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
 ) -> Evolution:
-    """Evolve templates for the hard questions and choose a covering set (design, section 2, steps 5 and 6).
+    """Evolve templates for the hard questions and choose those that cover them.
 
-    `budget` is GEPA's name for a number of metric calls ("light", ..., see metric_call_budget) or the number itself.
-    `fits` says whether a template leaves room for the questions. The search ends early, and says why, when
-    `MAX_FAILED_REFLECTIONS` replies in a row were of no use.
+    `fits` says whether a template leaves room for the questions. The search ends early when a template solves the whole
+    dev set, for then nothing is left to gain, and, saying why, when many replies in a row were of no use.
     """
-    train, dev = split_hard_set(hard, dev_size, random.Random(seed))
-    reflection = _Reflection(reflect, fits, log)
-    calls = int(budget) if budget.isdigit() else metric_call_budget(budget, len(dev))
+
+    def run(pairs: list[tuple[str, Question]]) -> list[tuple[str, float, dict]]:
+        """Responses to questions under templates, their rewards, and what reflection is shown of each."""
+        responses = answer([apply_template(template, question.text) for template, question in pairs])
+        texts, truncated = [text for text, _ in responses], [cut for _, cut in responses]
+        verdicts = judge(texts, [question for _, question in pairs], truncated)
+        return [
+            (text, verdict.reward, reflection_record(question.text, text, verdict.feedback))
+            for (_, question), text, verdict in zip(pairs, texts, verdicts, strict=True)
+        ]
+
+    train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
+    reflection = Reflection(reflect, reflection_prompt, parse_reflection, fits, log)
+    named = not cfg.gepa_budget.isdigit()
+    budget = metric_call_budget(cfg.gepa_budget, len(dev)) if named else int(cfg.gepa_budget)
     result = gepa.optimize(
         seed_candidate={"template": ""},
         trainset=train,
         valset=dev,
-        adapter=_PolicyAdapter(answer),
+        adapter=Evaluator(run),
         reflection_strategy=reflection,
-        sampling_strategy=IndependentSampling(parents_per_iteration),
-        reflection_minibatch_size=minibatch,
-        max_metric_calls=calls,
-        # Nothing is left to gain once a template solves the whole dev set.
-        stop_callbacks=lambda state: (
-            reflection.failed_in_a_row >= MAX_FAILED_REFLECTIONS or max(state.program_full_scores_val_set) >= 1.0
-        ),
+        sampling_strategy=IndependentSampling(cfg.gepa_parents),
+        reflection_minibatch_size=cfg.gepa_minibatch,
+        max_metric_calls=budget,
+        stop_callbacks=lambda state: reflection.useless or max(state.program_full_scores_val_set) >= 1.0,
         logger=SimpleNamespace(log=log),
         seed=seed,
         raise_on_exception=True,  # an adapter that always fails would loop for ever otherwise
     )
+    if reflection.useless:
+        log(f"prompt evolution ends after {result.total_metric_calls} of {budget} metric calls: {reflection.useless}")
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]
-    early = None
-    if reflection.failed_in_a_row >= MAX_FAILED_REFLECTIONS:
-        early = (
-            f"{reflection.failed_in_a_row} replies of the reflection model in a row were of no use: {reflection.why}"
-        )
-        log(f"prompt evolution ends after {result.total_metric_calls} of {calls} metric calls: {early}")
     return Evolution(
         candidates=[candidate["template"] for candidate in result.candidates],
         parents=[list(parents) for parents in result.parents],
         dev_scores=dev_scores,
-        dev_ids=[problem.id for problem in dev],
-        train_ids=[problem.id for problem in train],
+        dev_ids=[question.id for question in dev],
+        train_ids=[question.id for question in train],
         chosen=greedy_cover(dev_scores),
         metric_calls=result.total_metric_calls,
         rejected_replies=reflection.rejected,
-        stopped_early=early,
-        tree_html=lineage_html(result),
+        stopped_early=reflection.useless,
     )
 
 
-def lineage_html(result: gepa.core.result.GEPAResult) -> str:
-    """GEPA's own drawing of who came from whom.
-
-    It puts templates into a script as they are, so one that holds `</script>` could run code of its own: `<` goes in
-    as \\u003c.
-    """
-    html = candidate_tree_html_from_data(
-        candidates=[{"template": candidate["template"].replace("<", "\ue000")} for candidate in result.candidates],
-        parents=result.parents,
-        val_scores=result.val_aggregate_scores,
-        pareto_front_programs=result.per_val_instance_best_candidates,
-    )
-    return html.replace("\\ue000", "\\u003c").replace("\ue000", "\\u003c")
-
-
-def split_hard_set(hard: Sequence[Problem], dev_size: int, rng: random.Random) -> tuple[list[Problem], list[Problem]]:
+def split_hard_set(
+    hard: Sequence[Question], dev_size: int, rng: random.Random
+) -> tuple[list[Question], list[Question]]:
     """(GEPA train questions, dev questions), at random: half and half if there are fewer than 1.5 * dev_size.
 
-    >>> train, dev = split_hard_set([Problem(str(i), "", "") for i in range(12)], 10, random.Random(0))
+    >>> train, dev = split_hard_set([Question(str(i), "", "") for i in range(12)], 10, random.Random(0))
     >>> len(train), len(dev)
     (6, 6)
     """
@@ -169,42 +187,6 @@ def metric_call_budget(auto: str, dev_size: int) -> int:
     return dev_size + 5 * candidates + 35 * trials + full_evaluations * dev_size
 
 
-BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
-
-
-class _PolicyAdapter:
-    """GEPA's view of the policy: (template, questions) pairs in; responses, rewards and transcripts out."""
-
-    propose_new_texts = None  # the reflection strategy proposes
-
-    def __init__(self, answer: Answer):
-        self.answer = answer
-
-    def evaluate(
-        self, batch: list[Problem], candidate: dict[str, str], capture_traces: bool = False
-    ) -> EvaluationBatch:
-        return self.batch_evaluate([(candidate, batch)])[0]
-
-    def batch_evaluate(self, items: list[tuple[dict[str, str], list[Problem]]]) -> list[EvaluationBatch]:
-        pairs = [(candidate["template"], problem) for candidate, problems in items for problem in problems]
-        responses = self.answer([apply_template(template, problem.question) for template, problem in pairs])
-        grades = verify.grade_batch([text for text, _ in responses], [problem.answer for _, problem in pairs])
-        records = [
-            reflection_record(problem.question, text, verify.feedback(grade, problem.answer, truncated))
-            for (_, problem), (text, truncated), grade in zip(pairs, responses, grades, strict=True)
-        ]
-        batches, start = [], 0
-        for _, problems in items:
-            part = slice(start, start + len(problems))
-            texts, scores = [text for text, _ in responses[part]], [grade.reward for grade in grades[part]]
-            batches.append(EvaluationBatch(outputs=texts, scores=scores, trajectories=records[part]))
-            start += len(problems)
-        return batches
-
-    def make_reflective_dataset(self, candidate, eval_batch: EvaluationBatch, components_to_update: list[str]):
-        return {name: eval_batch.trajectories for name in components_to_update}
-
-
 # ------------------------------------------------------------------------------------------------------- reflection
 
 REFLECTION_PROMPT = """\
@@ -217,8 +199,6 @@ These are questions, its responses and feedback:
 Write a better instruction for such questions. Keep what works. Add what the feedback shows to be missing: \
 facts about the task and the steps of a strategy that generalizes, not the answers. \
 Put the new instruction between ``` marks."""
-
-MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn its budget
 
 
 def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
@@ -247,102 +227,6 @@ def parse_reflection(reply: str) -> str | None:
     return InstructionProposalSignature.output_extractor(reply.strip())["new_instruction"] or None
 
 
-class _Reflection:
-    """GEPA's reflection strategy: all prompts of an iteration in one batch, useless replies dropped and counted."""
-
-    def __init__(self, reflect: Reflect, fits: Callable[[str], bool], log: Callable[[str], None]):
-        self.reflect_batch = getattr(reflect, "batch", lambda prompts: [reflect(prompt) for prompt in prompts])
-        self.fits, self.log = fits, log
-        self.rejected = self.failed_in_a_row = 0
-        self.why = ""
-
-    def reflect(self, candidate, reflective_dataset, components_to_update):
-        return self.reflect_many([(candidate, reflective_dataset, components_to_update)])[0]
-
-    def reflect_many(self, jobs):
-        prompts = [reflection_prompt(candidate["template"], dataset["template"]) for candidate, dataset, _ in jobs]
-        try:
-            replies = self.reflect_batch(prompts)
-        except Exception as error:  # GEPA would swallow it and go on paying for evaluations
-            replies, self.why = [""] * len(prompts), f"{type(error).__name__}: {error}"
-            self.failed_in_a_row = max(self.failed_in_a_row, MAX_FAILED_REFLECTIONS - len(prompts))
-        proposals = []
-        for prompt, reply in zip(prompts, replies, strict=True):
-            template = parse_reflection(reply)
-            if template is None or not self.fits(template):
-                self.rejected += 1
-                self.failed_in_a_row += 1
-                if reply:
-                    self.why = "it leaves no room for the question" if template else f"no fenced text in {reply[:80]!r}"
-                self.log(f"a reflection was not adopted: {self.why or 'it was empty'}")
-                proposals.append(ReflectionProposal(new_texts={}))
-            else:
-                self.failed_in_a_row = 0
-                texts = {"template": template}
-                proposals.append(
-                    ReflectionProposal(texts, prompts={"template": prompt}, raw_lm_outputs={"template": reply})
-                )
-        return [(proposal, self) for proposal in proposals]
-
-
-def one_or_many(batch: Callable[[list[str]], list[str]]) -> Reflect:
-    """A `str -> str` callable that keeps, as its `batch`, the one for several prompts that it is made of."""
-
-    def reflect(prompt: str) -> str:
-        return batch([prompt])[0]
-
-    reflect.batch = batch
-    return reflect
-
-
-def teacher(
-    base_url: str,
-    model: str,
-    *,
-    max_tokens: int,
-    temperature: float,
-    max_calls: int,
-    max_total_tokens: int,
-    timeout: float = 120.0,
-    retries: int = 5,
-) -> Reflect:
-    """A reflection model behind an OpenAI-compatible endpoint. Its key is read from OPENAI_API_KEY and written nowhere.
-
-    Rate limits, server errors and time-outs are tried again `retries` times with growing pauses (by the client). An
-    endpoint that stays down, or a limit that is used up, raises, and the search ends with that reason.
-    """
-    from openai import OpenAI
-
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
-    calls = tokens = 0
-
-    def ask(prompt: str) -> str:
-        nonlocal calls, tokens
-        if calls >= max_calls or tokens >= max_total_tokens:
-            raise RuntimeError(f"the teacher's limit is used up ({calls} calls, {tokens} tokens)")
-        calls += 1
-        try:
-            reply = client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": prompt}],
-                max_tokens=max_tokens,
-                temperature=temperature,
-            )
-            choice = reply.choices[0]
-            text = choice.message.content or ""
-        except Exception as error:  # refused, silent for too long, or no completion at all
-            raise ConnectionError(f"{base_url}: {type(error).__name__}: {error}".replace(key, "***")) from None
-        tokens += reply.usage.total_tokens if reply.usage else 0
-        return "" if choice.finish_reason == "length" else text
-
-    def batch(prompts: list[str]) -> list[str]:
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(ask, prompts))
-
-    return one_or_many(batch)
-
-
 # --------------------------------------------------------------------------------------------- cover and assignment
 
 
@@ -369,7 +253,7 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
 
 
 def assign_templates(
-    evolution: Evolution, group_size: int, rng: random.Random, one_per_group: bool = False
+    evolution: Evolution, group_size: int, rng: random.Random, one_per_group: bool = False, leave_one_bare: bool = False
 ) -> dict[str, list[str]]:
     """{question id: its G templates}, by draws with replacement weighted by mean dev score.
 
@@ -380,14 +264,14 @@ def assign_templates(
     chosen, weights = evolution.chosen, evolution.weights
     if not chosen:
         return {}
-    draws = 1 if one_per_group else group_size
     assignment = {}
     for question_id in [*evolution.dev_ids, *evolution.train_ids]:
         pool = list(range(len(chosen)))
         if question_id in evolution.dev_ids:
             n = evolution.dev_ids.index(question_id)
             pool = [i for i in pool if evolution.dev_scores[chosen[i]][n] > 0] or pool
-        picks = rng.choices(pool, [weights[i] for i in pool], k=draws)
-        templates = [evolution.candidates[chosen[i]] for i in picks]
-        assignment[question_id] = templates * group_size if one_per_group else templates
+        picks = rng.choices(pool, [weights[i] for i in pool], k=1 if one_per_group else group_size)
+        templates = [evolution.candidates[chosen[i]] for i in picks] * (group_size if one_per_group else 1)
+        # A template that solves every sample would leave no contrast: collapse at the top. One bare rollout keeps it.
+        assignment[question_id] = [*templates[:-1], ""] if leave_one_bare else templates
     return assignment

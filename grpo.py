@@ -1,37 +1,122 @@
-"""The policy and how it learns: load a causal LM with LoRA, sample, log-probs, advantages, losses, update.
+"""The policy and how it learns: 4 bits + LoRA, sampling, log-probs, advantages, losses, update.
 
-What GRPO is here (read bottom up for the data flow, top down for the maths):
+What GRPO is here, in the order in which a rollout meets it:
 
-    A_i     = (r_i - mean r) / (std r + 1e-6)                                 group_advantages
-    rho_t   = pi_new(y_t | x) / pi_old(y_t | x)                               policy_loss
-    w_t     = template-ratio weight of pi_old(y_t | x) / pi_old(y_t | T(x,z))  template_ratio_weight
-    loss    = aggregate_t( w_t * clipped surrogate(rho_t, A_i) )               policy_loss
+    y ~ pi_old(. | T(x, z)),  r = verdict of y                                  sample
+    A_i     = (r_i - mean r) / (std r + 1e-6)                                   group_advantages
+    w_t     = 1 where pi_old(y_t | x) / pi_old(y_t | T(x,z)) is in [0.01, 10]   template_ratio_weight
+    rho_t   = pi_theta(y_t | x) / pi_old(y_t | x)                               importance_ratio
+    L_t     = max(-A rho, -A clip(rho, 0.8, 1.2)), at most -A c where A < 0     surrogate
+    loss    = mean over tokens of w_t L_t                                       policy_loss, aggregate
 
 This module does not know what a template is. A `Rollout` has a context it was *sampled from* and a context it is
-*trained on*; context distillation (P2O, section 2 of the paper's method) is nothing more than the two being different.
-Log-probabilities are those of the sampling distribution everywhere: logits divided by the temperature.
+*trained on*; context distillation, the heart of P2O, is nothing more than the two being different. Log-probabilities
+are those of the sampling distribution everywhere: logits divided by the temperature.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import logging
 import math
-import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.utils import logging as transformers_logging
+from transformers import DynamicCache
 
-from support.errors import UserError
+from support import pretrained
+from support.memory import halve_when_out_of_memory
+from support.seams import find
+from support.settings import Settings
+
+TINY = Path(__file__).resolve().parent / "tiny"
+
+
+@dataclass
+class Rollout:
+    """One response: what it was sampled from, what it is trained on, and what it earned."""
+
+    question_id: str
+    template: str  # for the record; the two contexts say all that training needs
+    sampled_context: list[int]  # token ids of T(x, z)
+    trained_context: list[int]  # token ids of x: the same, or not, and then this is context distillation
+    response_ids: list[int]  # [T], the stop token included if there was one
+    sampled_logprobs: list[float]  # [T], log pi_old(y | sampled_context), from the sampler
+    truncated: bool  # ran out of tokens before a stop token
+    text: str
+    reward: float = 0.0
+    well_formed: bool = True  # an answer could be found at all
+    advantage: float | list[float] = 0.0  # one number, or [T]
+    old_logprobs: list[float] = field(default_factory=list)  # [T], log pi_old(y | x); empty: see score_old
+    token_weight: list[float] = field(default_factory=list)  # [T], w; empty for ones
+
+    @property
+    def distilled(self) -> bool:
+        return self.sampled_context != self.trained_context
+
+    @property
+    def teaches(self) -> bool:
+        """Has it any advantage? In a collapsed group none has."""
+        return any(self.advantage) if isinstance(self.advantage, list) else self.advantage != 0.0
+
+
+def groups_of(rollouts: list[Rollout]) -> list[list[Rollout]]:
+    """The rollouts of each question, in order of first appearance; groups may differ in size."""
+    groups: dict[str, list[Rollout]] = {}
+    for r in rollouts:
+        groups.setdefault(r.question_id, []).append(r)
+    return list(groups.values())
+
 
 # ------------------------------------------------------------------------------------------- advantages and losses
+
+
+@dataclass(frozen=True)
+class UpdateConfig(Settings):
+    """How rollouts become a step of the adapter."""
+
+    learning_rate: float = 5e-4  # Peak rate of AdamW, on the adapter
+    warmup: float = 0.05  # Share of all updates over which the rate rises
+    max_grad_norm: float = 1.0  # Gradient clipping
+    scale_by_std: bool = True  # Divide advantages by the group's standard deviation; without it they are Dr. GRPO's
+    clip_low: float = 0.2  # epsilon_low of the PPO clip
+    clip_high: float = 0.2  # epsilon_high; larger than clip_low is DAPO's clip-higher
+    dual_clip: float = 3.0  # c of the dual clip
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
+        "token-mean"
+    )
+    """How per-token losses become one number."""
+    kl_coef: float = 0.0  # Weight of the k3 KL term to the base policy
+    ratio_mask: bool = True  # Weigh tokens by the template ratio pi_old(y|x) / pi_old(y|T(x,z))
+    ratio_min: float = 0.01  # Lower bound of the template ratio
+    ratio_max: float = 10.0  # Upper bound of the template ratio
+    soft_clip: bool = False  # Weight bound / ratio outside the bounds, rather than 0
+    importance_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, this), against rounding; 0 is off
+    advantage: str = ""  # a function of variants/advantage.py or of my_file.py:mine for grpo_advantages
+    ratio: str = ""  # likewise for importance_ratio
+    loss: str = ""  # likewise for surrogate
+
+    def rules(self) -> dict[str, bool]:
+        bounds = f"--ratio-min {self.ratio_min} --ratio-max {self.ratio_max}"
+        return {
+            f"--learning-rate {self.learning_rate}: must be positive": self.learning_rate > 0,
+            f"--clip-low {self.clip_low}: at least 0 and below 1": 0 <= self.clip_low < 1,
+            f"--clip-high {self.clip_high}: at least 0": self.clip_high >= 0,
+            f"--dual-clip {self.dual_clip}: must be greater than 1": self.dual_clip > 1,
+            f"--kl-coef {self.kl_coef}: at least 0": self.kl_coef >= 0,
+            f"{bounds}: the range must hold 1, so 0 < ratio-min <= 1 <= ratio-max": 0
+            < self.ratio_min
+            <= 1
+            <= self.ratio_max,
+            "--soft-clip --no-ratio-mask: the soft clip is a kind of ratio mask": self.ratio_mask or not self.soft_clip,
+            f"--importance-cap {self.importance_cap}: 0 for none, or at least 1, so that equal engines weigh 1": (
+                self.importance_cap == 0 or self.importance_cap >= 1
+            ),
+        }
 
 
 def group_advantages(
@@ -54,35 +139,80 @@ def group_advantages(
     groups = rewards.view(-1, group_size)  # [B / G, G]
     centred = groups - groups.mean(dim=1, keepdim=True)
     if scale_by_std:
+        # eps is added to the standard deviation, not to the variance: it only keeps 0 / 0 from happening.
         centred = centred / (groups.std(dim=1, keepdim=True) + eps)
     return centred.view(-1)
 
 
-def aggregate(per_token: torch.Tensor, mask: torch.Tensor, aggregation: str) -> torch.Tensor:
+def advantages_of(group: list[Rollout], cfg: UpdateConfig) -> list[float] | list[list[float]]:
+    """The advantages of a question's finished rollouts. A seam: a variant sees texts, lengths and log-probs, and gives a
+    number or a list of T for each.
+    """
+    variant = find("advantage", cfg.advantage, None)
+    if variant is not None:
+        return variant(group)
+    return group_advantages(torch.tensor([r.reward for r in group]), len(group), cfg.scale_by_std).tolist()
+
+
+def aggregate(
+    per_token: torch.Tensor, mask: torch.Tensor, aggregation: str, whole: tuple[int, int, int] | None = None
+) -> torch.Tensor:
     """Per-token values [B, T] -> scalar. The denominators count every response token, whatever its weight.
 
     token-mean               mean over all tokens of the batch (DAPO; the authors' choice)
     seq-mean-token-mean      mean over sequences of each one's token mean (the original GRPO)
     seq-mean-token-sum       mean over sequences of each one's token sum
-    seq-mean-token-sum-norm  sum over all tokens, divided by the constant T (Dr. GRPO)
+    seq-mean-token-sum-norm  sum over all tokens, divided by a constant length (Dr. GRPO)
+
+    `whole` = (sequences, tokens, constant length) of the update of which this is a micro-batch, so that its parts add
+    up to it; by default the batch itself, and T.
 
     >>> aggregate(torch.tensor([[1.0, 3.0], [5.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]), "token-mean")
     tensor(3.)
     """
     # --- solution: part 2 ---
     sums, counts = (per_token * mask).sum(dim=1), mask.sum(dim=1)  # [B], [B]
+    sequences, tokens, length = whole or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])
     if aggregation == "token-mean":
-        return sums.sum() / counts.sum().clamp(min=1)
+        return sums.sum() / tokens
     if aggregation == "seq-mean-token-mean":
-        return (sums / counts.clamp(min=1)).mean()
+        return (sums / counts.clamp(min=1)).sum() / sequences
     if aggregation == "seq-mean-token-sum":
-        return sums.mean()
+        return sums.sum() / sequences
     if aggregation == "seq-mean-token-sum-norm":
-        return sums.sum() / mask.shape[1]
+        return sums.sum() / length
     raise ValueError(f"unknown aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
 
 
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+
+
+def importance_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """log rho [B, T] of each token: how far the policy has moved since it sampled. All tensors are [B, T].
+
+    Clamped to +-20, so that one impossible token cannot make the loss infinite. A seam: GSPO puts one ratio for the
+    whole response here (variants/ratio.py).
+    """
+    # --- solution: part 2 ---
+    return (logprobs - old_logprobs).clamp(-20, 20)
+
+
+def surrogate(
+    log_ratio: torch.Tensor, advantages: torch.Tensor, *, clip_low: float, clip_high: float, dual_clip: float, **_
+) -> torch.Tensor:
+    """PPO's pessimistic clip, and the dual clip: per-token loss [B, T] from log rho [B, T] and A [B, T].
+
+    The larger loss counts, so moving further than the clip in the direction that A asks for gains nothing, while moving
+    the wrong way is always charged. Where A < 0 that charge has no bound: a token that the new policy likes far more
+    than the old one did. The dual clip bounds it by -A c. A seam: a variant gets `logprobs` and `mask`, too.
+
+    >>> surrogate(torch.tensor([[1.5, 0.5]]).log(), torch.ones(1, 2), clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+    tensor([[-1.2000, -0.5000]])
+    """
+    # --- solution: part 2 ---
+    ratio = log_ratio.exp()
+    pessimistic = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    return torch.where(advantages < 0, torch.min(-advantages * dual_clip, pessimistic), pessimistic)
 
 
 def policy_loss(
@@ -96,43 +226,42 @@ def policy_loss(
     dual_clip: float = 3.0,
     token_weight: torch.Tensor | None = None,
     aggregation: str = "token-mean",
+    whole: tuple[int, int, int] | None = None,
+    ratio: Callable[..., torch.Tensor] = importance_ratio,
+    loss: Callable[..., torch.Tensor] = surrogate,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The clipped PPO objective on groups, with dual clip (design, section 2).
+    """The objective of GRPO: importance ratio, clipped surrogate, token weights, aggregation.
 
     logprobs, old_logprobs, mask, token_weight: [B, T]; advantages: [B] or [B, T]. Returns (scalar loss, metrics).
+    `token_weight` multiplies the per-token loss before aggregation; the denominator still counts the token. Metrics are
+    token means: share of tokens where the clip is active, where the dual clip is, and -(new - old).
 
-        rho = exp(clamp(new - old, -20, 20))
-        L   = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high)),   and where A < 0:  L = min(-A c, L)
-
-    `token_weight` multiplies the per-token loss before aggregation; the denominator still counts the token. Metrics
-    are token means: share of tokens where the clip is active, where the dual clip is, and -(new - old).
-
-    >>> loss, metrics = policy_loss(torch.tensor([[-1.0]], requires_grad=True), torch.tensor([[-1.0]]),
-    ...                             torch.tensor([2.0]), torch.ones(1, 1))
-    >>> loss.item(), metrics["clip_fraction"]          # on-policy: -A, and the gradient is -A as well
+    >>> value, metrics = policy_loss(torch.tensor([[-1.0]], requires_grad=True), torch.tensor([[-1.0]]),
+    ...                              torch.tensor([2.0]), torch.ones(1, 1))
+    >>> value.item(), metrics["clip_fraction"]          # on-policy: -A, and the gradient is -A as well
     (-2.0, 0.0)
     """
     # --- solution: part 2 ---
     if advantages.dim() == 1:
         advantages = advantages[:, None].expand_as(logprobs)  # [B, T]
-    log_ratio = (logprobs - old_logprobs).clamp(-20, 20)
-    ratio = log_ratio.exp()
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    pessimistic = torch.max(unclipped, clipped)
-    bounded = torch.min(-advantages * dual_clip, pessimistic)
-    per_token = torch.where(advantages < 0, bounded, pessimistic)  # [B, T]
+    log_ratio = ratio(logprobs, old_logprobs, mask)  # [B, T]
+    per_token = loss(
+        log_ratio, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, logprobs=logprobs, mask=mask
+    )  # [B, T]
     if token_weight is not None:
         per_token = per_token * token_weight
 
     with torch.no_grad():
+        rho = log_ratio.exp()
+        clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)
+        beyond = torch.max(-advantages * rho, clipped) > -advantages * dual_clip
         counters = {
-            "clip_fraction": (clipped > unclipped).float(),
+            "clip_fraction": (clipped > -advantages * rho).float(),
             "approx_kl": -log_ratio,
-            "dual_clip_fraction": ((pessimistic > -advantages * dual_clip) & (advantages < 0)).float(),
+            "dual_clip_fraction": (beyond & (advantages < 0)).float(),
         }
-        metrics = {name: aggregate(value, mask, "token-mean").item() for name, value in counters.items()}
-    return aggregate(per_token, mask, aggregation), metrics
+        metrics = {name: aggregate(value, mask, "token-mean", whole).item() for name, value in counters.items()}
+    return aggregate(per_token, mask, aggregation, whole), metrics
 
 
 def template_ratio_weight(
@@ -144,8 +273,9 @@ def template_ratio_weight(
 ) -> torch.Tensor:
     """Weight [B, T] of each token by how far the template moved it: rho = pi_old(y|x) / pi_old(y|T(x,z)).
 
-    Inside [ratio_min, ratio_max] the weight is 1. Outside it is 0 (hard clip, the default), because the bare policy
-    cannot yet take the step that the template took; or `bound / rho` (soft clip).
+    Inside [ratio_min, ratio_max] the weight is 1: it says whether a token counts, and is no importance weight. Outside
+    it is 0 (hard clip, the default), because the bare policy cannot yet take the step that the template took; or
+    `bound / rho` (soft clip).
 
     >>> bare, templated = torch.log(torch.tensor([[0.07, 0.001, 0.5]])), torch.log(torch.tensor([[0.9, 0.9, 0.02]]))
     >>> template_ratio_weight(bare, templated)           # rho = 0.08, 0.001, 25
@@ -162,7 +292,8 @@ def template_ratio_weight(
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token, [B, T]: exp(d) - d - 1 with d = ref - new.
 
-    Never negative, unbiased, low variance. d is clamped to +-20 and the result to +-10.
+    Never negative, and of low variance. Unbiased for samples of the policy itself only: not for responses that were
+    sampled under a template, nor where the clamps act (d to +-20, the result to +-10).
 
     >>> kl_k3(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -2.0]]))
     tensor([[0.0000, 0.3679]])
@@ -174,170 +305,101 @@ def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------ the policy
 
 
+@dataclass(frozen=True)
+class PolicyConfig(Settings):
+    """Which model, how it is adapted, and how it is sampled."""
+
+    model: str = str(TINY / "model")  # Model folder, or hub id
+    system_prompt: str = ""  # System message of every prompt; empty for none
+    enable_thinking: bool = False  # Qwen3's switch; other chat templates ignore it
+    lora_rank: int = 16  # Rank of the adapter on every linear layer
+    lora_alpha: int = 32  # The adapter's scale is alpha / rank
+    load_in_4bit: bool = False  # NF4 with double quantization, through bitsandbytes (on a CPU, too)
+    gradient_checkpointing: bool = False  # Keep no activations but recompute them in backward
+    temperature: float = 1.0  # Of sampling, and of every log-probability
+    max_prompt_tokens: int = 160  # longer questions are left out; templates that leave a question no room, too
+    max_response_tokens: int = 40  # A response that has not ended by then is truncated, and counted
+    sample_batch: int = 256  # Rollouts sampled at once by transformers
+    micro_batch_tokens: int = 16384  # padded tokens in one forward and backward pass; an update accumulates them
+    engine: Literal["hf", "vllm"] = "hf"  # who samples: transformers, or vLLM in the same process
+    vllm_memory: float = 0.6  # Share of the card for vLLM while it samples; it sleeps while the policy trains
+    threads: int = 1  # CPU threads of torch; 0 leaves it to torch
+
+    def rules(self) -> dict[str, bool]:
+        return {
+            f"--temperature {self.temperature}: must be positive, or all rollouts are equal": self.temperature > 0,
+            f"--temperature {self.temperature}: vLLM takes up to 2": self.engine == "hf" or self.temperature <= 2,
+            f"--vllm-memory {self.vllm_memory}: a share of the card, between 0 and 1": 0 < self.vllm_memory < 1,
+            f"--max-prompt-tokens {self.max_prompt_tokens}: at least 1": self.max_prompt_tokens >= 1,
+            f"--max-response-tokens {self.max_response_tokens}: at least 1": self.max_response_tokens >= 1,
+        }
+
+
 @dataclass
 class Policy:
     """A causal LM with a LoRA adapter, and how it is sampled. The adapter switched off is the base policy."""
 
     model: torch.nn.Module  # peft.PeftModel
     tokenizer: object
-    temperature: float
-    max_prompt_tokens: int
-    max_new_tokens: int
+    cfg: PolicyConfig
     stop_ids: list[int]  # any of these ends a response (and belongs to it)
-    sample_batch: int = 256  # rollouts that the transformers engine samples at once
-    micro_batch_tokens: int = 16384  # padded tokens in one forward (and backward) pass
-    enable_thinking: bool = False  # Qwen3's switch; other chat templates ignore it
-    system_prompt: str = ""
     engine: object = None  # None samples with transformers; else an object with sample(), see support/vllm_engine.py
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def trainable(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
 
 def load_policy(
-    model: str,
-    *,
-    temperature: float,
-    max_prompt_tokens: int,
-    max_new_tokens: int,
-    lora_rank: int = 16,
-    lora_alpha: int = 32,
-    load_in_4bit: bool = False,
-    gradient_checkpointing: bool = False,
-    adapter: str | None = None,
-    seed: int = 0,
-    **settings,
+    cfg: PolicyConfig, adapter: str | None = None, seed: int = 0, longest_sequence: int | None = None
 ) -> Policy:
     """Load a causal LM from a folder or a hub id, in 4 bits if asked, and put a LoRA adapter on all its linear layers.
 
-    `adapter` continues a saved adapter instead of a fresh one; `settings` are further fields of `Policy`. Raises
-    UserError with one clear line if there is no such model, or it has no chat template.
+    `adapter` continues a saved adapter instead of a fresh one, whose A matrices are drawn from `seed`. An engine of its
+    own is told the longest sequence, prompt and response, that it will see. Raises UserError with one clear line if
+    there is no such model, or it has no chat template.
     """
-    # bitsandbytes (peft loads it) advises a CPU to fetch a faster kernel; peft asks transformers in an outdated way.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    transformers_logging.disable_progress_bar()
-    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import BitsAndBytesConfig
 
-    tokenizer = load_tokenizer(model)
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    quantization = BitsAndBytesConfig(
+    tokenizer = pretrained.load_tokenizer(cfg.model)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    nf4 = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    base = AutoModelForCausalLM.from_pretrained(
-        model,
-        dtype=dtype,
-        quantization_config=quantization if load_in_4bit else None,
-        device_map={"": 0} if on_gpu else None,
-    )
-    stop_ids = base.generation_config.eos_token_id
-    stop_ids = set(stop_ids if isinstance(stop_ids, list) else [stop_ids]) | {tokenizer.eos_token_id}
-    # A model's own generation config may hold a top-k, a top-p or a repetition penalty: rollouts sampled under those do
-    # not come from the distribution whose log-probs are trained. Nothing of it is kept.
-    base.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id)
-    if load_in_4bit:
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-        for module in base.modules():
-            # On a CPU with AVX512-BF16, bitsandbytes repacks a layer's weights for good in the first pass without
-            # gradients, for a kernel that has no backward: after one sampling the layers below would learn nothing.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-    if gradient_checkpointing:
+    base, stop_ids = pretrained.load_base(cfg.model, tokenizer, dtype, nf4 if cfg.load_in_4bit else None)
+    if cfg.gradient_checkpointing:
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if adapter:
-        peft_model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     else:
-        torch.manual_seed(seed)  # LoRA's A matrices are drawn here
-        lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        peft_model = get_peft_model(base, lora)
-    peft_model.eval()
-    return Policy(
-        peft_model, tokenizer, temperature, max_prompt_tokens, max_new_tokens, sorted(stop_ids - {None}), **settings
-    )
-
-
-def load_adapter(policy: Policy, folder: Path) -> None:
-    """Overwrite the adapter's weights by saved ones."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    set_peft_model_state_dict(policy.model, load_peft_weights(str(folder), device=str(policy.device)))
-
-
-def base_fingerprint(policy: Policy) -> str:
-    """A short digest of the base model: every frozen tensor's name and shape, and a few of its values."""
-    known = hashlib.sha256()
-    for name, parameter in policy.model.named_parameters():
-        if not parameter.requires_grad:
-            values = parameter.flatten()[:: max(1, parameter.numel() // 16)][:16].float().tolist()
-            known.update(repr((name, tuple(parameter.shape), values)).encode())
-    return known.hexdigest()[:16]
-
-
-def load_tokenizer(model: str):
-    """The tokenizer of a model folder or hub id, padded on the left; UserError if there is none to be had."""
-    from transformers import AutoTokenizer
-
-    if Path(model).exists() and not (Path(model) / "config.json").exists():
-        raise UserError(
-            f"--model {model}: that folder holds no config.json; give a folder that from_pretrained can load"
+        torch.manual_seed(seed)
+        lora = LoraConfig(
+            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"--model {model}: its tokenizer has no chat template. Take the instruct version of the model, or put a "
-            "chat_template.jinja into its folder"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+        model = get_peft_model(base, lora)
+    policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
+    if cfg.engine == "vllm":
+        from support.vllm_engine import VllmEngine
+
+        longest = longest_sequence or cfg.max_prompt_tokens + cfg.max_response_tokens
+        policy.engine = VllmEngine(policy.model, tokenizer, cfg, max_model_len=longest, seed=seed)
+    return policy
 
 
 def chat_ids(policy: Policy, message: str) -> list[int]:
     """Token ids of one user message in the model's chat format, up to where the response begins."""
-    messages = [{"role": "system", "content": policy.system_prompt}] if policy.system_prompt else []
+    messages = [{"role": "system", "content": policy.cfg.system_prompt}] if policy.cfg.system_prompt else []
     messages.append({"role": "user", "content": message})
     return policy.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, enable_thinking=policy.enable_thinking, return_dict=False
+        messages, add_generation_prompt=True, enable_thinking=policy.cfg.enable_thinking, return_dict=False
     )
-
-
-# ---------------------------------------------------------------------------------------------------- out of memory
-
-
-def halve_when_out_of_memory(size: str, smallest: int):
-    """Decorator: run again with half of `policy.<size>` when the card's memory is used up, and say so."""
-
-    def decorate(work):
-        @functools.wraps(work)
-        def tried(policy: Policy, *args, **kwargs):
-            while True:
-                try:
-                    return work(policy, *args, **kwargs)
-                except torch.OutOfMemoryError:
-                    pass  # the retry stands outside, where the traceback no longer keeps the tensors alive
-                half = getattr(policy, size) // 2
-                if half < smallest:
-                    raise UserError(
-                        f"out of memory with {size} = {2 * half}: lower --max-response-tokens or --group-size, or add "
-                        "--gradient-checkpointing or --load-in-4bit"
-                    )
-                print(f"out of memory: {size} goes down to {half}")
-                setattr(policy, size, half)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-
-        return tried
-
-    return decorate
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
@@ -353,26 +415,6 @@ class Sample:
     text: str
 
 
-class _Draw(LogitsProcessor):
-    """Draws the next token itself, from softmax(logits / temperature), and keeps its log-prob.
-
-    `generate` then takes the only token that is left. So the draw depends on our generator alone, which makes a run
-    repeatable, and the log-probs cost one number a token rather than a vocabulary.
-    """
-
-    def __init__(self, temperature: float, generator: torch.Generator | None):
-        self.temperature, self.generator, self.logprobs = temperature, generator, []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        logprobs = (scores.float() / self.temperature).log_softmax(dim=-1)  # [B, V]
-        if self.generator is None:  # greedy
-            token = logprobs.argmax(dim=-1, keepdim=True)  # [B, 1]
-        else:
-            token = torch.multinomial(logprobs.exp(), 1, generator=self.generator)
-        self.logprobs.append(logprobs.gather(1, token))
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
-
-
 @halve_when_out_of_memory("sample_batch", smallest=1)
 @torch.no_grad()
 def sample(
@@ -380,72 +422,83 @@ def sample(
     contexts: list[list[int]],
     *,
     seed: int | None,
-    adapter: bool = True,
+    temperature: float | None = None,
     max_new_tokens: int | None = None,
+    adapter: bool = True,
 ) -> list[Sample]:
     """One response for each context (a list of token ids), in order.
 
     `seed=None` decodes greedily; with a seed the same contexts give the same responses. `adapter=False` samples from
-    the base policy. Log-probs are those of the distribution that was drawn from (temperature applied; under greedy
-    decoding, too).
+    the base policy. Temperature and length are the policy's by default. Log-probs are those of the distribution that
+    was drawn from (temperature applied; under greedy decoding, too).
     """
+    temperature, length = temperature or policy.cfg.temperature, max_new_tokens or policy.cfg.max_response_tokens
     if policy.engine is not None:
-        return policy.engine.sample(policy, contexts, seed=seed, adapter=adapter, max_new_tokens=max_new_tokens)
-    policy.model.eval()
-    samples: list[Sample] = []
-    with nullcontext() if adapter else policy.model.disable_adapter():
-        for start in range(0, len(contexts), policy.sample_batch):
-            part = contexts[start : start + policy.sample_batch]
-            generator = None if seed is None else torch.Generator(policy.device).manual_seed(seed + start)
-            samples += _generate(policy, part, generator, max_new_tokens or policy.max_new_tokens)
-    return samples
+        drawn = policy.engine.sample(contexts, policy.stop_ids, seed, temperature, length, adapter)
+    else:
+        policy.model.eval()
+        # One number for each token to come, whatever batch it will be drawn in: so batches do not matter to the draw.
+        uniform = (
+            None if seed is None else torch.rand(len(contexts), length, generator=torch.Generator().manual_seed(seed))
+        )
+        drawn, size = [], policy.cfg.sample_batch
+        with nullcontext() if adapter else policy.model.disable_adapter():
+            for i in range(0, len(contexts), size):
+                part = None if uniform is None else uniform[i : i + size].to(policy.device)
+                drawn += _decode(policy, contexts[i : i + size], part, temperature, length)
+    texts = policy.tokenizer.batch_decode([ids for ids, _, _ in drawn], skip_special_tokens=True)
+    return [Sample(ids, logprobs, cut, text) for (ids, logprobs, cut), text in zip(drawn, texts, strict=True)]
 
 
-def _generate(policy: Policy, contexts, generator, max_new_tokens: int) -> list[Sample]:
-    draw = _Draw(policy.temperature, generator)
-    batch = policy.tokenizer.pad({"input_ids": contexts}, return_tensors="pt").to(policy.device)  # left-padded
-    width = batch.input_ids.shape[1]
-    generated = policy.model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        logits_processor=LogitsProcessorList([draw]),
-        generation_config=GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=policy.stop_ids,
-            pad_token_id=policy.tokenizer.pad_token_id,
-        ),
-    )[:, width:].tolist()
-    logprobs = torch.cat(draw.logprobs, dim=1).tolist()  # [B][T]
-    samples = []
-    for ids, values in zip(generated, logprobs, strict=True):
-        length = next((i + 1 for i, token in enumerate(ids) if token in policy.stop_ids), None)
-        kept = ids[:length]
-        text = policy.tokenizer.decode(kept, skip_special_tokens=True)
-        samples.append(Sample(kept, values[: len(kept)], length is None, text))
-    return samples
+def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) -> list[tuple[list, list, bool]]:
+    """(token ids, log-probs, truncated) for each context, token by token, with a cache of keys and values."""
+    # The G rollouts of a question share its context: it is read once.
+    place = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
+    batch = policy.tokenizer.pad({"input_ids": list(map(list, place))}, return_tensors="pt").to(policy.device)  # left
+    mask, cache = batch.attention_mask, DynamicCache(config=policy.model.config)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    tokens, stop = batch.input_ids, torch.tensor(policy.stop_ids, device=policy.device)
+    going = list(range(len(contexts)))  # which response a row of the batch is
+    rows = [place[tuple(context)] for context in contexts]  # of the batch, that go on
+    drawn: list[tuple[list, list]] = [([], []) for _ in contexts]
+    for t in range(length):
+        logits = policy.model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        ).logits[:, -1]  # [rows, V]
+        if t == 0:  # from contexts to rollouts
+            logits, mask = logits[rows], mask[rows]
+            cache.reorder_cache(torch.tensor(rows, device=policy.device))
+        logprobs = (logits.float() / temperature).log_softmax(dim=-1)  # [B, V]
+        tokens = _draw(logprobs, None if uniform is None else uniform[going, t])  # [B, 1]
+        for i, token, value in zip(
+            going, tokens[:, 0].tolist(), logprobs.gather(1, tokens)[:, 0].tolist(), strict=True
+        ):
+            drawn[i][0].append(token)
+            drawn[i][1].append(value)
+        rows = (~torch.isin(tokens[:, 0], stop)).nonzero()[:, 0]
+        if len(rows) < len(going):  # what has ended leaves the batch
+            going, tokens, mask = [going[row] for row in rows.tolist()], tokens[rows], mask[rows]
+            cache.reorder_cache(rows)
+        if not going:
+            break
+        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+        positions = mask.sum(dim=1, keepdim=True) - 1
+    return [(ids, values, i in going) for i, (ids, values) in enumerate(drawn)]
+
+
+def _draw(logprobs: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
+    """The likeliest token of each row of [B, V]; or the one in whose share of the distribution a uniform number falls.
+
+    >>> _draw(torch.tensor([[0.2, 0.5, 0.3]] * 3).log(), torch.tensor([0.1, 0.3, 0.9])).tolist()
+    [[0], [1], [2]]
+    """
+    if uniform is None:
+        return logprobs.argmax(dim=-1, keepdim=True)
+    shares = logprobs.exp().cumsum(dim=-1)  # up to 1, but for rounding
+    return torch.searchsorted(shares, uniform[:, None] * shares[:, -1:], right=True).clamp(max=logprobs.shape[1] - 1)
 
 
 # ------------------------------------------------------------------------------------------------------- log-probs
-
-
-@dataclass
-class Rollout:
-    """One response: what it was sampled from, what it is trained on, and what it earned."""
-
-    question_id: str
-    template: str  # for the record; the two contexts say all that training needs
-    sampled_context: list[int]  # token ids of T(x, z)
-    trained_context: list[int]  # token ids of x: the same, or not, and then this is context distillation
-    response_ids: list[int]
-    sampled_logprobs: list[float]  # log pi(y | sampled_context), from the sampler
-    truncated: bool
-    text: str
-    reward: float
-    well_formed: bool = True
-    advantage: float = 0.0
-    old_logprobs: list[float] = field(default_factory=list)  # log pi_old(y | trained_context)
-    token_weight: list[float] = field(default_factory=list)
 
 
 def padded(rows: list[list[float]], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -463,22 +516,21 @@ def padded(rows: list[list[float]], device: torch.device | str = "cpu") -> tuple
 
 
 def micro_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences in groups of at most `max_tokens` padded tokens, the longest first.
+    """Indices of sequences in batches of at most `max_tokens` padded tokens, the longest first.
 
     Longest first, so that running out of memory shows at step 1. A sequence longer than `max_tokens` goes alone.
 
     >>> list(micro_batches([2, 5, 4, 1], max_tokens=10))
     [[1, 2], [0, 3]]
     """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    group: list[int] = []
-    for i in order:
-        if group and lengths[group[0]] * (len(group) + 1) > max_tokens:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _chosen_logprobs(hidden: torch.Tensor, tokens: torch.Tensor, head, temperature: float) -> torch.Tensor:
@@ -511,57 +563,119 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     causal_lm = policy.model.get_base_model()
     hidden = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, D]
     tokens = torch.tensor([token for r in responses for token in r], device=policy.device)  # [N]
-    head = causal_lm.get_output_embeddings()
+    head, temperature = causal_lm.get_output_embeddings(), policy.cfg.temperature
     chunk = max(1, LOGIT_CHUNK // head.weight.shape[0])
     values = []
     for part, chosen in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
         if torch.is_grad_enabled():
-            values.append(checkpoint(_chosen_logprobs, part, chosen, head, policy.temperature, use_reentrant=False))
+            values.append(checkpoint(_chosen_logprobs, part, chosen, head, temperature, use_reentrant=False))
         else:
-            values.append(_chosen_logprobs(part, chosen, head, policy.temperature))
+            values.append(_chosen_logprobs(part, chosen, head, temperature))
     dense = torch.zeros(len(responses), max(map(len, responses)), device=policy.device)
     return dense.index_put((torch.tensor(rows), torch.tensor(columns)), torch.cat(values))  # [B, T]
 
 
 @halve_when_out_of_memory("micro_batch_tokens", smallest=64)
 @torch.no_grad()
-def score(policy: Policy, contexts: list[list[int]], responses: list[list[int]], adapter: bool = True):
+def logprobs_of(policy: Policy, contexts: list[list[int]], responses: list[list[int]], adapter: bool = True):
     """`token_logprobs` without gradients, in micro-batches, as one list of floats for each response."""
     policy.model.eval()
     values: list[list[float]] = [[] for _ in contexts]
     lengths = [len(c) + len(r) for c, r in zip(contexts, responses, strict=True)]
     with nullcontext() if adapter else policy.model.disable_adapter():
-        for group in micro_batches(lengths, policy.micro_batch_tokens):
-            dense = token_logprobs(policy, [contexts[i] for i in group], [responses[i] for i in group]).tolist()
-            for i, row in zip(group, dense, strict=True):
+        for batch in micro_batches(lengths, policy.cfg.micro_batch_tokens):
+            dense = token_logprobs(policy, [contexts[i] for i in batch], [responses[i] for i in batch]).tolist()
+            for i, row in zip(batch, dense, strict=True):
                 values[i] = row[: len(responses[i])]
     return values
 
 
-def correct_for_sampler(policy: Policy, rollouts: list[Rollout], cap: float) -> None:
-    """Truncated importance correction: token weights times min(pi_trainer / pi_sampler, cap), in place.
+def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
+    """(mean, max) over tokens of |log pi_trainer - log pi_sampler|: do the two agree about the same policy?
 
-    Another engine computes slightly other probabilities than the trainer's for the same weights. Both sides are given
-    the context that was sampled from; what the template did is the ratio mask's affair.
+    A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here, and nowhere else.
     """
-    moved = [r for r in rollouts if r.trained_context != r.sampled_context]
-    scored = iter(score(policy, [r.sampled_context for r in moved], [r.response_ids for r in moved]))
-    for r in rollouts:
-        trainer = r.old_logprobs if r.trained_context == r.sampled_context else next(scored)
-        ratio = (torch.tensor(trainer) - torch.tensor(r.sampled_logprobs)).clamp(-20, 20).exp().clamp(max=cap)  # [T]
-        r.token_weight = (torch.tensor(r.token_weight) * ratio).tolist()
+    trainer = logprobs_of(policy, [r.sampled_context for r in rollouts], [r.response_ids for r in rollouts])
+    gaps = [
+        abs(a - b)
+        for r, own in zip(rollouts, trainer, strict=True)
+        for a, b in zip(own, r.sampled_logprobs, strict=True)
+    ]
+    return sum(gaps) / len(gaps), max(gaps)
 
 
 # ---------------------------------------------------------------------------------------------------------- update
 
 
-def learning_rate(update: int, total_updates: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share `warmup` of all updates, then constant. `update` counts from 0.
+def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -> None:
+    """Fill in log pi_old(y | x) and the template-ratio weights, before any weight moves; and only where it has to be.
 
-    >>> [learning_rate(u, 100, 1.0, 0.05) for u in (0, 4, 50)]
+    A rollout without advantage is not trained. A bare one in the first update needs nothing: until then the policy *is*
+    pi_old, and the update's own pass says it. In a later update the sampler's log-probs serve, if that was transformers
+    with the trainer's weights and arithmetic. So what is scored is what was distilled, and vLLM's rollouts.
+    """
+    scored = []
+    for number, part in enumerate(updates):
+        for r in part:
+            if r.teaches and (r.distilled or number and policy.engine is not None):
+                scored.append(r)
+            elif r.teaches and number:
+                r.old_logprobs = r.sampled_logprobs
+    values = logprobs_of(policy, [r.trained_context for r in scored], [r.response_ids for r in scored])
+    for r, old_logprobs in zip(scored, values, strict=True):
+        r.old_logprobs = old_logprobs
+        if r.distilled and cfg.ratio_mask:
+            bare, templated = torch.tensor(old_logprobs), torch.tensor(r.sampled_logprobs)
+            weight = template_ratio_weight(bare, templated, cfg.ratio_min, cfg.ratio_max, cfg.soft_clip)
+            r.token_weight = weight.tolist()
+
+
+def warmed_up(done: float, cfg: UpdateConfig) -> float:
+    """The learning rate when a share `done` of the run is over: linear up to the share `warmup`, then constant.
+
+    >>> [warmed_up(done, UpdateConfig(learning_rate=1.0, warmup=0.05)) for done in (0.01, 0.05, 0.5)]
     [0.2, 1.0, 1.0]
     """
-    return peak * min(1.0, (update + 1) / max(1, math.ceil(warmup * total_updates)))
+    return cfg.learning_rate * (min(1.0, done / cfg.warmup) if cfg.warmup else 1.0)
+
+
+def loss_of(
+    policy: Policy, part: list[Rollout], cfg: UpdateConfig, whole: tuple[int, int, int]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of a micro-batch as its share of the whole update's, and its metrics likewise."""
+    contexts, responses = [r.trained_context for r in part], [r.response_ids for r in part]
+    logprobs = token_logprobs(policy, contexts, responses)  # log pi_theta(y | x), [B, T], with gradient
+    ones = [[1.0] * len(r.response_ids) for r in part]
+    _, mask = padded(ones, policy.device)  # [B, T]
+    token_weight, _ = padded([r.token_weight or one for r, one in zip(part, ones, strict=True)], policy.device)
+    advantages, _ = padded(
+        [r.advantage if isinstance(r.advantage, list) else [r.advantage] * len(r.response_ids) for r in part],
+        policy.device,
+    )  # [B, T]
+    # Where nothing was scored the policy has not moved since it sampled: its own log-probs are the old ones.
+    known = torch.tensor([[bool(r.old_logprobs)] for r in part], device=policy.device)  # [B, 1]
+    old_logprobs, _ = padded([r.old_logprobs or one for r, one in zip(part, ones, strict=True)], policy.device)
+    old_logprobs = torch.where(known, old_logprobs, logprobs.detach())
+    if cfg.importance_cap:
+        # Truncated importance sampling: another engine draws from slightly other probabilities than the trainer's. Only
+        # in the same context; what a template has moved is the ratio mask's affair.
+        sampled, _ = padded([r.sampled_logprobs for r in part], policy.device)
+        bare = torch.tensor([[not r.distilled] for r in part], device=policy.device)
+        correction = (old_logprobs - sampled).clamp(-20, 20).exp().clamp(max=cfg.importance_cap)
+        token_weight = torch.where(bare, token_weight * correction, token_weight)
+
+    loss, metrics = policy_loss(
+        logprobs, old_logprobs, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
+        dual_clip=cfg.dual_clip, token_weight=token_weight, aggregation=cfg.aggregation, whole=whole,
+        ratio=find("ratio", cfg.ratio, importance_ratio), loss=find("loss", cfg.loss, surrogate),
+    )  # fmt: skip
+    metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", whole).item()
+    if cfg.kl_coef:
+        ref_logprobs, _ = padded(logprobs_of(policy, contexts, responses, adapter=False), policy.device)
+        policy.model.train()
+        kl = aggregate(kl_k3(logprobs, ref_logprobs), mask, cfg.aggregation, whole)
+        loss, metrics["kl"] = loss + cfg.kl_coef * kl, kl.item()
+    return loss, metrics | {"loss": loss.item()}
 
 
 @halve_when_out_of_memory("micro_batch_tokens", smallest=64)
@@ -569,59 +683,31 @@ def update_policy(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     rollouts: list[Rollout],
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float = 3.0,
-    aggregation: str = "token-mean",
-    kl_coef: float = 0.0,
-    max_grad_norm: float = 1.0,
-    skip_zero_advantage: bool = True,
+    cfg: UpdateConfig,
+    rate: float | None = None,
 ) -> dict[str, float]:
     """One optimizer step on these rollouts, by accumulation over micro-batches; returns its metrics.
 
-    The accumulated gradient is that of one big batch: each micro-batch's loss counts by its share of the denominator.
-    Rollouts with advantage 0 add nothing to the policy loss; they are left out of the passes, not of the denominator.
-    A gradient that is not finite is thrown away (`skipped` is 1), and no weight moves.
+    The accumulated gradient is that of one big batch. Rollouts without advantage add nothing to the policy loss: they
+    are left out of the passes, not of the denominators. A gradient that is not finite is thrown away (`skipped` is 1),
+    and no weight moves. `rate`: the optimizer's learning rate from here on.
     """
-    tokens = sum(len(r.response_ids) for r in rollouts)
-    longest = max(len(r.response_ids) for r in rollouts)
-    # With a KL term every rollout has a gradient.
-    signal = [r for r in rollouts if r.advantage != 0.0 or kl_coef]
-    learned = signal if skip_zero_advantage else rollouts
-    metrics = dict.fromkeys(("loss", "kl", "clip_fraction", "approx_kl", "dual_clip_fraction"), 0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] if rate is None else rate
+    learned = [r for r in rollouts if r.teaches or cfg.kl_coef]  # with a KL term every rollout has a gradient
+    whole = (len(rollouts), sum(len(r.response_ids) for r in rollouts), policy.cfg.max_response_tokens)
+    metrics = Counter(loss=0.0, clip_fraction=0.0, approx_kl=0.0, dual_clip_fraction=0.0, masked=0.0)
     optimizer.zero_grad(set_to_none=True)  # what a try that ran out of memory has left
     policy.model.train()
     lengths = [len(r.trained_context) + len(r.response_ids) for r in learned]
-    for group in micro_batches(lengths, policy.micro_batch_tokens):
-        part = [learned[i] for i in group]
-        contexts, responses = [r.trained_context for r in part], [r.response_ids for r in part]
-        logprobs = token_logprobs(policy, contexts, responses)  # [B, T], with gradient
-        old_logprobs, mask = padded([r.old_logprobs for r in part], policy.device)
-        token_weight, _ = padded([r.token_weight for r in part], policy.device)
-        advantages = torch.tensor([r.advantage for r in part], device=policy.device)  # [B]
-        token_share = mask.sum().item() / tokens
-        share = {"token-mean": token_share, "seq-mean-token-sum-norm": mask.shape[1] / longest}
-        loss, counters = policy_loss(
-            logprobs, old_logprobs, advantages, mask, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip,
-            token_weight=token_weight, aggregation=aggregation,
-        )  # fmt: skip
-        if kl_coef:
-            ref_logprobs, _ = padded(score(policy, contexts, responses, adapter=False), policy.device)
-            policy.model.train()
-            kl = aggregate(kl_k3(logprobs, ref_logprobs), mask, aggregation)
-            loss = loss + kl_coef * kl
-            metrics["kl"] += kl.item() * share.get(aggregation, len(part) / len(rollouts))
-        loss = loss * share.get(aggregation, len(part) / len(rollouts))
+    for batch in micro_batches(lengths, policy.cfg.micro_batch_tokens):
+        loss, part = loss_of(policy, [learned[i] for i in batch], cfg, whole)
         loss.backward()
-        metrics["loss"] += loss.item()
-        for name, value in counters.items():
-            metrics[name] += value * token_share
-    parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+        metrics.update(part)  # a Counter adds
+    metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.trainable, cfg.max_grad_norm).item()
     metrics["skipped"] = float(not math.isfinite(metrics["loss"] + metrics["grad_norm"]))
-    if signal and not metrics["skipped"]:  # without any signal, Adam's momentum would move the weights all the same
+    if learned and not metrics["skipped"]:  # without any signal, Adam's momentum would move the weights all the same
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     policy.model.eval()
-    return metrics
+    return dict(metrics)

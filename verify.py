@@ -48,8 +48,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
+
+from support.boxes import boxes_in
+from support.data import Question
 
 TIME_LIMIT = 1.0  # seconds of the worker's CPU for one comparison, so that a busy machine does not turn verdicts
 PATIENCE = 4  # times as long by the clock, whatever the worker is doing (its start, a second or two, is not counted)
@@ -69,27 +74,6 @@ class Grade:
 
 # --- extraction -------------------------------------------------------------------------------------------------------
 
-_BOX_TOKEN = re.compile(r"\\\\?boxed\s*\{|\\.|[{}]", re.DOTALL)  # `\\.` skips the braces in \{ and \}
-
-
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, contents) of the outermost closed, non-empty boxes, in one pass however many braces are open."""
-    open_braces: list[tuple[int, int] | None] = []  # a box as (start, start of its contents); another brace as None
-    boxes: list[tuple[int, int, str]] = []
-    for token in _BOX_TOKEN.finditer(text):
-        kind = token.group()
-        if kind == "{":
-            open_braces.append(None)
-        elif kind == "}" and open_braces:
-            box = open_braces.pop()
-            if box and (contents := text[box[1] : token.start()].strip()):
-                while boxes and boxes[-1][0] > box[0]:
-                    boxes.pop()  # it lies inside this one
-                boxes.append((box[0], token.end(), contents))
-        elif kind.endswith("{") and "boxed" in kind:
-            open_braces.append((token.start(), token.end()))
-    return boxes
-
 
 def extract_boxed(response: str) -> str | None:
     r"""The contents of the last closed, non-empty `\boxed{}`, or None.
@@ -99,7 +83,7 @@ def extract_boxed(response: str) -> str | None:
     >>> extract_boxed(r"cut off in \boxed{12") is None
     True
     """
-    boxes = _boxes(response)
+    boxes = boxes_in(response)
     return boxes[-1][2] if boxes else None
 
 
@@ -136,7 +120,7 @@ def _unwrap(text: str) -> str:
         inner = text.strip().rstrip(".,; ") if text[-2:] not in (r"\,", r"\;", "\\ ") else text[:-2]
         if (delimited := _DELIMITED.fullmatch(inner)) and not _DELIMITER.search(delimited[1]):
             inner = delimited[1]
-        elif inner.startswith("\\") and (boxes := _boxes(inner)) and boxes[0][:2] == (0, len(inner)):
+        elif inner.startswith("\\") and (boxes := boxes_in(inner)) and boxes[0][:2] == (0, len(inner)):
             inner = boxes[0][2]
         if inner == text:
             break
@@ -276,7 +260,7 @@ def _locate(text: str, boxed: bool = False) -> tuple[str, bool]:
     text = _unwrap(text.translate(_UNICODE))
     if boxed:
         return _tidy(_DELIMITER.sub(" ", text)), False
-    boxes = _boxes(text)
+    boxes = boxes_in(text)
     if len(boxes) == 1 and not re.search("(?i)final answer is", text):
         return _tidy(_unwrap(boxes[0][2])), False
     if r"\boxed" in text or _DELIMITER.search(text):
@@ -521,7 +505,7 @@ def grade_batch(responses: list[str], references: list[str]) -> list[Grade]:
     verdicts: dict[tuple[str, str], bool] = {}
     grades = []
     for response, reference in zip(responses, references, strict=True):
-        boxes = _boxes(response)
+        boxes = boxes_in(response)
         answer = boxes[-1][2] if boxes else None
         correct = False
         if answer is not None:
@@ -569,6 +553,28 @@ def feedback(grade: Grade, reference: str, truncated: bool = False) -> str:
     else:
         fault = f"The answer {grade.extracted} is wrong."
     return f"{fault} The right answer is {reference}."
+
+
+class Verdict(NamedTuple):
+    """What a reward function says of one response."""
+
+    reward: float
+    feedback: str  # what the reflection model is told
+    well_formed: bool = True  # could an answer be found at all?
+
+
+Judge = Callable[[list[str], list[Question], list[bool]], list[Verdict]]
+
+
+def judge(responses: list[str], questions: list[Question], truncated: list[bool]) -> list[Verdict]:
+    r"""Reward and feedback of each response, as the loop and the evolution ask for them.
+
+    >>> judge([r"\boxed{3}"], [Question("q", "What is 2 + 2?", "4")], [False])
+    [Verdict(reward=0.0, feedback='The answer 3 is wrong. The right answer is 4.', well_formed=True)]
+    """
+    references = [question.reference for question in questions]
+    graded = zip(grade_batch(responses, references), references, truncated, strict=True)
+    return [Verdict(g.reward, feedback(g, reference, cut), g.well_formed) for g, reference, cut in graded]
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--worker"]:

@@ -90,6 +90,23 @@ def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def load_adapter(model: torch.nn.Module, folder: Path) -> None:
+    """Overwrite the adapter's weights by saved ones."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    device = next(model.parameters()).device
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(device)))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a small file so that a kill leaves the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.rename(file)
+
+
 def journaled(file: Path) -> Callable[[str, Callable[[list, int], list]], Callable[[list], list]]:
     """Make calls resumable: `wrap(name, call)` returns a function of the inputs, each call's outputs kept in `file`.
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet
 
-import verify
+from support.boxes import boxes_in
 from support.errors import UserError
 
 
 @dataclass(frozen=True)
-class Problem:
+class Question:
     id: str
-    question: str
-    answer: str
+    text: str
+    reference: str  # the answer that is right
 
 
 # -------------------------------------------------------------------------------------------------- known data sets
@@ -26,7 +26,8 @@ class Problem:
 
 def last_boxed(solution: str) -> str:
     """MATH keeps the answer in the box that ends its solution."""
-    return verify.extract_boxed(solution) or ""
+    boxes = boxes_in(solution)
+    return boxes[-1][2] if boxes else ""
 
 
 def _several(answers: list[str]) -> str:
@@ -75,8 +76,8 @@ SOURCES = {
 }
 
 
-def load_source(name: str, local: str = "") -> list[Problem]:
-    """The problems of a known data set, from the hub (or its cache), or from a local copy of the same columns."""
+def load_source(name: str, local: str = "") -> list[Question]:
+    """The questions of a known data set, from the hub (or its cache), or from a local copy of the same columns."""
     from datasets import load_dataset
     from huggingface_hub.utils import logging
 
@@ -100,13 +101,13 @@ def load_source(name: str, local: str = "") -> list[Problem]:
     absent = [column for column in needed if column not in rows.column_names]
     if absent:
         raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {rows.column_names})")
-    problems: dict[str, Problem] = {}  # by question: a repeated one could stand on both sides of a split
+    found: dict[str, Question] = {}  # by question: a repeated one could stand on both sides of a split
     for number, row in enumerate(rows.select_columns(needed), start=1):
         question, answer = row[source.question].strip(), source.extract(row[source.answer]).strip()
         hard_enough = source.hardest is None or row[source.hardest[0]] >= source.hardest[1]
         if question and answer and hard_enough:
-            problems.setdefault(question, Problem(f"{name.removesuffix(HELD_OUT)}-{number}", question, answer))
-    drawn = list(problems.values())
+            found.setdefault(question, Question(f"{name.removesuffix(HELD_OUT)}-{number}", question, answer))
+    drawn = list(found.values())
     if source.sizes:
         # Held out comes first, so that it stays the same whatever the size of the training part.
         random.Random(0).shuffle(drawn)
@@ -134,34 +135,63 @@ def _rows(file: Path) -> Iterator[tuple[str, object]]:
             raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
 
 
-def load_problems(path: str) -> list[Problem]:
-    """Problems of a known data set (`deepmath`), of a local copy of it (`deepmath:folder-or-file`), or of a file.
+def load_questions(
+    path: str, suffix: str = "", unparseable: Callable[[list[str]], list[int]] | None = None
+) -> list[Question]:
+    """The questions of a file or data set, each with the suffix of the bare prompt behind it, after an empty line.
+
+    `unparseable` finds the reference answers that only their own text can match; how many there are is said.
+    """
+    questions = _read(path)
+    odd = unparseable([question.reference for question in questions]) if unparseable else []
+    if odd:
+        example = questions[odd[0]]
+        print(
+            f"{path}: {len(odd)} of {len(questions)} reference answers cannot be parsed and count only when matched "
+            f"letter by letter, e.g. {example.reference[:60]!r} ({example.id})"
+        )
+    return [replace(q, text=f"{q.text}\n\n{suffix}") for q in questions] if suffix else questions
+
+
+def that_fit(name: str, questions: list[Question], length: Callable[[Question], int], limit: int) -> list[Question]:
+    """Those that fit into the prompt; nothing is ever cut, what is left out is counted."""
+    fitting = [question for question in questions if length(question) <= limit]
+    if not fitting:
+        raise UserError(f"{name}: no question fits into --max-prompt-tokens {limit}")
+    if len(fitting) < len(questions):
+        longer = f"{len(questions) - len(fitting)} of {len(questions)} questions"
+        print(f"{name}: {longer} are longer than --max-prompt-tokens {limit} and left out")
+    return fitting
+
+
+def _read(path: str) -> list[Question]:
+    """Questions of a known data set (`deepmath`), of a local copy of it (`deepmath:folder-or-file`), or of a file.
 
     A file is JSONL or parquet with `question` and `answer` in each row (`id` optional). UserError names the row.
     """
     name, _, local = path.partition(":")
     file = Path(path)
     if name in SOURCES and not file.exists():
-        problems = load_source(name, local)
+        questions = load_source(name, local)
     elif not file.is_file():
         raise UserError(
             f"{path}: no such file; give a JSONL or parquet file with `question` and `answer` in each row, "
             f"or one of {', '.join(SOURCES)}"
         )
     else:
-        problems = []
+        questions = []
         for number, (where, row) in enumerate(_rows(file), start=1):
             missing = [name for name in ("question", "answer") if not isinstance(row, dict) or name not in row]
             if missing:
                 found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
             key = str(row.get("id", f"{file.stem}-{number}"))
-            problems.append(Problem(key, str(row["question"]), str(row["answer"])))
-    if not problems:
-        raise UserError(f"{path}: holds no problems")
-    if len({p.id for p in problems}) < len(problems):
-        raise UserError(f"{path}: two problems have the same `id`; templates are assigned by it")
-    return problems
+            questions.append(Question(key, str(row["question"]), str(row["answer"])))
+    if not questions:
+        raise UserError(f"{path}: holds no questions")
+    if len({p.id for p in questions}) < len(questions):
+        raise UserError(f"{path}: two questions have the same `id`; templates are assigned by it")
+    return questions
 
 
 def label(path: str) -> str:

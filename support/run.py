@@ -1,90 +1,264 @@
-"""What a run leaves and how it survives: its folder, checkpoints, Ctrl-C, the lines of every epoch, the summary."""
+"""Whatever keeps a run alive, behind one object: its folder, checkpoints, journal, log, progress and warnings."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import signal
 import statistics
-import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from tqdm import tqdm
 
-import gepa_loop
-import grpo
-from support import checkpoint, report
-from support.data import Problem
+from support import checkpoint, track
 from support.errors import UserError
+from support.pretrained import fingerprint
+from support.settings import Settings
+from support.vital_signs import MAX_BAD_UPDATES, silent_failures
 
-if TYPE_CHECKING:
-    from p2o import Config
-
-
-@dataclass
-class State:
-    """Where a run is. With the adapter and the optimizer, all that it needs to go on."""
-
-    epoch: int = 0  # epochs that are done
-    stage: str = "policy"  # of the present epoch: "policy", then "evolution"
-    position: int = 0  # questions of the present epoch that have been sampled
-    update: int = 0  # optimizer steps so far
-    pending: list[grpo.Rollout] = field(default_factory=list)  # sampled, not yet trained on
-    hard: list[str] = field(default_factory=list)  # ids of the present epoch's hard questions
-    templates: dict[str, list[str]] = field(default_factory=dict)  # hard question id -> its G templates
-    skipped: int = 0  # updates in a row without a finite gradient
-    saved: int = 0  # checkpoints so far
-    seconds: float = 0.0  # of earlier, interrupted sessions
-    rollouts: int = 0  # sampled for training so far
-    gepa_calls: int = 0  # responses that GEPA spent so far
-    sums: dict[str, float] = field(default_factory=dict)  # of the present epoch, for its line
+RUNS = Path(__file__).resolve().parent.parent / "runs"
+GROWING_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # a checkpoint holds how long they were
 
 
-@dataclass
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """Where a run is kept, and how it goes on."""
+
+    name: str = ""  # The run's folder below runs/; by default preset-method-seed
+    runs: str = str(RUNS)  # Where runs are kept
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """A tracker that gets the lines of metrics.jsonl, too; install it yourself."""
+    resume: bool = False  # go on from the newest checkpoint, to the same end as if the run had never stopped
+    allow_changes: bool = False  # Let a resumed run's settings differ from those it was started with
+
+    def recorded(self) -> dict:
+        """What config.json keeps: everything but how the command was given."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("resume", "allow_changes")}
+
+
 class Run:
-    """A run's parts: configuration, policy, optimizer, questions, folder, and where it is."""
+    """A run's folder, and all that is written there.
 
-    cfg: Config
-    folder: Path
-    policy: grpo.Policy
-    optimizer: torch.optim.Optimizer
-    train: list[Problem]
-    held_out: dict[str, list[Problem]]  # file stem -> problems
-    state: State
-    started: float
-    tracker: SimpleNamespace
-    interrupted: bool = False  # Ctrl-C was pressed
+    A checkpoint falls between batches. Whatever is dear in between (a batch of rollouts, the calls of a prompt
+    evolution) is kept in a journal until the next one, so that a run that was killed or stopped at any moment goes on
+    to the same end, bit for bit, and samples nothing twice.
+    """
 
-    @property
-    def by_id(self) -> dict[str, Problem]:
-        return {p.id: p for p in self.train}
+    def __init__(self, cfg: RunConfig):
+        """Look, but touch nothing: a run is not written over, nor resumed under other settings unless that is asked for."""
+        self.cfg, self.folder, self.started = cfg, cfg.folder, time.time()
+        self.earlier_seconds, self.saved, self.updates, self.bad_updates = 0.0, 0, 0, 0
+        check_folder(cfg)
+        if cfg.track != "none":
+            track.library(cfg.track)
+
+    # ------------------------------------------------------------------------------------------ open, resume, save
+
+    def resume(self, state, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
+        """Open the folder. The newest checkpoint's state, its adapter and optimizer loaded; or `state` as it is."""
+        self.model, self.optimizer, self.fingerprint = model, optimizer, fingerprint(model)
+        self.tracker = track.start(self.cfg.track, self.folder, dataclasses.asdict(self.cfg))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = checkpoint.newest(self.folder / "checkpoints", print) if self.cfg.resume else None
+        if found is not None:
+            state = self._load(*found, kind=type(state))
+        else:
+            if self.cfg.resume:
+                print("no checkpoint to go on from: starting at the beginning")
+            for name in GROWING_FILES:
+                (self.folder / name).write_text("")
+        self._write("config.json", self.cfg.recorded())
+        return state
+
+    def _load(self, folder: Path, record: dict, kind: type):
+        if record["base_model"] != self.fingerprint:
+            raise UserError(
+                f"--resume: the adapter of {folder} was trained on another base model than {self.cfg.model}"
+            )
+        checkpoint.load_adapter(self.model, folder / "adapter")
+        checkpoint.load_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        for name, length in record["lengths"].items():  # lines written after the checkpoint will be written again
+            with (self.folder / name).open("r+b") as file:
+                file.truncate(length)
+        self.earlier_seconds, self.updates, self.saved = record["seconds"], record["updates"], int(folder.name)
+        print(f"resumed from checkpoint {folder.name} of {self.folder}")
+        return kind(**record["state"])
+
+    def save(self, state) -> None:
+        """Everything that the run needs to go on from here. Seeds are derived, so no generator's state is among it."""
+
+        def write_files(folder: Path) -> None:
+            self.model.save_pretrained(folder / "adapter")
+            checkpoint.save_optimizer(self.optimizer, folder / "optimizer.safetensors")
+
+        lengths = {name: (self.folder / name).stat().st_size for name in GROWING_FILES}
+        record = {"state": dataclasses.asdict(state), "lengths": lengths, "base_model": self.fingerprint}
+        record |= {"seconds": self.seconds, "updates": self.updates}
+        try:
+            checkpoint.save(self.folder / "checkpoints", self.saved + 1, record, write_files)
+            self.saved += 1
+            for journal in self.folder.glob("rollouts-*.json"):
+                journal.unlink()
+        except OSError as error:
+            tqdm.write(f"checkpoint {self.saved + 1} was not written ({error}); the older ones are as they were")
+
+    def once(self, step: int, kind: type, make: Callable[[], list]) -> list:
+        """The dataclasses `kind` that `make` gives for a step; from a journal if they were made before the run stopped."""
+        file, settings = self.folder / f"rollouts-{step}.json", json.loads(json.dumps(self.cfg.recorded()))
+        if file.exists():
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known["settings"] == settings:
+                return [kind(**fields) for fields in known["made"]]
+        made = make()
+        record = {"settings": settings, "made": [dataclasses.asdict(thing) for thing in made]}
+        checkpoint.write_whole(file, json.dumps(record))
+        return made
+
+    def journal(self, name: str) -> Callable:
+        """`wrap(name, call)` for calls that are to be answered from a file when they come again; see journaled."""
+        file = self.folder / f"{name}.journal.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        return checkpoint.journaled(file)
 
     @property
     def seconds(self) -> float:
-        return self.state.seconds + time.time() - self.started
+        return self.earlier_seconds + time.time() - self.started
 
-    def log(self, line: str) -> None:
+    # ----------------------------------------------------------------------------------------------- log and progress
+
+    def progress(self, steps: range, per_epoch: int) -> Iterator[int]:
+        """The steps, with a bar on the screen; Ctrl-C says how to go on."""
+        total = steps.stop
+        try:
+            with tqdm(steps, initial=steps.start, total=total, unit="batch", leave=False) as bar:
+                for step in bar:
+                    bar.set_description(f"epoch {step // per_epoch + 1}/{total // per_epoch}")
+                    yield step
+        except KeyboardInterrupt:
+            tqdm.write(f"stopped; the same command with --resume goes on with {self.folder}")
+            raise
+
+    def note(self, line: str) -> None:
         with (self.folder / "run.log").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def stop_if_asked(self) -> None:
-        if self.interrupted:
-            raise Interrupted
+    def log(self, kind: str, **numbers) -> None:
+        """One line of metrics.jsonl, and of the tracker. JSON has no NaN: null stands for it."""
+        line = {"kind": kind} | numbers
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+        self.tracker.log(line, numbers.get("update", 0))
+
+    def logged(self, kind: str, **having) -> list[dict]:
+        """The lines of that kind so far, with these values."""
+        lines = read_lines(self.folder / "metrics.jsonl")
+        return [line for line in lines if line["kind"] == kind and having.items() <= line.items()]
+
+    def log_rollouts(self, epoch: int, groups: list[list], questions: list, mismatch: tuple[float, float]) -> None:
+        """A batch in sums, from which the epoch's line is made; its first groups go into the transcripts."""
+        rollouts, by_id = [r for group in groups for r in group], {question.id: question for question in questions}
+        self.log(
+            "rollouts",
+            epoch=epoch,
+            rollouts=len(rollouts),
+            reward=sum(r.reward for r in rollouts),
+            groups=len(groups),
+            zero_advantage=sum(not any(r.teaches for r in group) for group in groups),
+            tokens=sum(len(r.response_ids) for r in rollouts),
+            templated=sum(bool(r.template) for r in rollouts),
+            truncated=sum(r.truncated for r in rollouts),
+            ill_formed=sum(not r.well_formed for r in rollouts),
+            mismatch=mismatch[0],
+            mismatch_max=mismatch[1],
+        )
+        with (self.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
+            for r in (r for group in groups[:2] for r in group[:3]):
+                question = by_id[r.question_id]
+                line = {"epoch": epoch, "question": question.text, "reference": question.reference}
+                line |= {"template": r.template, "response": r.text, "reward": r.reward}
+                file.write(json.dumps(line) + "\n")
+
+    def log_update(self, epoch: int, metrics: dict, rollouts: list) -> None:
+        """An update's line. Those without a finite gradient are skipped; several in a row end the run."""
+        self.updates += 1
+        self.bad_updates = self.bad_updates + 1 if metrics["skipped"] else 0
+        if self.bad_updates:
+            tqdm.write(f"update {self.updates}: the loss or gradient is not finite; skipped, no weight has moved")
+        if self.bad_updates >= MAX_BAD_UPDATES:
+            self._write("bad-batch.json", [dataclasses.asdict(r) for r in rollouts])
+            raise UserError(
+                f"{MAX_BAD_UPDATES} updates in a row had no finite loss or gradient; the last batch is in "
+                f"{self.folder / 'bad-batch.json'}. A lower --learning-rate is the usual cure"
+            )
+        reward = statistics.fmean(r.reward for r in rollouts)
+        self.log("update", epoch=epoch, update=self.updates, rollouts=len(rollouts), reward=reward, **metrics)
+
+    def log_evolution(self, epoch: int, evolution, assignment: dict[str, list[str]]) -> None:
+        """templates/epoch-N.json and a line on the screen, N being the epoch that is sampled under the templates."""
+        record = dataclasses.asdict(evolution) | {"weights": evolution.weights, "assignment": assignment}
+        self._write(f"templates/epoch-{epoch}.json", record)
+        self.log("evolution", epoch=epoch, metric_calls=evolution.metric_calls, chosen=len(evolution.chosen))
+        found, solved = (
+            len(evolution.candidates) - 1,
+            statistics.fmean(map(max, zip(*evolution.dev_scores, strict=True))),
+        )
+        best = max(map(statistics.fmean, evolution.dev_scores))
+        if not found:
+            said = f"no template was found; the bare prompt solves {best:.0%} of the dev set by greedy decoding"
+        else:
+            said = f"{found} templates found; the best solves {best:.0%} of the dev set, "
+            said += f"the {len(evolution.chosen)} chosen {solved:.0%} together"
+        early = f" (ended early: {evolution.stopped_early})" if evolution.stopped_early else ""
+        tqdm.write(f"  evolution, {evolution.metric_calls} responses: {said}{early}")
+
+    def log_epoch(self, epoch: int, accuracy: dict[str, float], hard: int = 0) -> None:
+        """An epoch's line in metrics.jsonl and on the screen. `accuracy`: of each held-out file, bare prompt, greedy."""
+        batches, updates = self.logged("rollouts", epoch=epoch), self.logged("update", epoch=epoch)
+        line = {"epoch": epoch, "rollouts": sum(batch["rollouts"] for batch in self.logged("rollouts"))}
+        line["gepa_calls"] = sum(evolution["metric_calls"] for evolution in self.logged("evolution"))
+        text = "before training"
+        if batches:
+            line |= epoch_means(batches, updates) | {"hard_set": hard}
+            text = (
+                f"reward {line['reward']:.2f} | zero-advantage groups {line['zero_advantage']:.0%} | "
+                f"hard set {hard:3d} | templated {line['templated']:.0%} | tokens masked {line['masked_tokens']:.1%}"
+            )
+        self.log("epoch", **line, accuracy=accuracy)
+        held_out = "  ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
+        tqdm.write(f"epoch {epoch}/{self.cfg.epochs} | {text} | held out, bare: {held_out}")
+        for warning in silent_failures(line, self.cfg) if batches else []:
+            tqdm.write(f"  WARNING: {warning}")
+
+    def finish(self) -> dict:
+        """Adapter and summary; returns the summary."""
+        self.model.save_pretrained(self.folder / "adapter")
+        epochs = self.logged("epoch")
+        summary = {
+            "method": self.cfg.method,
+            "seed": self.cfg.seed,
+            "accuracy_before": epochs[0]["accuracy"],
+            "accuracy": epochs[-1]["accuracy"],
+            "rollouts": epochs[-1]["rollouts"],
+            "gepa_calls": epochs[-1]["gepa_calls"],
+            "hard_set": epochs[-1]["hard_set"],
+            "seconds": round(self.seconds, 1),
+        }
+        self._write("summary.json", summary)
+        self.tracker.finish()
+        print(f"done in {summary['seconds']:.0f} s: {self.folder}")
+        return summary
+
+    def _write(self, name: str, record) -> None:
+        checkpoint.write_whole(self.folder / name, json.dumps(record, indent=1))
 
 
-class Interrupted(KeyboardInterrupt):
-    """Raised where a run can stop without losing anything."""
-
-
-def check_folder(cfg: Config) -> None:
-    """A run is never written over, and never resumed under another configuration unless that is asked for."""
+def check_folder(cfg: RunConfig) -> None:
     file = cfg.folder / "config.json"
     if not file.exists():
         if cfg.resume:
@@ -101,227 +275,17 @@ def check_folder(cfg: Config) -> None:
         )
 
 
-RUN_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # they grow; a checkpoint holds how long they were
-
-
-def save_checkpoint(run: Run) -> None:
-    """Everything that the run needs to go on from here. Seeds are derived, so no generator's state is among it."""
-
-    def write_files(folder: Path) -> None:
-        run.policy.model.save_pretrained(folder / "adapter")
-        checkpoint.save_optimizer(run.optimizer, folder / "optimizer.safetensors")
-
-    run.state.saved += 1
-    state = dataclasses.asdict(run.state) | {"seconds": run.seconds}
-    lengths = {name: (run.folder / name).stat().st_size for name in RUN_FILES}
-    record = {"state": state, "lengths": lengths, "base_model": grpo.base_fingerprint(run.policy)}
-    try:
-        checkpoint.save(run.folder / "checkpoints", run.state.saved, record, write_files)
-    except OSError as error:
-        tqdm.write(f"checkpoint {run.state.saved} was not written ({error}); the older ones are as they were")
-
-
-def load_checkpoint(run: Run) -> bool:
-    """Put the run where its newest whole checkpoint was; False if there is none."""
-    found = checkpoint.newest(run.folder / "checkpoints", print)
-    if found is None:
-        print("no checkpoint to go on from: starting at the beginning")
-        return False
-    folder, record = found
-    if record["base_model"] != grpo.base_fingerprint(run.policy):
-        raise UserError(f"--resume: the adapter of {folder} was trained on another base model than {run.cfg.model}")
-    state = record["state"]
-    state["pending"] = [grpo.Rollout(**rollout) for rollout in state["pending"]]
-    run.state = State(**state)
-    grpo.load_adapter(run.policy, folder / "adapter")
-    checkpoint.load_optimizer(run.optimizer, folder / "optimizer.safetensors")
-    for name, length in record["lengths"].items():  # lines written after the checkpoint will be written again
-        with (run.folder / name).open("r+b") as file:
-            file.truncate(length)
-    print(f"resumed from checkpoint {folder.name}: epoch {run.state.epoch + 1}, {run.state.update} updates done")
-    return True
-
-
-@contextmanager
-def stop_on_ctrl_c(run: Run):
-    """The first Ctrl-C lets the present update finish and writes a checkpoint; a second one stops at once."""
-
-    def ask(*_) -> None:
-        run.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tqdm.write("stopping after this update (Ctrl-C again: at once)")
-
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, ask) if on_main_thread else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        tqdm.write(f"stopped; the same command with --resume goes on with {run.folder}")
-        raise
-    finally:
-        if on_main_thread:
-            signal.signal(signal.SIGINT, previous)
-
-
-MAX_BAD_UPDATES = 3
-
-
-def stop_after_bad_updates(run: Run, metrics: dict, rollouts: list[grpo.Rollout]) -> None:
-    """Updates without a finite gradient are skipped; several in a row end the run, with the batch kept."""
-    run.state.skipped = run.state.skipped + 1 if metrics.get("skipped") else 0
-    if run.state.skipped:
-        tqdm.write(f"update {run.state.update}: the loss or gradient is not finite; skipped, no weight has moved")
-    if run.state.skipped >= MAX_BAD_UPDATES:
-        file = run.folder / "bad-batch.json"
-        file.write_text(json.dumps([dataclasses.asdict(r) for r in rollouts]))
-        raise UserError(
-            f"{MAX_BAD_UPDATES} updates in a row had no finite loss or gradient; the last batch is in {file}. A lower "
-            "--learning-rate is the usual cure"
-        )
-
-
-def record_rollouts(run: Run, problems: list[Problem], rollouts: list[grpo.Rollout]) -> None:
-    """Add a batch to the epoch's sums, and its first groups to the transcripts."""
-    cfg, state = run.cfg, run.state
-    groups = [rollouts[i : i + cfg.group_size] for i in range(0, len(rollouts), cfg.group_size)]
-    bare = [r for r in rollouts if r.sampled_context == r.trained_context]
-    gaps = [abs(a - b) for r in bare for a, b in zip(r.old_logprobs, r.sampled_logprobs, strict=True)]
-    counts = {
-        "rollouts": len(rollouts),
-        "reward": sum(r.reward for r in rollouts),
-        "groups": len(groups),
-        "zero_advantage": sum(all(r.advantage == 0 for r in group) for group in groups),
-        "tokens": sum(len(r.response_ids) for r in rollouts),
-        "masked": sum(w == 0 for r in rollouts for w in r.token_weight),
-        "templated": sum(bool(r.template) for r in rollouts),
-        "truncated": sum(r.truncated for r in rollouts),
-        "ill_formed": sum(not r.well_formed for r in rollouts),
-        "compared": len(gaps),
-        "mismatch": sum(gaps),
+def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:
+    """What an epoch's line says, from the sums of its batches and the metrics of its updates."""
+    sums = {name: sum(batch[name] for batch in batches) for name in batches[0] if name not in ("kind", "epoch")}
+    means = {name: sums[name] / sums["rollouts"] for name in ("reward", "templated", "truncated", "ill_formed")}
+    return means | {
+        "zero_advantage": sums["zero_advantage"] / sums["groups"],
+        "masked_tokens": statistics.fmean(update["masked"] or 0.0 for update in updates) if updates else 0.0,
+        "response_tokens": sums["tokens"] / sums["rollouts"],
+        "logprob_mismatch": sums["mismatch"] / len(batches),
+        "logprob_mismatch_max": max(batch["mismatch_max"] for batch in batches),
     }
-    for name, value in counts.items():
-        state.sums[name] = state.sums.get(name, 0) + value
-    state.sums["mismatch_max"] = max([state.sums.get("mismatch_max", 0.0), *gaps])
-    state.rollouts += len(rollouts)
-    questions = {p.id: p for p in problems}
-    with (run.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
-        for group in groups[:2]:
-            for r in group[:3]:
-                problem = questions[r.question_id]
-                line = {"epoch": state.epoch + 1, "question": problem.question, "reference": problem.answer}
-                line |= {"template": r.template, "response": r.text, "reward": r.reward}
-                file.write(json.dumps(line) + "\n")
-
-
-def log_epoch(run: Run, epoch: int, scores: dict[str, float]) -> None:
-    """One readable line, and the same in metrics.jsonl. `scores`: accuracy on each held-out file."""
-    state, sums = run.state, run.state.sums
-    line = {"kind": "epoch", "epoch": epoch, "rollouts": state.rollouts, "gepa_calls": state.gepa_calls}
-    text = "before training"
-    if sums:
-        line |= {
-            "reward": sums["reward"] / sums["rollouts"],
-            "zero_advantage": sums["zero_advantage"] / sums["groups"],
-            "hard_set": len(state.hard),
-            "templated": sums["templated"] / sums["rollouts"],
-            "masked_tokens": sums["masked"] / sums["tokens"],
-            "truncated": sums["truncated"] / sums["rollouts"],
-            "ill_formed": sums["ill_formed"] / sums["rollouts"],
-            "response_tokens": sums["tokens"] / sums["rollouts"],
-            "logprob_mismatch": sums["mismatch"] / max(1, sums["compared"]),
-            "logprob_mismatch_max": sums["mismatch_max"],
-        }
-        text = (
-            f"reward {line['reward']:.2f} | zero-advantage groups {line['zero_advantage']:.0%} | hard set "
-            f"{line['hard_set']:3d} | templated {line['templated']:.0%} | tokens masked {line['masked_tokens']:.1%}"
-        )
-    line["accuracy"] = scores
-    write_line(run, line)
-    held_out = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
-    tqdm.write(f"epoch {epoch}/{run.cfg.epochs} | {text} | held out, bare: {held_out}")
-    if sums:
-        for warning in silent_failures(line, state.hard, run.cfg):
-            tqdm.write(f"  WARNING: {warning}")
-
-
-def silent_failures(line: dict, hard: list[str], cfg: Config) -> list[str]:
-    """What an epoch's numbers say about a run that looks alive and learns nothing, with the likely cause."""
-    warnings = []
-    if line["truncated"] == 1:
-        warnings.append(
-            "every response was cut off: raise --max-response-tokens, or the model's end token is not known"
-        )
-    elif line["ill_formed"] == 1:
-        warnings.append(
-            "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is "
-            "it an instruct model with its own chat template?"
-        )
-    elif line["reward"] == 0:
-        warnings.append(
-            "every reward is 0: is the reference answer in the form of the responses? See transcripts.jsonl"
-        )
-    if line["zero_advantage"] == 1 and not (cfg.method == "p2o" and len(hard) >= cfg.hard_set_min):
-        cause = "all solved: harder questions are needed" if line["reward"] > 0.9 else "advantage collapse"
-        warnings.append(
-            f"every group has zero advantage ({cause}) and no templates will be evolved: nothing is learned"
-        )
-    if line["logprob_mismatch"] > MAX_MISMATCH:
-        warnings.append(
-            f"sampled and trained log-probs differ by {line['logprob_mismatch']:.2f} on average: a stale adapter in "
-            "the sampler, or another temperature, top-k or top-p than the trainer's"
-        )
-    return warnings
-
-
-MAX_MISMATCH = 0.1  # nats, mean over tokens: in bf16 a single token may differ by more than 1, the mean hardly by 0.02
-
-
-def write_line(run: Run, line: dict) -> None:
-    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({name: finite(value) for name, value in line.items()}) + "\n")
-    run.tracker.log(line, run.state.update)
-
-
-def finite(value):
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def save_evolution(run: Run, evolution: gepa_loop.Evolution) -> None:
-    """templates/epoch-N.json and GEPA's candidate tree beside it; one line on the screen."""
-    folder = run.folder / "templates"
-    name = f"epoch-{run.state.epoch + 1}"
-    record = dataclasses.asdict(evolution)
-    (folder / f"{name}.html").write_text(record.pop("tree_html"), encoding="utf-8")
-    record |= {"weights": evolution.weights, "assignment": run.state.templates}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    best = max(map(statistics.fmean, evolution.dev_scores))
-    tqdm.write(
-        f"  evolved {len(evolution.candidates)} templates with {evolution.metric_calls} responses; best solves "
-        f"{best:.0%} of the dev set, {len(evolution.chosen)} cover all that is solved"
-        + (f" (ended early: {evolution.stopped_early})" if evolution.stopped_early else "")
-    )
-
-
-def finish_run(run: Run) -> dict:
-    """Adapter, summary and report."""
-    run.policy.model.save_pretrained(run.folder / "adapter")
-    epochs = [line for line in read_lines(run.folder / "metrics.jsonl") if line["kind"] == "epoch"]
-    summary = {
-        "method": run.cfg.method,
-        "seed": run.cfg.seed,
-        "accuracy_before": epochs[0]["accuracy"],
-        "accuracy": epochs[-1]["accuracy"],
-        "rollouts": run.state.rollouts,
-        "gepa_calls": run.state.gepa_calls,
-        "hard_set": epochs[-1]["hard_set"],
-        "seconds": round(run.seconds, 1),
-    }
-    (run.folder / "summary.json").write_text(json.dumps(summary, indent=2))
-    page = report.write_report([run.folder], run.folder)
-    run.tracker.finish()
-    print(f"done in {summary['seconds']:.0f} s; report: {page}")
-    return summary
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tyro
+from support.report import plt, read_run, spent
 from tqdm import tqdm
 
 from support.errors import UserError
-from support.report import plt, read_run, spent
 
 ROOT = Path(__file__).resolve().parent.parent
 
