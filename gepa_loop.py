@@ -9,7 +9,7 @@ In goes the hard set of an epoch, out come G templates for each hard question:
     cover        greedily, until every solved dev question is solved by one of them    greedy_cover
     assign       G draws per question, from the templates that solve it                assign_templates
 
-This module does not know how the policy is trained. It sees three callables: `answer` (user messages in, greedy
+This module does not know how the policy is trained. It sees three callables: `respond` (user messages in, greedy
 responses of the current policy out), `judge` (responses in, verdicts out) and `reflect` (reflection prompts in, replies
 out).
 """
@@ -20,6 +20,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Literal
 
@@ -32,7 +33,7 @@ from support.data import Question
 from support.gepa_glue import Evaluator, Reflection
 from support.teacher import TeacherConfig
 
-Answer = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
+Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
 Reflect = Callable[[list[str]], list[str]]  # reflection prompts -> replies
 BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 
@@ -63,8 +64,9 @@ class EvolutionConfig(TeacherConfig):
             f"--gepa-parents {self.gepa_parents}: at least 1": self.gepa_parents >= 1,
             f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}": budget.isdigit() or budget in BUDGETS,
             f"--reflection-tokens {self.reflection_tokens}: at least 1": self.reflection_tokens >= 1,
-            "--reflection teacher: needs --teacher-url (an OpenAI-compatible endpoint) and --teacher-model; and they are "
-            "used by it only": (self.reflection == "teacher") == endpoint,
+            "--reflection teacher and --teacher-url, --teacher-model (an OpenAI-compatible endpoint) need each other": (
+                (self.reflection == "teacher") == endpoint
+            ),
         }
 
 
@@ -101,41 +103,24 @@ class Evolution:
 
 
 def evolve(
-    hard: Sequence[Question],
-    answer: Answer,
-    reflect: Reflect,
-    cfg: EvolutionConfig,
-    *,
-    judge: verify.Judge = verify.judge,
-    fits: Callable[[str], bool] = lambda template: True,
-    seed: int = 0,
+    hard: Sequence[Question], respond: Respond, reflect: Reflect, cfg: EvolutionConfig, *,
+    judge: verify.Judge = verify.judge, fits: Callable[[str], bool] = lambda template: True, seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
-) -> Evolution:
+) -> Evolution:  # fmt: skip
     """Evolve templates for the hard questions and choose those that cover them.
 
     `fits` says whether a template leaves room for the questions. The search ends early when a template solves the whole
     dev set, for then nothing is left to gain, and, saying why, when many replies in a row were of no use.
     """
-
-    def run(pairs: list[tuple[str, Question]]) -> list[tuple[str, float, dict]]:
-        """Responses to questions under templates, their rewards, and what reflection is shown of each."""
-        responses = answer([apply_template(template, question.text) for template, question in pairs])
-        texts, truncated = [text for text, _ in responses], [cut for _, cut in responses]
-        verdicts = judge(texts, [question for _, question in pairs], truncated)
-        return [
-            (text, verdict.reward, reflection_record(question.text, text, verdict.feedback))
-            for (_, question), text, verdict in zip(pairs, texts, verdicts, strict=True)
-        ]
-
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
-    reflection = Reflection(reflect, reflection_prompt, parse_reflection, fits, log)
     named = not cfg.gepa_budget.isdigit()
     budget = metric_call_budget(cfg.gepa_budget, len(dev)) if named else int(cfg.gepa_budget)
+    reflection = Reflection(reflect, reflection_prompt, parse_reflection, fits, log)
     result = gepa.optimize(
         seed_candidate={"template": ""},
         trainset=train,
         valset=dev,
-        adapter=Evaluator(run),
+        adapter=Evaluator(partial(run_templates, respond=respond, judge=judge)),
         reflection_strategy=reflection,
         sampling_strategy=IndependentSampling(cfg.gepa_parents),
         reflection_minibatch_size=cfg.gepa_minibatch,
@@ -159,6 +144,17 @@ def evolve(
         rejected_replies=reflection.rejected,
         stopped_early=reflection.useless,
     )
+
+
+def run_templates(
+    pairs: list[tuple[str, Question]], respond: Respond, judge: verify.Judge
+) -> list[tuple[str, float, dict]]:
+    """(response, reward, what reflection is shown of it) for each template and question."""
+    responses = respond([apply_template(template, question.text) for template, question in pairs])
+    texts, asked = [text for text, _ in responses], [question for _, question in pairs]
+    verdicts = judge(texts, asked, [truncated for _, truncated in responses])
+    shown = [reflection_record(q.text, text, v.feedback) for q, text, v in zip(asked, texts, verdicts, strict=True)]
+    return list(zip(texts, [verdict.reward for verdict in verdicts], shown, strict=True))
 
 
 def split_hard_set(
@@ -253,7 +249,7 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
 
 
 def assign_templates(
-    evolution: Evolution, group_size: int, rng: random.Random, one_per_group: bool = False, leave_one_bare: bool = False
+    evolution: Evolution, group_size: int, rng: random.Random, cfg: EvolutionConfig | None = None
 ) -> dict[str, list[str]]:
     """{question id: its G templates}, by draws with replacement weighted by mean dev score.
 
@@ -261,17 +257,17 @@ def assign_templates(
     from all chosen ones. No template that solves anything: no assignment, the next epoch runs bare.
     """
     # --- solution: part 6 ---
+    cfg = cfg or EvolutionConfig()
     chosen, weights = evolution.chosen, evolution.weights
-    if not chosen:
-        return {}
     assignment = {}
-    for question_id in [*evolution.dev_ids, *evolution.train_ids]:
+    for question_id in [*evolution.dev_ids, *evolution.train_ids] if chosen else []:
         pool = list(range(len(chosen)))
         if question_id in evolution.dev_ids:
             n = evolution.dev_ids.index(question_id)
             pool = [i for i in pool if evolution.dev_scores[chosen[i]][n] > 0] or pool
-        picks = rng.choices(pool, [weights[i] for i in pool], k=1 if one_per_group else group_size)
-        templates = [evolution.candidates[chosen[i]] for i in picks] * (group_size if one_per_group else 1)
-        # A template that solves every sample would leave no contrast: collapse at the top. One bare rollout keeps it.
-        assignment[question_id] = [*templates[:-1], ""] if leave_one_bare else templates
+        draws = 1 if cfg.one_template_per_group else group_size
+        picks = rng.choices(pool, [weights[i] for i in pool], k=draws)
+        templates = [evolution.candidates[chosen[i]] for i in picks] * (group_size // draws)
+        # Where a template solves every sample, contrast is gone again: collapse at the top. One bare rollout keeps it.
+        assignment[question_id] = [*templates[:-1], ""] if cfg.leave_one_bare else templates
     return assignment

@@ -20,7 +20,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,22 +38,28 @@ TINY = Path(__file__).resolve().parent / "tiny"
 
 
 @dataclass
-class Rollout:
-    """One response: what it was sampled from, what it is trained on, and what it earned."""
+class Sample:
+    """One response as it was sampled."""
 
-    question_id: str
-    template: str  # for the record; the two contexts say all that training needs
-    sampled_context: list[int]  # token ids of T(x, z)
-    trained_context: list[int]  # token ids of x: the same, or not, and then this is context distillation
     response_ids: list[int]  # [T], the stop token included if there was one
-    sampled_logprobs: list[float]  # [T], log pi_old(y | sampled_context), from the sampler
+    sampled_logprobs: list[float]  # [T], log pi_old(y | the context it was sampled from), from the sampler
     truncated: bool  # ran out of tokens before a stop token
     text: str
+
+
+@dataclass(kw_only=True)
+class Rollout(Sample):
+    """A sample, what it is trained on, and what it earned."""
+
+    question_id: str
+    template: str = ""  # for the record; the two contexts say all that training needs
+    sampled_context: list[int]  # token ids of T(x, z)
+    trained_context: list[int]  # token ids of x: the same, or not, and then this is context distillation
     reward: float = 0.0
     well_formed: bool = True  # an answer could be found at all
-    advantage: float | list[float] = 0.0  # one number, or [T]
-    old_logprobs: list[float] = field(default_factory=list)  # [T], log pi_old(y | x); empty: see score_old
-    token_weight: list[float] = field(default_factory=list)  # [T], w; empty for ones
+    advantage: float | list[float] = 0.0  # A: one number, or [T]
+    token_weight: float | list[float] = 1.0  # w: one number, or [T]
+    old_logprobs: list[float] | None = None  # [T], log pi_old(y | x); None where the update finds it itself: score_old
 
     @property
     def distilled(self) -> bool:
@@ -101,21 +108,16 @@ class UpdateConfig(Settings):
     loss: str = ""  # likewise for surrogate
 
     def rules(self) -> dict[str, bool]:
-        bounds = f"--ratio-min {self.ratio_min} --ratio-max {self.ratio_max}"
+        low, high, cap = self.ratio_min, self.ratio_max, self.importance_cap
         return {
             f"--learning-rate {self.learning_rate}: must be positive": self.learning_rate > 0,
             f"--clip-low {self.clip_low}: at least 0 and below 1": 0 <= self.clip_low < 1,
             f"--clip-high {self.clip_high}: at least 0": self.clip_high >= 0,
             f"--dual-clip {self.dual_clip}: must be greater than 1": self.dual_clip > 1,
             f"--kl-coef {self.kl_coef}: at least 0": self.kl_coef >= 0,
-            f"{bounds}: the range must hold 1, so 0 < ratio-min <= 1 <= ratio-max": 0
-            < self.ratio_min
-            <= 1
-            <= self.ratio_max,
+            f"--ratio-min {low} --ratio-max {high}: 0 < ratio-min <= 1 <= ratio-max": 0 < low <= 1 <= high,
             "--soft-clip --no-ratio-mask: the soft clip is a kind of ratio mask": self.ratio_mask or not self.soft_clip,
-            f"--importance-cap {self.importance_cap}: 0 for none, or at least 1, so that equal engines weigh 1": (
-                self.importance_cap == 0 or self.importance_cap >= 1
-            ),
+            f"--importance-cap {cap}: 0 for none, or at least 1, so that equal engines weigh 1": cap == 0 or cap >= 1,
         }
 
 
@@ -145,8 +147,9 @@ def group_advantages(
 
 
 def advantages_of(group: list[Rollout], cfg: UpdateConfig) -> list[float] | list[list[float]]:
-    """The advantages of a question's finished rollouts. A seam: a variant sees texts, lengths and log-probs, and gives a
-    number or a list of T for each.
+    """The advantages of a question's finished rollouts: a number for each, or a list of T.
+
+    A seam: a variant sees the rollouts with their texts, lengths and log-probs.
     """
     variant = find("advantage", cfg.advantage, None)
     if variant is not None:
@@ -365,6 +368,7 @@ def load_policy(
     """
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    pretrained.silence_libraries()  # before they are imported
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import BitsAndBytesConfig
 
@@ -405,14 +409,9 @@ def chat_ids(policy: Policy, message: str) -> list[int]:
 # -------------------------------------------------------------------------------------------------------- sampling
 
 
-@dataclass
-class Sample:
-    """One response as it was sampled."""
-
-    response_ids: list[int]  # [T], the stop token included if there was one
-    logprobs: list[float]  # [T], of the sampling distribution
-    truncated: bool  # ran out of tokens before a stop token
-    text: str
+def respond(policy: Policy, messages: list[str], **how) -> list[Sample]:
+    """One response to each user message; `how` as for sample."""
+    return sample(policy, [chat_ids(policy, message) for message in messages], **how)
 
 
 @halve_when_out_of_memory("sample_batch", smallest=1)
@@ -501,18 +500,15 @@ def _draw(logprobs: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------- log-probs
 
 
-def padded(rows: list[list[float]], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of unequal length -> (values [B, T], mask [B, T]), zeros on the right.
+def padded(values: list[float | list[float]], lengths: list[int], device: torch.device | str = "cpu") -> torch.Tensor:
+    """One number for each response, or one for each of its tokens -> [B, T], zeros on the right.
 
-    >>> padded([[1.0], [2.0, 3.0]])
-    (tensor([[1., 0.],
-            [2., 3.]]), tensor([[1., 0.],
-            [1., 1.]]))
+    >>> padded([0.5, [2.0, 3.0]], [1, 2])
+    tensor([[0.5000, 0.0000],
+            [2.0000, 3.0000]])
     """
-    width = max(map(len, rows))
-    values = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1.0] * len(row) + [0.0] * (width - len(row)) for row in rows], device=device)
-    return values, mask
+    rows = [value if isinstance(value, list) else [value] * n for value, n in zip(values, lengths, strict=True)]
+    return torch.tensor([row + [0.0] * (max(lengths) - len(row)) for row in rows], device=device)
 
 
 def micro_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
@@ -615,19 +611,19 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
     with the trainer's weights and arithmetic. So what is scored is what was distilled, and vLLM's rollouts.
     """
     scored = []
-    for number, part in enumerate(updates):
-        for r in part:
-            if r.teaches and (r.distilled or number and policy.engine is not None):
-                scored.append(r)
-            elif r.teaches and number:
-                r.old_logprobs = r.sampled_logprobs
+    for number, r in [(number, r) for number, part in enumerate(updates) for r in part if r.teaches]:
+        if r.distilled or number and policy.engine is not None:
+            scored.append(r)
+        elif number:
+            r.old_logprobs = r.sampled_logprobs
     values = logprobs_of(policy, [r.trained_context for r in scored], [r.response_ids for r in scored])
     for r, old_logprobs in zip(scored, values, strict=True):
         r.old_logprobs = old_logprobs
         if r.distilled and cfg.ratio_mask:
             bare, templated = torch.tensor(old_logprobs), torch.tensor(r.sampled_logprobs)
-            weight = template_ratio_weight(bare, templated, cfg.ratio_min, cfg.ratio_max, cfg.soft_clip)
-            r.token_weight = weight.tolist()
+            r.token_weight = template_ratio_weight(
+                bare, templated, cfg.ratio_min, cfg.ratio_max, cfg.soft_clip
+            ).tolist()
 
 
 def warmed_up(done: float, cfg: UpdateConfig) -> float:
@@ -644,26 +640,19 @@ def loss_of(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The loss of a micro-batch as its share of the whole update's, and its metrics likewise."""
     contexts, responses = [r.trained_context for r in part], [r.response_ids for r in part]
+    as_rows = partial(padded, lengths=[len(ids) for ids in responses], device=policy.device)
     logprobs = token_logprobs(policy, contexts, responses)  # log pi_theta(y | x), [B, T], with gradient
-    ones = [[1.0] * len(r.response_ids) for r in part]
-    _, mask = padded(ones, policy.device)  # [B, T]
-    token_weight, _ = padded([r.token_weight or one for r, one in zip(part, ones, strict=True)], policy.device)
-    advantages, _ = padded(
-        [r.advantage if isinstance(r.advantage, list) else [r.advantage] * len(r.response_ids) for r in part],
-        policy.device,
-    )  # [B, T]
-    # Where nothing was scored the policy has not moved since it sampled: its own log-probs are the old ones.
-    known = torch.tensor([[bool(r.old_logprobs)] for r in part], device=policy.device)  # [B, 1]
-    old_logprobs, _ = padded([r.old_logprobs or one for r, one in zip(part, ones, strict=True)], policy.device)
-    old_logprobs = torch.where(known, old_logprobs, logprobs.detach())
+    mask, advantages = as_rows([1.0] * len(part)), as_rows([r.advantage for r in part])  # [B, T]
+    # What was not scored has no old log-probs but these: the policy has not moved since it sampled.
+    scored = as_rows([math.nan if r.old_logprobs is None else r.old_logprobs for r in part])
+    old_logprobs = torch.where(scored.isnan(), logprobs.detach(), scored)
+    token_weight = as_rows([r.token_weight for r in part])
     if cfg.importance_cap:
         # Truncated importance sampling: another engine draws from slightly other probabilities than the trainer's. Only
         # in the same context; what a template has moved is the ratio mask's affair.
-        sampled, _ = padded([r.sampled_logprobs for r in part], policy.device)
-        bare = torch.tensor([[not r.distilled] for r in part], device=policy.device)
-        correction = (old_logprobs - sampled).clamp(-20, 20).exp().clamp(max=cfg.importance_cap)
-        token_weight = torch.where(bare, token_weight * correction, token_weight)
-
+        gap = old_logprobs - as_rows([r.sampled_logprobs for r in part])
+        bare = as_rows([float(not r.distilled) for r in part])
+        token_weight = token_weight * (bare * gap).clamp(-20, 20).exp().clamp(max=cfg.importance_cap)
     loss, metrics = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
         dual_clip=cfg.dual_clip, token_weight=token_weight, aggregation=cfg.aggregation, whole=whole,
@@ -671,9 +660,9 @@ def loss_of(
     )  # fmt: skip
     metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", whole).item()
     if cfg.kl_coef:
-        ref_logprobs, _ = padded(logprobs_of(policy, contexts, responses, adapter=False), policy.device)
+        reference = as_rows(logprobs_of(policy, contexts, responses, adapter=False))  # log pi_ref(y | x), [B, T]
         policy.model.train()
-        kl = aggregate(kl_k3(logprobs, ref_logprobs), mask, cfg.aggregation, whole)
+        kl = aggregate(kl_k3(logprobs, reference), mask, cfg.aggregation, whole)
         loss, metrics["kl"] = loss + cfg.kl_coef * kl, kl.item()
     return loss, metrics | {"loss": loss.item()}
 

@@ -132,28 +132,20 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
     def rules(self) -> dict[str, bool]:
         batch, update = self.questions_per_batch, self.questions_per_update
         names = ("soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated")
-        templated = next((f"--{name.replace('_', '-')}" for name in names if getattr(self, name)), "")
+        templated = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
         return {
             f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare": self.group_size >= 2,
             f"--epochs {self.epochs}: at least 1": self.epochs >= 1,
-            f"--questions-per-update {update}: between 1 and --questions-per-batch {batch}, since an update trains on "
-            "sampled questions": 1 <= update <= batch,
-            "--soft-clip --no-distill: without distillation both contexts are the same and every ratio is 1": (
-                self.distill or not self.soft_clip
+            f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}": 1 <= update <= batch,
+            "--soft-clip --no-distill: without distillation every ratio is 1": self.distill or not self.soft_clip,
+            f"--method grpo: it samples no templates, so it cannot have {' '.join(templated)}": (
+                self.method == "p2o" or not templated
             ),
-            f"--method grpo: samples no templates, so it cannot have {templated}": self.method == "p2o"
-            or not templated,
         }
 
     @property
     def folder(self) -> Path:
         return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
-
-    @property
-    def longest_sequence(self) -> int:
-        """Tokens of the longest prompt and response: reflection quotes a minibatch of prompts and responses."""
-        quoted = (self.gepa_minibatch + 1) * self.max_prompt_tokens + self.gepa_minibatch * self.max_response_tokens
-        return max(quoted + self.reflection_tokens, self.max_prompt_tokens + self.max_response_tokens) + 512
 
 
 PRESETS = {"tiny": Config()} | {name: Config(preset=name, **values) for name, values in QWEN3.items()}
@@ -169,26 +161,18 @@ def evolve_templates(
     if len(hard) < cfg.hard_set_min:
         return {}
     room = cfg.max_prompt_tokens - max(len(grpo.chat_ids(policy, question.text)) for question in hard)
+    journal = run.journal(f"templates/epoch-{epoch}")  # every response and reflection: a kill costs none
 
-    def answer(messages: list[str], _) -> list[tuple[str, bool]]:
-        samples = grpo.sample(policy, [grpo.chat_ids(policy, message) for message in messages], seed=None)
-        return [(s.text, s.truncated) for s in samples]
+    def respond(messages: list[str], _) -> list[tuple[str, bool]]:
+        return [(s.text, s.truncated) for s in grpo.respond(policy, messages, seed=None)]
 
-    journal = run.journal(f"templates/epoch-{epoch}")  # every answer and every reflection, so that a kill costs none
     evolution = gepa_loop.evolve(
-        hard,
-        journal("answer", answer),
-        journal("reflect", reflection_model(policy, cfg, epoch)),
-        cfg,
-        judge=judge_of(cfg),
-        fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
-        seed=seed_for(cfg, "gepa", epoch),
-        log=run.note,
-    )
+        hard, journal("respond", respond), journal("reflect", reflection_model(policy, cfg, epoch)), cfg,
+        judge=judge_of(cfg), fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
+        seed=seed_for(cfg, "gepa", epoch), log=run.note,
+    )  # fmt: skip
     rng = random.Random(seed_for(cfg, "assign", epoch))
-    templates = gepa_loop.assign_templates(
-        evolution, cfg.group_size, rng, cfg.one_template_per_group, cfg.leave_one_bare
-    )
+    templates = gepa_loop.assign_templates(evolution, cfg.group_size, rng, cfg)
     run.log_evolution(epoch, evolution, templates)
     return templates
 
@@ -201,17 +185,12 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
     if cfg.reflection == "teacher":
         ask = teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
         return lambda prompts, _: ask(prompts)
+    length, hot, trained = cfg.reflection_tokens, cfg.reflection_temperature, cfg.reflection == "policy"
 
     def reflect(prompts: list[str], number: int) -> list[str]:
-        samples = grpo.sample(
-            policy,
-            [grpo.chat_ids(policy, prompt) for prompt in prompts],
-            seed=seed_for(cfg, "reflect", epoch, number),
-            temperature=cfg.reflection_temperature,
-            max_new_tokens=cfg.reflection_tokens,
-            adapter=cfg.reflection == "policy",
-        )
-        return [s.text for s in samples]
+        seed = seed_for(cfg, "reflect", epoch, number)
+        drawn = grpo.respond(policy, prompts, seed=seed, temperature=hot, max_new_tokens=length, adapter=trained)
+        return [s.text for s in drawn]
 
     return reflect
 
@@ -301,12 +280,12 @@ def in_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Roll
 
 def held_out_accuracy(policy: grpo.Policy, held_out: dict[str, list[Question]], cfg: Config) -> dict[str, float]:
     """Share of each held-out file's questions that greedy decoding of the bare prompt solves."""
-    scores = {}
+    accuracy = {}
     for name, questions in held_out.items():
-        samples = grpo.sample(policy, [grpo.chat_ids(policy, q.text) for q in questions], seed=None)
+        samples = grpo.respond(policy, [q.text for q in questions], seed=None)
         verdicts = judge_of(cfg)([s.text for s in samples], questions, [s.truncated for s in samples])
-        scores[name] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
-    return scores
+        accuracy[name] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
+    return accuracy
 
 
 def seed_for(cfg: Config, *what: object) -> int:
@@ -321,22 +300,18 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     """Policy, optimizer, training questions, held-out questions by name. What can be refused is refused at once."""
     for seam in ("select", "reward", "advantage", "keep", "ratio", "loss"):
         find(seam, getattr(cfg, seam), None)
-    unparseable = None if cfg.reward else verify.unparseable
-    questions = load_questions(cfg.train_data, cfg.question_suffix, unparseable)
-    held_out = {label(path): load_questions(path, cfg.question_suffix, unparseable) for path in cfg.eval_data}
+    read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
+    questions, held_out = read(cfg.train_data), {label(path): read(path) for path in cfg.eval_data}
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
-        raise UserError(
-            f"--hard-set-min {cfg.hard_set_min}: {cfg.train_data} has {len(questions)} questions, so no template would "
-            "ever be evolved"
-        )
-    policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=cfg.longest_sequence)
+        raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
+    # The longest sequence is a reflection's, which quotes a minibatch of prompts and responses.
+    quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + cfg.max_response_tokens)
+    longest = cfg.max_prompt_tokens + quoted + max(cfg.reflection_tokens, cfg.max_response_tokens) + 512
+    policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest)
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(policy, q.text)), limit=cfg.max_prompt_tokens)
-    questions = fitting(cfg.train_data, questions)
-    held_out = {name: fitting(name, those) for name, those in held_out.items()}
+    questions, held_out = fitting(cfg.train_data, questions), {name: fitting(name, q) for name, q in held_out.items()}
     optimizer = torch.optim.AdamW(policy.trainable, lr=cfg.learning_rate, weight_decay=0.0)
-    print(
-        f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, {cfg.group_size} rollouts each -> {cfg.folder}"
-    )
+    print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
     return policy, optimizer, questions, held_out
 
 
@@ -351,12 +326,11 @@ TOOLS = {"demo": "demo", "study": "study", "eval": "evaluate", "fit": "fit", "re
 
 def main(argv: list[str]) -> int:
     try:
-        if argv[:1] and argv[0] in TOOLS:
-            tool, rest = TOOLS[argv[0]], argv[1:]
-        else:
+        tool, rest = (TOOLS[argv[0]], argv[1:]) if argv and argv[0] in TOOLS else ("report", None)
+        if rest is None:
             cfg = parse_config(argv)
             train(cfg)
-            tool, rest = "report", [str(cfg.folder)]
+            rest = [str(cfg.folder)]
         # Tools stand on this module, which therefore knows them by name only.
         importlib.import_module(f"tools.{tool}").main(rest)
     except KeyboardInterrupt:

@@ -41,8 +41,8 @@ class Evaluator:
 class Reflection:
     """gepa's reflection strategy: all prompts of an iteration in one batch, useless replies dropped and counted.
 
-    gepa itself adopts an empty or truncated reply as a candidate (gepa#390), and goes on paying for evaluations when the
-    reflection model fails.
+    gepa itself adopts an empty or truncated reply as a candidate (gepa#390), and goes on paying for evaluations when
+    the reflection model fails.
     """
 
     ask: Callable[[list[str]], list[str]]  # reflection prompts -> replies

@@ -17,7 +17,6 @@ def load_base(model: str, tokenizer, dtype: torch.dtype, quantization) -> tuple[
     from peft import prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    silence_libraries()
     device_map = {"": 0} if torch.cuda.is_available() else None
     base = AutoModelForCausalLM.from_pretrained(
         model, dtype=dtype, quantization_config=quantization, device_map=device_map

@@ -50,7 +50,7 @@ class Run:
     """
 
     def __init__(self, cfg: RunConfig):
-        """Look, but touch nothing: a run is not written over, nor resumed under other settings unless that is asked for."""
+        """Look, but touch nothing: no run is written over, nor resumed under other settings without being asked."""
         self.cfg, self.folder, self.started = cfg, cfg.folder, time.time()
         self.earlier_seconds, self.saved, self.updates, self.bad_updates = 0.0, 0, 0, 0
         check_folder(cfg)
@@ -108,7 +108,7 @@ class Run:
             tqdm.write(f"checkpoint {self.saved + 1} was not written ({error}); the older ones are as they were")
 
     def once(self, step: int, kind: type, make: Callable[[], list]) -> list:
-        """The dataclasses `kind` that `make` gives for a step; from a journal if they were made before the run stopped."""
+        """The dataclasses `kind` that `make` gives for a step; from a journal if they were made before a stop."""
         file, settings = self.folder / f"rollouts-{step}.json", json.loads(json.dumps(self.cfg.recorded()))
         if file.exists():
             known = json.loads(file.read_text(encoding="utf-8"))
@@ -218,7 +218,7 @@ class Run:
         tqdm.write(f"  evolution, {evolution.metric_calls} responses: {said}{early}")
 
     def log_epoch(self, epoch: int, accuracy: dict[str, float], hard: int = 0) -> None:
-        """An epoch's line in metrics.jsonl and on the screen. `accuracy`: of each held-out file, bare prompt, greedy."""
+        """An epoch's line in metrics.jsonl and on the screen. `accuracy`: of each held-out file, bare and greedy."""
         batches, updates = self.logged("rollouts", epoch=epoch), self.logged("update", epoch=epoch)
         line = {"epoch": epoch, "rollouts": sum(batch["rollouts"] for batch in self.logged("rollouts"))}
         line["gepa_calls"] = sum(evolution["metric_calls"] for evolution in self.logged("evolution"))

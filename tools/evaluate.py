@@ -8,12 +8,12 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import tyro
 
 import grpo
 import verify
 from gepa_loop import apply_template
-from support.data import label, load_problems
+from support.data import label, load_questions
 from support.errors import UserError
 
 
@@ -98,36 +98,32 @@ def evaluate(
         threads: CPU threads of torch; 0 leaves it to torch.
         out: Also write the results there, as JSON.
     """
-    problems = {label(path): load_problems(path) for path in data}  # before the model: bad files show at once
+    files = {
+        label(path): load_questions(path, question_suffix) for path in data
+    }  # before the model: bad files show at once
     if samples < 0 or temperature <= 0:
         raise UserError(f"--samples {samples} --temperature {temperature}: samples >= 0 and temperature > 0")
-    if threads:
-        torch.set_num_threads(threads)
-    policy = grpo.load_policy(
-        model,
-        temperature=temperature,
-        max_prompt_tokens=max_prompt_tokens,
-        max_new_tokens=max_response_tokens,
-        adapter=adapter or None,
-        load_in_4bit=load_in_4bit,
-    )
+    cfg = grpo.PolicyConfig(
+        model=model, temperature=temperature, max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens, load_in_4bit=load_in_4bit, threads=threads,
+    )  # fmt: skip
+    policy = grpo.load_policy(cfg, adapter=adapter or None)
     results = []
-    for name, questions in problems.items():
-        messages = [f"{p.question}\n\n{question_suffix}" if question_suffix else p.question for p in questions]
-        contexts = [grpo.chat_ids(policy, apply_template(template, message)) for message in messages]
+    for name, questions in files.items():
+        contexts = [grpo.chat_ids(policy, apply_template(template, question.text)) for question in questions]
         kept = [i for i, context in enumerate(contexts) if len(context) <= max_prompt_tokens]
         if len(kept) < len(contexts):
             print(f"{name}: {len(contexts) - len(kept)} questions are longer than {max_prompt_tokens} tokens: left out")
-        contexts, answers = [contexts[i] for i in kept], [questions[i].answer for i in kept]
-        results += [{"data": name} | row for row in score_file(policy, contexts, answers, samples, seed)]
+        contexts, references = [contexts[i] for i in kept], [questions[i].reference for i in kept]
+        results += [{"data": name} | row for row in measure(policy, contexts, references, samples, seed)]
     print_table(results)
     if out:
         settings = {"model": model, "adapter": adapter, "template": template, "temperature": temperature, "seed": seed}
         Path(out).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
 
 
-def score_file(
-    policy: grpo.Policy, contexts: list[list[int]], answers: list[str], samples: int, seed: int
+def measure(
+    policy: grpo.Policy, contexts: list[list[int]], references: list[str], samples: int, seed: int
 ) -> list[dict]:
     """Rows {metric, value, low, high, questions, truncated} for one file's questions."""
     n = len(contexts)
@@ -145,12 +141,14 @@ def score_file(
         }
 
     greedy = grpo.sample(policy, contexts, seed=None)
-    right = [g.reward for g in verify.grade_batch([s.text for s in greedy], answers)]
+    right = [g.reward for g in verify.grade_batch([s.text for s in greedy], references)]
     rows = [row("greedy", right, wilson_interval(int(sum(right)), n), greedy)]
     if not samples:
         return rows
     drawn = grpo.sample(policy, [context for context in contexts for _ in range(samples)], seed=seed)
-    grades = verify.grade_batch([s.text for s in drawn], [answer for answer in answers for _ in range(samples)])
+    grades = verify.grade_batch(
+        [s.text for s in drawn], [reference for reference in references for _ in range(samples)]
+    )
     groups = [grades[i : i + samples] for i in range(0, len(grades), samples)]
     ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
     for k in ks:
@@ -159,8 +157,8 @@ def score_file(
     for k in ks[2:]:  # a majority of one or two is one sample
         voted = [majority([g.extracted for g in group[:k]], verify.equivalent) for group in groups]
         values = [
-            float(vote is not None and verify.equivalent(vote, answer))
-            for vote, answer in zip(voted, answers, strict=True)
+            float(vote is not None and verify.equivalent(vote, reference))
+            for vote, reference in zip(voted, references, strict=True)
         ]
         rows.append(row(f"majority@{k}", values, wilson_interval(int(sum(values)), n), drawn))
     return rows
@@ -171,3 +169,7 @@ def print_table(rows: list[dict]) -> None:
     for r in rows:
         interval, name = f"{r['low']:.3f} - {r['high']:.3f}", f"{r['data']:<12}{r['metric']:<12}"
         print(f"{name}{r['value']:>7.3f}   {interval:<16}{r['questions']:>9}{r['truncated']:>9.1%}")
+
+
+def main(argv: list[str]) -> None:
+    tyro.cli(evaluate, args=argv, prog="p2o.py eval")

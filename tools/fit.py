@@ -7,13 +7,13 @@ An estimate from the architecture alone. Counts of floats were fitted to measure
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import grpo
+import p2o
 from support.errors import UserError
 
 GIB = 2**30
@@ -134,13 +134,13 @@ def fitting_batch(cfg, parts: dict[str, float], over: float) -> int:
     return max(1, int(cfg.sample_batch * (1 - over / max(parts["KV cache"], over))))
 
 
-def command(argv: list[str], parse_config: Callable) -> None:
+def main(argv: list[str]) -> None:
     """`p2o.py fit`: a run's options, and `--card-gb 16` for another card than the one at hand (24 if there is none)."""
     card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 24 * GIB
     if "--card-gb" in argv[:-1]:
         i = argv.index("--card-gb")
         card, argv = float(argv[i + 1]) * GIB, argv[:i] + argv[i + 2 :]
-    cfg = parse_config(argv)
+    cfg = p2o.parse_config(argv)
     parts = estimate(cfg, architecture(cfg.model), card)
     print(f"{cfg.model}, estimated for a card of {card / GIB:.1f} GiB (GiB):")
     for name, value in parts.items():

@@ -8,12 +8,16 @@ import os
 from pathlib import Path
 
 import matplotlib
+import tyro
+from gepa.visualization import candidate_tree_html_from_data
 
 if "MPLBACKEND" not in os.environ:  # a notebook sets it, and wants to go on showing its own pictures
     matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from jinja2 import Environment  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+from support.errors import UserError  # noqa: E402
 
 COLOURS = {"grpo": "#9a9a9a", "p2o": "#1f77b4"}
 
@@ -156,12 +160,51 @@ next epoch's templates are drawn.</p>
 {% endfor %}</html>"""
 
 
+def lineage_html(evolution: dict) -> str:
+    """GEPA's own drawing of who came from whom.
+
+    It puts templates into a script as they are, so one that holds `</script>` could run code of its own: `<` goes in
+    as \\u003c.
+    """
+    scores = evolution["dev_scores"]  # [K][N]
+    best = [max(column) for column in zip(*scores, strict=True)]
+    html = candidate_tree_html_from_data(
+        candidates=[{"template": template.replace("<", "\ue000")} for template in evolution["candidates"]],
+        parents=evolution["parents"],
+        val_scores=[sum(row) / len(row) for row in scores],
+        pareto_front_programs={n: {k for k, row in enumerate(scores) if row[n] == top} for n, top in enumerate(best)},
+    )
+    return html.replace("\\ue000", "\\u003c").replace("\ue000", "\\u003c")
+
+
 def write_report(folders: list[Path], out: Path) -> Path:
     """report.html in `out`, with the pictures inside and beside it. All text of data and models is escaped."""
     runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        for evolution in run["evolutions"]:
+            file = run["folder"] / "templates" / f"{evolution['name']}.html"
+            file.write_text(lineage_html(evolution), encoding="utf-8")
     pictures = [(base64.b64encode(path.read_bytes()).decode(), caption) for path, caption in draw_pictures(runs, out)]
     page = Environment(autoescape=True).from_string(TEMPLATE)
     title = " and ".join(run["name"] for run in runs)
     html = page.render(title=title, table=comparison_table(folders), pictures=pictures, runs=runs)
     (out / "report.html").write_text(html, encoding="utf-8")
     return out / "report.html"
+
+
+def main(argv: list[str]) -> None:
+    tyro.cli(report, args=argv, prog="p2o.py report")
+
+
+def report(folders: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
+    """One page for one run, or for several side by side.
+
+    Args:
+        folders: Folders of runs.
+        out: Where report.html goes; by default the folder of the run, or the one that holds the first.
+    """
+    for folder in folders:
+        if not (folder / "summary.json").exists():
+            raise UserError(f"{folder}: no finished run is there")
+    out = out or (folders[0] if len(folders) == 1 else folders[0].parent)
+    print(f"report: {write_report(list(folders), out)}")

@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tyro
-from support.report import plt, read_run, spent
 from tqdm import tqdm
 
 from support.errors import UserError
+from tools.report import plt, read_run, spent
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,6 +108,10 @@ def run_study(file: tyro.conf.Positional[Path], jobs: int = 2, runs: Path = ROOT
         write_results(file, results, failures)
     if failures:
         raise SystemExit(1)
+
+
+def main(argv: list[str]) -> None:
+    tyro.cli(run_study, args=argv, prog="p2o.py study")
 
 
 def result_of(folder: Path) -> dict:

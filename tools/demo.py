@@ -1,0 +1,23 @@
+"""GRPO and P2O side by side: same seed, same questions, same number of rollouts; then the comparison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import p2o
+from tools import report
+
+
+def main(argv: list[str]) -> None:
+    cfg = p2o.parse_config(argv)
+    base = Path(cfg.runs) / (cfg.name or "demo")
+    while base.exists():  # a second demo stands beside the first
+        stem, _, number = base.name.rpartition("-")
+        base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdigit() else f"{base.name}-2")
+    folders = [base / method for method in ("grpo", "p2o")]
+    for folder in folders:
+        p2o.train(replace(cfg, method=folder.name, runs=str(base), name=folder.name))
+        report.write_report([folder], folder)
+    print("\n" + report.comparison_table(folders))
+    print(f"\nreport: {report.write_report(folders, base)}")
