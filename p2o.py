@@ -221,21 +221,11 @@ def sample_groups(
     trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled  # x
     samples = grpo.sample(policy, sampled, seed=seed)
     verdicts = judge_of(cfg)([s.text for s in samples], [q for q, _ in pairs], [s.truncated for s in samples])
-    rollouts = [
-        grpo.Rollout(
-            q.id,
-            z,
-            context,
-            target,
-            s.response_ids,
-            s.logprobs,
-            s.truncated,
-            s.text,
-            verdict.reward,
-            verdict.well_formed,
-        )
-        for (q, z), context, target, s, verdict in zip(pairs, sampled, trained, samples, verdicts, strict=True)
-    ]
+    rollouts = []
+    for (q, z), context, target, drawn, verdict in zip(pairs, sampled, trained, samples, verdicts, strict=True):
+        earned = {"reward": verdict.reward, "well_formed": verdict.well_formed}
+        contexts = {"template": z, "sampled_context": context, "trained_context": target}
+        rollouts.append(grpo.Rollout(question_id=q.id, **vars(drawn), **contexts, **earned))
     for group in grpo.groups_of(rollouts):
         for rollout, advantage in zip(group, grpo.advantages_of(group, cfg), strict=True):
             rollout.advantage = advantage
