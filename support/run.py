@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import statistics
@@ -39,6 +40,11 @@ class RunConfig(Settings):
     def recorded(self) -> dict:
         """What config.json keeps: everything but how the command was given."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("resume", "allow_changes")}
+
+
+def seed_for(cfg, *what: object) -> int:
+    """A seed of its own for every draw of a run, from the run's seed: so no generator's state has to be kept."""
+    return int.from_bytes(hashlib.sha256(repr((cfg.seed, *what)).encode()).digest()[:6])
 
 
 class Run:
