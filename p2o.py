@@ -324,6 +324,7 @@ def main(argv: list[str]) -> int:
         # Tools stand on this module, which therefore knows them by name only.
         importlib.import_module(f"tools.{tool}").main(rest)
     except KeyboardInterrupt:
+        print("p2o: stopped; the same command with --resume goes on with the run", file=sys.stderr)
         return 130
     except UserError as error:
         print(f"p2o: {error}", file=sys.stderr)

@@ -132,16 +132,11 @@ class Run:
     # ----------------------------------------------------------------------------------------------- log and progress
 
     def progress(self, steps: range, per_epoch: int) -> Iterator[int]:
-        """The steps, with a bar on the screen; Ctrl-C says how to go on."""
-        total = steps.stop
-        try:
-            with tqdm(steps, initial=steps.start, total=total, unit="batch", leave=False) as bar:
-                for step in bar:
-                    bar.set_description(f"epoch {step // per_epoch + 1}/{total // per_epoch}")
-                    yield step
-        except KeyboardInterrupt:
-            tqdm.write(f"stopped; the same command with --resume goes on with {self.folder}")
-            raise
+        """The steps, with a bar on the screen."""
+        with tqdm(steps, initial=steps.start, total=steps.stop, unit="batch", leave=False) as bar:
+            for step in bar:
+                bar.set_description(f"epoch {step // per_epoch + 1}/{steps.stop // per_epoch}")
+                yield step
 
     def note(self, line: str) -> None:
         with (self.folder / "run.log").open("a", encoding="utf-8") as file:
