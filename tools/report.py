@@ -75,7 +75,7 @@ def spent(epoch: dict) -> int:
 
 
 def held_out_names(runs: list[dict]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for e in run["epochs"][:1] for name in e["accuracy"]))
+    return list(dict.fromkeys(name for run in runs for e in run["epochs"] for name in e["accuracy"]))
 
 
 def comparison(runs: list[dict]) -> tuple[list[str], list[list]]:
@@ -126,8 +126,8 @@ def families(runs: list[dict], by: str) -> tuple[list[list], list[str]]:
         for name, known in (run["epochs"][-1].get("families", {}) if run["epochs"] else {}).items():
             columns |= set(known)
             for value, (_, asked) in known.get(by, {}).items():
-                course = [e["families"][name][by][value] for e in run["epochs"]]
-                shares = [right / count for right, count in course]
+                course = [e["families"].get(name, {}).get(by, {}).get(value) for e in run["epochs"]]
+                shares = [pair[0] / pair[1] for pair in course if pair]  # a resumed run may have got other files
                 rows.append([name, value, run["name"], asked, shares[0], shares[-1], svg.sparkline(shares, i)])
     return sorted(rows, key=lambda row: row[:2]), sorted(columns)
 
@@ -285,6 +285,7 @@ def write_report(folders: list[Path], out: Path, by: str = "family") -> Path:
         legends={scale: Markup(tokens.legend(scale)) for scale in ("ratio", "advantage", "importance")},
         settings=settings(runs),
     )
+    out.mkdir(parents=True, exist_ok=True)
     # A lone surrogate, which JSON can hold, has no UTF-8.
     (out / "report.html").write_text(html, encoding="utf-8", errors="replace")
     return out / "report.html"
