@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import statistics
@@ -42,6 +43,11 @@ class RunConfig(Settings):
     def recorded(self) -> dict:
         """What config.json keeps: everything but how the command was given."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("resume", "allow_changes")}
+
+
+def seed_for(cfg, *what: object) -> int:
+    """A seed of its own for every draw of a run, from the run's seed: so no generator's state has to be kept."""
+    return int.from_bytes(hashlib.sha256(repr((cfg.seed, *what)).encode()).digest()[:6])
 
 
 class Run:
@@ -140,16 +146,11 @@ class Run:
     # ----------------------------------------------------------------------------------------------- log and progress
 
     def progress(self, steps: range, per_epoch: int) -> Iterator[int]:
-        """The steps, with a bar on the screen; Ctrl-C says how to go on."""
-        total = steps.stop
-        try:
-            with tqdm(steps, initial=steps.start, total=total, unit="batch", leave=False) as bar:
-                for step in bar:
-                    bar.set_description(f"epoch {step // per_epoch + 1}/{total // per_epoch}")
-                    yield step
-        except KeyboardInterrupt:
-            tqdm.write(f"stopped; the same command with --resume goes on with {self.folder}")
-            raise
+        """The steps, with a bar on the screen."""
+        with tqdm(steps, initial=steps.start, total=steps.stop, unit="batch", leave=False) as bar:
+            for step in bar:
+                bar.set_description(f"epoch {step // per_epoch + 1}/{steps.stop // per_epoch}")
+                yield step
 
     def note(self, line: str) -> None:
         with (self.folder / "run.log").open("a", encoding="utf-8") as file:
