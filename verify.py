@@ -116,7 +116,7 @@ def extract_boxed(response: str) -> str | None:
 
 # --- where the answer stands in a text that is not boxed --------------------------------------------------------------
 
-_FORMULA = r"(?:\$\$.+?\$\$|\$(?:[^$\\]|\\.)+\$|\\\(.+?\\\)|\\\[.+?\\\])"
+_FORMULA = r"(?:\$\$.+?\$\$|\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
 _PLAIN = r"[-+]?[$€£]?(?:\d[\d,. ]*\d|\d|\.\d+)(?:/\d+)?(?:\s?\\?%|\s(?:percent|pct)\b)?"
 _CANDIDATE = re.compile(rf"{_FORMULA}(?:\s*(?:,?\s*(?:and|or)|,)?\s*{_FORMULA})*|{_PLAIN}", re.DOTALL)
 _FINALLY = re.compile(r"(?is).*final answer(.*?\d.*?)(?:I hope it is correct.*)?$")
@@ -145,7 +145,7 @@ def _locate(text: str) -> str:
             start -= 1
         return ", ".join(dict.fromkeys(contents for _, _, contents in boxes[start:]))
     text = re.sub(r"\\+boxed ?\{(?! ?\})", "", text)
-    if final or "$" in text or r"\(" in text or r"\[" in text or _is_prose(text):
+    if final or re.search(r"\$|(?<!\\)\\[(\[]", text) or _is_prose(text):
         return (_CANDIDATE.findall(text) or [text])[-1]
     return text
 
