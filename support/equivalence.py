@@ -70,7 +70,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?:\\\\|\\|[.,;:]| )+$", "", r"5\\", "5"),
     (r"^\{([^{},]*)\}$", r"\1", "{5}", "5"),
     (r"\\log ?_ ?(\d+)", r"\\log_{\1}", r"\log_10 x", r"\log_{10} x"),
-    (r"([\^_]) ?(-\d+|[0-9a-zA-Z])", r"\1{\2}", "x^2", "x^{2}"),  # and the parser is four times as fast
+    (r"([\^_]) ?(-\d+|[0-9a-zA-Z])", r"\1{\2}", "x^2", "x^{2}"),
 ]  # fmt: skip
 
 SPELLING = [  # what the parser would misread: applied to what goes to sympy only
@@ -91,6 +91,7 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (rf"\\frac ?\{{ ?\\(pm|mp){_ARG}\}}", r"\\\1\\frac{\2}", r"\frac{\pm 1}{2}", r"\pm\frac{ 1}{2}"),
     (rf"\\frac ?\{{{_ARG}\\(?:pm|mp){_ARG}\}} ?\{{{_ARG}\}}", r"\\frac{\1}{\3}\\pm\\frac{\2}{\3}",
      r"\frac{1\pm\sqrt5}{2}", r"\frac{1}{2}\pm\frac{\sqrt5}{2}"),
+    (r"(?<![\\a-zA-Z])([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # four times as fast to parse
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
     (r"\\sqrt ?([0-9a-zA-Z])", r"\\sqrt{\1}", r"\sqrt2", r"\sqrt{2}"),
