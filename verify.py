@@ -48,7 +48,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from support import sandbox
+from support import prose, sandbox
 from support.equivalence import canonical, number, quick, tidy, words
 
 MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
@@ -114,45 +114,29 @@ def extract_boxed(response: str) -> str | None:
     return boxes[-1][2] if boxes else None
 
 
-# --- where the answer stands in a text that is not boxed --------------------------------------------------------------
-
-_FORMULA = r"(?:\$\$.+?\$\$|\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
-_PLAIN = r"[-+]?[$€£]?(?:\d[\d,. ]*\d|\d|\.\d+)(?:/\d+)?(?:\s?\\?%|\s(?:percent|pct)\b)?"
-_CANDIDATE = re.compile(rf"{_FORMULA}(?:\s*(?:,?\s*(?:and|or)|,)?\s*{_FORMULA})*|{_PLAIN}", re.DOTALL)
-_FINALLY = re.compile(r"(?is).*final answer(.*?\d.*?)(?:I hope it is correct.*)?$")
-
-def _is_prose(text: str) -> bool:
-    """More than an answer with its name and its unit: one long word or three short ones, but neither only nor last."""
-    text = tidy(text)
-    if not text or text[0].isdigit() or words(text):
-        return False
-    found = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z][a-z]+", re.sub(r"\\(?:text|begin|end) ?\{[^{}]*\}", " ", text))
-    return len(found) > 2 or any(len(word) > 3 for word in found)
-
-
-def _locate(text: str) -> str:
-    r"""The answer in a text: what is boxed or called final, else its last formula or number, else all of it.
-
-    >>> _locate("So $a=3$, and the area is $12$."), _locate("The area is 12 square metres."), _locate(r"\frac12")
-    ('$12$', '12', '\\frac12')
-    """
-    text = text.strip()
-    if final := _FINALLY.match(text):
-        text = final[1]
-    if boxes := _boxes(text):
-        start = len(boxes) - 1  # boxes that follow each other are one list
-        while start and _is_list(text[boxes[start - 1][1] : boxes[start][0]]):
-            start -= 1
-        return ", ".join(dict.fromkeys(contents for _, _, contents in boxes[start:]))
-    text = re.sub(r"\\+boxed ?\{(?! ?\})", "", text)
-    if final or re.search(r"\$|(?<!\\)\\[(\[]", text) or _is_prose(text):
-        return (_CANDIDATE.findall(text) or [text])[-1]
-    return text
-
-
 def _is_list(between: str) -> bool:
     """Do two boxes belong together, with this between them?"""
     return len(between) < 10 or len(between) < 70 and bool(re.search(r"\b(?:and|or)\b|[,;]", between))
+
+
+def _unboxed(text: str) -> str:
+    r"""What is in the boxes at the end of a text, the text itself if there are none.
+
+    >>> _unboxed(r"So \boxed{1} and \boxed{2}."), _unboxed("3")
+    ('1, 2', '3')
+    """
+    if not (boxes := _boxes(text)):
+        return text
+    start = len(boxes) - 1
+    while start and _is_list(text[boxes[start - 1][1] : boxes[start][0]]):
+        start -= 1
+    return ", ".join(dict.fromkeys(contents for _, _, contents in boxes[start:]))
+
+
+def _find(text: str) -> str:
+    """The answer in any text: what is boxed at its end, else what `support.prose` takes for the answer."""
+    text = prose.ending(text[-MAX_TEXT:])
+    return _unboxed(text) if _boxes(text) else prose.locate(text)
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -161,36 +145,44 @@ def _is_list(between: str) -> bool:
 def _is_copied(answer: str, reference: str, question: str) -> bool:
     r"""Does the answer stand in the question, and is there still something to be done to it?
 
-    >>> _is_copied("17 \\cdot 3", "51", r"What is $17\cdot 3$?"), _is_copied("0.5", "1/2", "Write 0.5 as a fraction.")
-    (True, False)
+    >>> _is_copied("17 \\cdot 3", "51", r"What is $17\cdot 3$?"), _is_copied(r"\frac68", r"\frac34", r"Reduce $\frac68$.")
+    (True, True)
+    >>> _is_copied("0.5", "1/2", "Write 0.5 as a fraction.")  # plain numbers stand in many questions
+    False
     """
-    answer, question = canonical(answer), canonical(question)
-    if answer == canonical(reference) or number(tidy(answer)) or words(tidy(answer)):
+    if plain := number(tidy(answer)):
+        reduced = [str(abs(plain.value.numerator)), str(plain.value.denominator)]
+        if not re.search("frac|/", answer) or re.findall(r"\d+", answer) == reduced:
+            return False
+    answer, reference = canonical(answer), canonical(reference)
+    if words(answer) or sorted(answer) == sorted(reference):  # 1+x is the reference's x+1
         return False
-    return bool(re.search(rf"(?<![\w\\^_{{.]){re.escape(answer)}(?![\w^_.]\w)", question))
+    spaced = " ?".join(map(re.escape, answer))
+    return bool(re.search(rf"(?<![\w\\^_.]){spaced}(?![\w^_]|\.\d)", tidy(question)))
+
+
+def _is_empty(text: str) -> bool:
+    r"""Nothing but layout: `{}`, `$$`, `\text{ }`."""
+    return not re.search("[^{} ]", tidy(re.sub(r"\\(?:boxed|text)(?![a-zA-Z])", "", text[:MAX_ANSWER])))
 
 
 def _is_hopeless(text: str) -> bool:
-    """Nothing but layout, too long, or hostile."""
-    empty = not re.search("[^{}]", tidy(re.sub(r"\\(?:boxed|text)(?![a-zA-Z])", "", text[:MAX_ANSWER])))
-    return empty or len(text) > MAX_ANSWER or bool(_HOSTILE.search(text))
+    return len(text) > MAX_ANSWER or bool(_HOSTILE.search(text)) or _is_empty(text)
 
 
 def _decide(answer: str, reference: str) -> bool | None:
     """The verdict on two answers that needs no sympy, or None."""
     if answer.strip() == reference.strip():
-        return bool(tidy(reference))
-    if _is_hopeless(answer) or _is_hopeless(reference):
-        return False
-    return quick(answer, reference)
+        return not _is_empty(reference)
+    return False if _is_hopeless(answer) or _is_hopeless(reference) else quick(answer, reference)
 
 
 def _verdicts(pairs: list[tuple[str, str]]) -> list[bool]:
     """Are the two of each pair the same? Pairs that differ in layout only are decided once."""
     known = {(answer, reference): _decide(answer, reference) for answer, reference in pairs}
     keys = {pair: tuple(map(canonical, pair)) for pair, verdict in known.items() if verdict is None}
-    questions = {key: pair for pair, key in keys.items()}
-    asked = dict(zip(questions, sandbox.ask(list(questions.values())), strict=True))
+    firsts = {key: pair for pair, key in reversed(keys.items())}
+    asked = dict(zip(firsts, sandbox.ask([*firsts.values()]), strict=True))
     return [asked[keys[pair]] if pair in keys else known[pair] for pair in pairs]
 
 
@@ -200,7 +192,7 @@ def equivalent(predicted: str, reference: str) -> bool:
     >>> equivalent(r"\frac{1}{2}", "0.5"), equivalent("(1,2)", "(2,1)"), equivalent("Answer: $x=5$", "5")
     (True, False, True)
     """
-    return _verdicts([(_locate(predicted[-MAX_TEXT:]), _locate(reference[-MAX_TEXT:]))])[0]
+    return _verdicts([(_find(predicted), _find(reference))])[0]
 
 
 def grade(response: str, reference: str, question: str = "") -> Grade:
@@ -222,7 +214,7 @@ def grade_batch(responses: list[str], references: list[str], questions: list[str
     questions = questions or [""] * len(responses)
     boxes = [_boxes(_after_thinking(response)) for response in responses]
     answers = [found[-1][2] if found else None for found in boxes]
-    pairs = [(answer or "", _locate(reference)) for answer, reference in zip(answers, references, strict=True)]
+    pairs = [(answer or "", _unboxed(reference)) for answer, reference in zip(answers, references, strict=True)]
     grades = []
     for (answer, reference), found, question, same in zip(pairs, boxes, questions, _verdicts(pairs), strict=True):
         correct = same and bool(found) and not _is_copied(answer, reference, question)
@@ -237,15 +229,12 @@ def unparseable(references: list[str]) -> list[int]:
     >>> unparseable(["12", r"\frac{1}{", "", "Evelyn", r"\sqrt{2}"])
     [1, 2]
     """
-    known: dict[str, bool] = {}
-    for reference in dict.fromkeys(references):
-        answer = _locate(reference)
-        if _is_hopeless(answer):
-            known[reference] = False
-        elif number(tidy(answer)) or words(tidy(answer)):
-            known[reference] = True
-    unknown = [reference for reference in dict.fromkeys(references) if reference not in known]
-    known |= dict(zip(unknown, sandbox.ask([(_locate(reference),) for reference in unknown]), strict=True))
+    known: dict[str, bool | None] = {}  # None: sympy has to read it
+    for reference in references:
+        answer = _unboxed(reference)
+        known[reference] = False if _is_hopeless(answer) else bool(number(tidy(answer)) or words(tidy(answer))) or None
+    unknown = [reference for reference, verdict in known.items() if verdict is None]
+    known |= zip(unknown, sandbox.ask([(_unboxed(reference),) for reference in unknown]), strict=True)
     return [i for i, reference in enumerate(references) if not known[reference]]
 
 

@@ -93,7 +93,12 @@ def make_symbolic(seed: int, group: int) -> tuple[list[str], list[str]]:
     while len(responses) < 240:
         a, b, c, d = (rng.randrange(2, 40) for _ in range(4))
         expanded = f"{a}x^2+{a * b + c}x+{b * c}"
-        rewritten = [f"({a}x+{c})(x+{b})", f"(x+{b})({a}x+{c})", f"{b * c}+{a * b + c}x+{a}x^2", f"{a}x(x+{b})+{c}(x+{b})"]
+        rewritten = [
+            f"({a}x+{c})(x+{b})",
+            f"(x+{b})({a}x+{c})",
+            f"{b * c}+{a * b + c}x+{a}x^2",
+            f"{a}x(x+{b})+{c}(x+{b})",
+        ]
         wrong = [f"({a}x+{c})(x-{b})", f"{a}x^2+{b * c}", rf"\frac{{{a}}}{{x+{b}}}", rf"{a}x^2+\sqrt{{{d}}}x+{b * c}"]
         answers = rng.sample(rewritten + wrong, group)
         responses += [rf"\boxed{{{answer}}}" for answer in answers]
@@ -122,7 +127,9 @@ def measure(name: str, batches: list[tuple[list[str], list[str]]]) -> None:
         for grade, reference, verdict in zip(grades, references, verdicts, strict=True):
             if grade.correct != verdict:
                 print(f"differ: {grade.extracted[:60]!r} for {reference!r}: {grade.correct}, math-verify {verdict}")
-    print(f"{name}: {count:.0f} responses, grade_batch {ours:.2f} s, math-verify {theirs:.2f} s: {theirs / ours:.1f} times")
+    print(
+        f"{name}: {count:.0f} responses, grade_batch {ours:.2f} s, math-verify {theirs:.2f} s: {theirs / ours:.1f} times"
+    )
 
 
 def main() -> None:

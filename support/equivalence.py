@@ -71,6 +71,10 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^\{([^{},]*)\}$", r"\1", "{5}", "5"),
     (r"\\log ?_ ?(\d+)", r"\\log_{\1}", r"\log_10 x", r"\log_{10} x"),
     (r"([\^_]) ?(-\d+|[0-9a-zA-Z])", r"\1{\2}", "x^2", "x^{2}"),
+    (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
+    (r"\\sqrt ?([0-9a-zA-Z])", r"\\sqrt{\1}", r"\sqrt2", r"\sqrt{2}"),
+    (r"\\frac ?([0-9a-zA-Z])", r"\\frac{\1}", r"\frac12", r"\frac{1}2"),
+    (rf"(\\frac ?\{{{_ARG}\}}) ?([0-9a-zA-Z])", r"\1{\3}", r"\frac{1}2", r"\frac{1}{2}"),
 ]  # fmt: skip
 
 SPELLING = [  # what the parser would misread: applied to what goes to sympy only
@@ -93,10 +97,6 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      r"\frac{1\pm\sqrt5}{2}", r"\frac{1}{2}\pm\frac{\sqrt5}{2}"),
     (r"(?<![\\a-zA-Z])([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # four times as fast to parse
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
-    (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
-    (r"\\sqrt ?([0-9a-zA-Z])", r"\\sqrt{\1}", r"\sqrt2", r"\sqrt{2}"),
-    (r"\\frac ?([0-9a-zA-Z])", r"\\frac{\1}", r"\frac12", r"\frac{1}2"),
-    (rf"(\\frac ?\{{{_ARG}\}}) ?([0-9a-zA-Z])", r"\1{\3}", r"\frac{1}2", r"\frac{1}{2}"),
     (r"(?<=[\s(\[,+-])\.(?=\d)|^\.(?=\d)", "0.", "(.5)", "(0.5)"),
 ]  # fmt: skip
 
@@ -282,11 +282,15 @@ def _named(text: str) -> tuple[str, str]:
     if not sign:
         return "", text
     name, value = text[: sign.start()].strip(), text[sign.end() :]
-    several = _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
+    several = (
+        _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
+    )
     if several or _RELATION.search(text):
         return "", text
     *members, value = value.split(r"\approx")[0].split("=")
-    return next((m.strip() for m in (name, *members) if not re.search("[0-9]", _ATTACHED.sub("", m))), name), value.strip()
+    return next(
+        (m.strip() for m in (name, *members) if not re.search("[0-9]", _ATTACHED.sub("", m))), name
+    ), value.strip()
 
 
 def unnamed(answer: str, reference: str) -> tuple[str, str]:
@@ -487,7 +491,9 @@ def _lists(x, y) -> bool | None:
     if not (all(named[0]) and all(named[1]) and {str(i.left) for i in x} == {str(i.left) for i in y}):
         if (_by_name(x) is None) != (_by_name(y) is None):  # x = 2, y = 3 for 2, 3: in the order written
             return _all_equal(*([getattr(item, "right", item) for item in items] for items in (x, y)))
-        x, y = ([getattr(item, "right", item) for item in items] if _by_name(items) is None else items for items in (x, y))
+        x, y = (
+            [getattr(item, "right", item) for item in items] if _by_name(items) is None else items for items in (x, y)
+        )
     return all(any(_equal(a, b) for b in y) for a in x) and all(any(_equal(a, b) for a in x) for b in y)
 
 
@@ -615,7 +621,10 @@ def _test_points(symbols) -> list[dict]:
     order = sorted(symbols, key=str)
     numbers = [(7, 11), (-13, 7), (137, 17), (-229, 19)]
     return [
-        {symbol: Rational(top + (-1) ** k * 6 * j * bottom + j, bottom) * (-1) ** (j * k) for j, symbol in enumerate(order)}
+        {
+            symbol: Rational(top + (-1) ** k * 6 * j * bottom + j, bottom) * (-1) ** (j * k)
+            for j, symbol in enumerate(order)
+        }
         for k, (top, bottom) in enumerate(numbers if order else numbers[:1])
     ]
 

@@ -122,17 +122,7 @@ if hasattr(os, "register_at_fork"):  # in a forked child the pipes are the paren
 
 
 def _take_eval_away() -> None:
-    """sympy reads strings, and its parser's every number, with Python's eval. Numbers are all that it needs to read.
-
-    >>> import sympy.parsing.sympy_parser as parser; kept = parser.parse_expr, parser.eval_expr
-    >>> _take_eval_away(); sympy.sympify("0.50")
-    1/2
-    >>> sympy.sympify("__import__('os').getcwd()")
-    Traceback (most recent call last):
-    ...
-    ValueError: Invalid literal for Fraction: "__import__('os').getcwd()"
-    >>> parser.parse_expr, parser.eval_expr = kept
-    """
+    """sympy reads strings, its own parser's numbers among them, with Python's eval. Numbers are all that it has to read."""
     import sympy.physics.units  # noqa: F401  (sympy would import it in mid-question, and with the help of eval)
     from sympy.parsing import sympy_parser
 
