@@ -38,10 +38,12 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (rf"\\textcolor ?\{{[^{{}}]*\}} ?\{{{_ARG}\}}", r"\1", r"\textcolor{red}{x_{1}}", "x_{1}"),
     (r"\\color ?\{[^{}]*\}", "", r"\color{red} 5", " 5"),
     (rf"\\(?:bm|boldsymbol|pmb|underline|boxed|fbox) ?\{{{_ARG}\}}", r"\1", r"\bm{v}", "v"),
+    (r"\\math(?:bf|it|sf) ?\{ ?([a-zA-Z]) ?\}", r"\1", r"\mathbf{j}", "j"),
     (r"\\(?:text(?:bf|it|rm|sf|tt|normal)|math(?:rm|bf|it|sf)|[mh]box|operatorname)\*? ?(?=\{|[a-zA-Z](?![a-zA-Z]))", r"\\text",
      r"\mathrm{cm}", r"\text{cm}"),
     (r"\\text ?([a-zA-Z])(?![a-zA-Z])", r"\\text{\1}", r"k_{\text B}", r"k_{\text{B}}"),
     (r"\\text ?\{ ?(-?\d[\d.,]*) ?\}", r"\1", r"\text{101}_2", "101_2"),
+    (r"\\text ?\{ ?(-?\d[\d.,]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
     (r"([_^]) ?\{ ?\\text ?\{ ?(\w*) ?\} ?\}", r"\1{\2}", r"k_{\text{B}}", "k_{B}"),
     (r"_ ?\{ ?\\(max|min) ?\}", r"_{\1}", r"I_{\max}", "I_{max}"),
     (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
@@ -68,11 +70,17 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r",? ?& ?(?:\\text ?\{ ?(?:if|for|when) ?\})?", "&", r"1, & \text{if } x>0", "1& x>0"),
     (r"^(?: |=|\\approx|\\therefore|\\Rightarrow|\\implies)+(?![a-zA-Z])", "", "= 5", "5"),
     (r"(?:\\\\|\\|[.,;:]| )+$", "", r"5\\", "5"),
+    (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}", r"{5\choose 2}", r"\binom{5}{ 2}"),
     (r"^\{([^{},]*)\}$", r"\1", "{5}", "5"),
     (r"\\log ?_ ?(\d+)", r"\\log_{\1}", r"\log_10 x", r"\log_{10} x"),
     (r"([\^_]) ?(-\d+|[0-9a-zA-Z])", r"\1{\2}", "x^2", "x^{2}"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
     (r"\\sqrt ?([0-9a-zA-Z])", r"\\sqrt{\1}", r"\sqrt2", r"\sqrt{2}"),
+    (r"\\frac ?(\\(?:pi|theta|alpha|beta))(?![a-zA-Z])", r"\\frac{\1}", r"\frac\pi2", r"\frac{\pi}2"),
+    (r"\\langle(?![a-zA-Z])([^<>]*)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
+    (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\(?:mid|vert)(?![a-zA-Z])|\||:)(.*)\\\}$", r"\1", r"\{x:x>1\}", "x>1"),
+    (r"\\mathbb ?\{? ?R ?\}? ?- ?\\\{", r"\\mathbb{R}\\setminus\\{", r"\mathbb{R}-\{0\}", r"\mathbb{R}\setminus\{0\}"),
+    (r"\\lg(?![a-zA-Z])", r"\\log_{10} ", r"\lg 5", r"\log_{10}  5"),
     (r"\\frac ?([0-9a-zA-Z])", r"\\frac{\1}", r"\frac12", r"\frac{1}2"),
     (rf"(\\frac ?\{{{_ARG}\}}) ?([0-9a-zA-Z])", r"\1{\3}", r"\frac{1}2", r"\frac{1}{2}"),
 ]  # fmt: skip
@@ -85,7 +93,9 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r",? ?(?:\\text ?\{ ?(?:and|or) ?\}|(?<![\\a-zA-Z])(?:and|or)(?![a-z])) ?", ",", r"5 \text{ or } 6", "5,6"),
     (r"(\d)[eE]([-+]?\d+)", r"\1\\cdot 10^{\2}", "1e-5", r"1\cdot 10^{-5}"),
     (r"(\d+) ?_ ?(?:\{ ?(\d+) ?\}|(\d))", r"b_{\1b\2\3}", "204_5", "b_{204b5}"),  # its digits without its base are no number
-    (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),  # dropped otherwise
+    (r"([0-9)}])''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
+    (r"([0-9)}])'", r"\1 b_{q}", "5'", "5 b_{q}"),
+    (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
     (r"([a-zA-Z])(?:'|\^ ?\{ ?\\prime ?\}|\^ ?\\prime)", r"\1_{q}", "f'(x)", "f_{q}(x)"),
     (r"([A-Za-z])\^ ?(?:T(?![a-zA-Z])|\{ ?T ?\}|\\top)", r"\1_{T}", "A^T", "A_{T}"),
     (r"\\gamma(?![a-zA-Z])(?: ?_ ?\{ ?(\w+) ?\})?", r"\\lambda_{g\1}", r"\gamma_{1}", r"\lambda_{g1}"),  # no function
@@ -168,7 +178,7 @@ _PERCENT = re.compile(r" ?(?:\\?%|(?:\\text ?\{)? ?(?:percent(?:age)?|pct) ?\}?)
 _UNIT = re.compile(
     r" ?(?:\^ ?\{? ?\\circ ?\}?(?: ?[CF])?|\\degree"
     r"|((?<![\^_])(?: ?(?:/ ?|\\cdot ?)?\\text ?\{[^{}]*\}(?: ?\^ ?\{?-?[1-9]\}?)?)+"
-    r"|(?<=[0-9} ])(?:[ckm]m|[km]g|ml|ft|lbs?|mph|hrs?|mins?|secs?|[a-z]{4,})(?: [a-z]{4,})*(?: ?\^ ?\{?[23]\}?)?))$"
+    r"|(?<=[0-9} ])(?:[ckm]m|[km]g|ml|ft|lbs?|mph|km/hr?|m/s|hrs?|mins?|secs?|[a-z]{4,})(?: [a-z]{4,})*(?: ?\^ ?\{?[23]\}?)?))$"
 )
 _NOT_A_UNIT = re.compile(
     r"(?i)\b(?:or|and|to|more|less|fewer|than|least|most|not|half|thirds?|quarters?|squared|cubed|factorial|dozen|hundred"
@@ -228,9 +238,15 @@ def number(text: str) -> Number | None:
     return Number(value, percent, len(written[1]) - int(exponent or 0) if written else 0)
 
 
+def _terminates(denominator: int) -> bool:
+    """3/8 is 0.375, and nobody would write it as 0.3750001."""
+    return 10 ** denominator.bit_length() % denominator == 0
+
+
 def _same_number(one: Number, other: Number) -> bool:
     """Exactly, or to the sixth decimal if one is written to six or more; a percentage is its number or its value."""
-    rounded = max(one.decimals, other.decimals) >= 6 and one.decimals != other.decimals
+    (few, exact_one), (many, _) = sorted((n.decimals, n.value) for n in (one, other))
+    rounded = few != many >= 6 and (few >= 6 or not _terminates(exact_one.denominator))
 
     def close(x: Fraction, y: Fraction) -> bool:
         return x == y or rounded and abs(x - y) <= Fraction(min(1, 10 * max(abs(x), abs(y)))) / 2_000_000
@@ -267,7 +283,8 @@ _WORK = re.compile(
 )
 
 
-_SIGN = re.compile(r"=|\\approx(?![a-zA-Z])|\\in(?![a-zA-Z])")
+_SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
+_MODULUS = re.compile(r" ?(?:\\pmod ?\{[^{}]*\}|\( ?\\?b?mod [^()]*\))$")
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 _RELATION = re.compile(r"[<>]|\\[lgn]e(?![a-zA-Z])")
 
@@ -299,6 +316,8 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     >>> unnamed("x=5", "5"), unnamed("x=5", "x = 5.0"), unnamed("x=5", "y=5"), unnamed("5", "2x+z=5")
     (('5', '5'), ('5', '5.0'), ('x=5', 'y=5'), ('5', '2x+z=5'))
     """
+    if bool(_MODULUS.search(answer)) != bool(_MODULUS.search(reference)):
+        answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
     if name and target_name:
@@ -329,6 +348,8 @@ def quick(answer: str, reference: str) -> bool | None:
     a, b = number(answer), number(reference)
     if a and b:  # two commas may also be two lists
         return _same_number(a, b) or (None if "," in answer and "," in reference else False)
+    if re.fullmatch("[e-zE-Z]{2}", answer + reference):  # no choices: as unknowns their case counts
+        return answer == reference
     one, other = words(answer), words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         return one[0] == other[0]
@@ -592,9 +613,10 @@ def _expressions(x, y) -> bool | None:
 
     if not isinstance(x, Expr) or not isinstance(y, Expr):
         return None
-    rounded = x.has(Float) != y.has(Float)
+    unknowns = x.free_symbols | y.free_symbols
+    rounded = not unknowns and x.has(Float) != y.has(Float) and not (x.is_Integer or y.is_Integer)
     verdicts = []
-    for point in _test_points(x.free_symbols | y.free_symbols):
+    for point in _test_points(unknowns):
         a, b = _value(x, point), _value(y, point)
         if a.is_extended_real == b.is_extended_real:
             verdicts.append(_close(a, b, rounded))
