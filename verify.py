@@ -49,7 +49,8 @@ import re
 from dataclasses import dataclass
 
 from support import prose, sandbox
-from support.equivalence import canonical, number, quick, tidy, words
+from support.equivalence import number, quick, words
+from support.latex import canonical, tidy
 
 MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
 MAX_TEXT = 20_000  # characters of a whole response given to `equivalent`; the end counts
@@ -145,8 +146,10 @@ def _find(text: str) -> str:
 def _is_copied(answer: str, reference: str, question: str) -> bool:
     r"""Does the answer stand in the question, and is there still something to be done to it?
 
-    >>> _is_copied("17 \\cdot 3", "51", r"What is $17\cdot 3$?"), _is_copied(r"\frac68", r"\frac34", r"Reduce $\frac68$.")
-    (True, True)
+    >>> _is_copied(r"17 \cdot 3", "51", r"What is $17\cdot 3$?")
+    True
+    >>> _is_copied(r"\frac68", r"\frac34", r"Reduce $\frac68$.")
+    True
     >>> _is_copied("0.5", "1/2", "Write 0.5 as a fraction.")  # plain numbers stand in many questions
     False
     """

@@ -4,9 +4,9 @@ r"""What does a policy earn that only copies? The share of questions that pay fo
     python bench/copies.py math500 mine.jsonl        # names and files as `--train-data` takes them
 
 Every formula of a question (in dollar signs or brackets; without any, each run of digits and signs) is boxed as it
-stands and graded, once without the question and once with it. Formulas that are the reference's own text are right
-answers and do not count, nor do plain numbers other than fractions: that a question names its answer is the question's affair. Prints the
-share for either way of grading, and what paid.
+stands and graded, once without the question and once with it. What is the reference's own text does not count, nor do
+plain numbers other than fractions: that a question names its answer is the question's affair. Prints the share for
+either way of grading, and what paid.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import verify  # noqa: E402
 from support.data import load_problems  # noqa: E402
-from support.equivalence import canonical, number, tidy  # noqa: E402
+from support.equivalence import number  # noqa: E402
+from support.latex import canonical, tidy  # noqa: E402
 
 MARKED = re.compile(r"\$\$(.+?)\$\$|\$((?:[^$\\]|\\.)+)\$|(?<!\\)\\\((.+?)\\\)|(?<!\\)\\\[(.+?)\\\]", re.DOTALL)
 UNMARKED = re.compile(r"[-+(]?\d[-+*/^=<>().,\d\s×÷]*")

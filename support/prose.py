@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 
-from support.equivalence import tidy, words
+from support.equivalence import words
+from support.latex import tidy
 
 _FORMULA = r"(?:\$\$.+?\$\$|\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
 _PLAIN = r"[-+]?[$€£]?(?:\d[\d,. ]*\d|\d|\.\d+)(?:/\d+)?(?:\s?\\?%|\s(?:percent|pct)\b)?"

@@ -122,11 +122,11 @@ if hasattr(os, "register_at_fork"):  # in a forked child the pipes are the paren
 
 
 def _take_eval_away() -> None:
-    """sympy reads strings, its own parser's numbers among them, with Python's eval. Numbers are all that it has to read."""
+    """sympy reads strings with Python's eval. Numbers are all that it has to read here."""
     import sympy.physics.units  # noqa: F401  (sympy would import it in mid-question, and with the help of eval)
     from sympy.parsing import sympy_parser
 
-    from support.equivalence import exact
+    from support.symbolic import exact
 
     sympy_parser.parse_expr = lambda text, **options: exact(text)
     sympy_parser.eval_expr = None
@@ -150,7 +150,7 @@ def _serve() -> None:
     os.dup2(2, 1)  # whatever a library prints must not look like a verdict
     _limit_memory()
     logging.disable(logging.CRITICAL)
-    from support.equivalence import parse, same
+    from support.symbolic import parse, same
 
     same("x^2+1", r"\frac{x}{2}")  # the first question must not pay for what is loaded lazily
     _take_eval_away()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import verify
-from support import equivalence, prose, sandbox
+from support import equivalence, latex, prose, sandbox, symbolic
 from verify import Grade, equivalent, extract_boxed, feedback, grade, grade_batch, unparseable
 
 DATA = Path(__file__).parent / "data"
@@ -150,17 +150,15 @@ def test_labelled_pairs():
     assert len(missed["same"]) <= 0.03 * sum(pair[2] == "same" for pair in PAIRS), missed["same"]
 
 
-@pytest.mark.parametrize(("rule", "example"), equivalence.RULES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("rule", "example"), symbolic.RULES, ids=lambda value: getattr(value, "__name__", ""))
 def test_each_rule_decides_its_example(rule, example):
-    answer, reference = map(equivalence.parse, example.split(" | "))
-    assert rule(answer, reference) and equivalence.same(*example.split(" | "))
-    assert [other.__name__ for other, _ in equivalence.RULES if other(answer, reference) is not None][
-        0
-    ] == rule.__name__
+    answer, reference = map(symbolic.parse, example.split(" | "))
+    assert rule(answer, reference) and symbolic.same(*example.split(" | "))
+    assert [other.__name__ for other, _ in symbolic.RULES if other(answer, reference) is not None][0] == rule.__name__
 
 
 def test_each_rewriting_rule_changes_its_example():
-    assert not [row for row in equivalence.LAYOUT + equivalence.SPELLING if row[2] == row[3]]
+    assert not [row for row in latex.LAYOUT + latex.SPELLING if row[2] == row[3]]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +296,7 @@ def test_feedback():
 
 def test_docstrings():
     assert doctest.testmod(verify).failed == 0
-    for module in (equivalence, prose, sandbox):
+    for module in (latex, equivalence, symbolic, prose, sandbox):
         assert doctest.testmod(module) == (0, doctest.testmod(module).attempted) and doctest.testmod(module).attempted
     for function in (extract_boxed, equivalent, grade, grade_batch, unparseable, feedback):
         assert ">>>" in function.__doc__
