@@ -62,11 +62,12 @@ def mutate(rng: random.Random, text: str) -> str:
 def spell(rng: random.Random, n: int) -> str:
     """The integer n in one of many layouts."""
     text = rng.choice([str(n), f"{n:,}", f"{n}.0", f"{n}.", rf"\frac{{{n * 3}}}{{3}}", f"{n * 7}/7", f"{n * 10}e-1"])
-    return rng.choice(WRAPS).replace("A", text)
+    wraps = [wrap for wrap in WRAPS if not ("," in text and "(A" in wrap)]  # (1,000) is a point
+    return rng.choice(wraps).replace("A", text)
 
 
 FORMULAS = {  # formula of A, B and C -> other ways to write it; no other numbers make the same formula
-    "Ax^2+Bx+C": ["C+Bx+Ax^2", "x(Ax+B)+C", r"f(x)=A x^2 + Bx + C", r"A*x**2+B*x+C", r"Ax^{2}+\frac{2Bx}{2}+C"],
+    "Ax^2+Bx+C": ["C+Bx+Ax^2", "x(Ax+B)+C", r"f(x)=A x^2 + Bx + C", r"A*x**2+B*x+C", r"Ax^{2}+\frac{2\cdot Bx}{2}+C"],
     "(A,B,C)": [r"\left(A, B,\,C\right)", "x=A, y=B, z=C", "z=C, x=A, y=B"],
     "z=A+Bi": ["A+Bi", "Bi+A", r"A+B\mathrm{i}"],
     r"\{A,1B,2C\}": ["2C, A, 1B", "A;1B;2C", r"x=A \text{ or } x=1B \text{ or } x=2C"],

@@ -13,6 +13,7 @@ import re
 
 _ARG = r"((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})+?)"  # what may stand between a pair of braces
 _WORD, _END = r"(?<![\\a-zA-Z])", r"(?![a-zA-Z])"
+_DEGREE = r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-zA-Z]))"
 _TEXT_OPEN, _TEXT_CLOSE = r"(?i:^(?:\\text ?\{)? ?", r" ?\}? ?$)"
 
 LAYOUT = [  # what changes the looks of an answer, not the answer
@@ -80,9 +81,9 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
 
 SPELLING = [  # what the parser would misread: applied to what goes to sympy only
     (r"\\?%", "", r"x\%", "x"),
-    (r"(\\(?:sin|cos|tan|cot|sec|csc)[^=,]*?)\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-zA-Z]))", r"\1\\frac{\\pi}{180}",
+    (r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z]).*", lambda match: re.sub(_DEGREE, r"\\frac{\\pi}{180}", match[0]),
      r"\sin 30^\circ", r"\sin 30\frac{\pi}{180}"),  # elsewhere degrees are a unit
-    (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-zA-Z]))(?: ?[CF](?![a-zA-Z]))?", "", r"90^\circ-x", "90-x"),
+    (rf"{_DEGREE}(?: ?[CF](?![a-zA-Z]))?", "", r"90^\circ-x", "90-x"),
     (r",? ?(?:\\text ?\{ ?(?:and|or) ?\}|(?<![\\a-zA-Z])(?:and|or)(?![a-z])) ?", ",", r"5 \text{ or } 6", "5,6"),
     (r"(\d)[eE]([-+]?\d+)", r"\1\\cdot 10^{\2}", "1e-5", r"1\cdot 10^{-5}"),
     (r"(\d+) ?_ ?(?:\{ ?(\d+) ?\}|(\d))", r"b_{\1b\2\3}", "204_5", "b_{204b5}"),  # no number without its base
@@ -135,6 +136,9 @@ _SPACE = re.compile(r" (?=[^\w\s])|(?<=[^\w\s,]) |(?<=,) (?!\d{3}(?!\d))")  # no
 _SPACE_IN_LIST = re.compile(r" (?=[^\w\s])|(?<=[^\w\s]) ")
 
 
+_SETTLED = re.compile(r"[-+]?(?:[0-9,./]*[0-9]|\\frac\{[0-9]+\}\{[0-9]+\})")  # most answers: nothing to rewrite
+
+
 @functools.lru_cache(4096)  # references come back with every rollout and every epoch
 def tidy(text: str) -> str:
     r"""The same LaTeX without layout and with one spelling of each common command.
@@ -142,7 +146,7 @@ def tidy(text: str) -> str:
     >>> tidy(r"$\left( \dfrac{1}{2},\ 3 \right)$.")
     '( \\frac{1}{2}, 3 )'
     """
-    if text.isascii() and text.isdigit():  # so are most answers of a training run
+    if _SETTLED.fullmatch(text):
         return text
     return _rewrite(text.translate(_UNICODE), _LAYOUT).strip()
 
