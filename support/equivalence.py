@@ -140,7 +140,7 @@ _WORK = re.compile(
 _SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
 _MODULUS = re.compile(r" ?(?:\\pmod ?\{[^{}]*\}|\( ?\\?b?mod [^()]*\))$")
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
-RELATION = re.compile(r"[<>]|\\[lgn]e(?![a-zA-Z])")
+RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -179,7 +179,11 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     if target_name and not re.search(r"[-+0-9]", target_bare):
         return answer, target
     # of an answer also `a+b = 5` and `17 \bmod 5 = 2`, but no equation that may still have to be solved: `2x+3 = 5`
-    if name and not (re.search("[0-9]", bare) and re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", bare)):
+    if (
+        name
+        and not bare.startswith("-")
+        and not (re.search("[0-9]", bare) and re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", bare))
+    ):
         return value, reference
     return answer, reference
 
@@ -202,8 +206,8 @@ def quick(answer: str, reference: str) -> bool | None:
     a, b = number(answer), number(reference)
     if a and b:  # two commas may also be two lists
         return _same_number(a, b) or (None if "," in answer and "," in reference else False)
-    if re.fullmatch("[e-zE-Z]{2}", answer + reference):  # no choices: as unknowns their case counts
-        return answer == reference
+    if re.fullmatch(r"[e-zE-Z]{2}|(?:[0-9]{1,2}:[0-5][0-9]){2}", answer + reference):
+        return False  # letters that are no choices are unknowns and their case counts; 3:30 and 2:20 may be times
     one, other = words(answer), words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         return one[0] == other[0]

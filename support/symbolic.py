@@ -228,7 +228,7 @@ def _sets(x, y) -> bool | None:
 
 
 def _equations(x, y) -> bool | None:
-    """The same name and value, proportional sides, or the same solutions for the first unknown."""
+    """The same name and value, proportional sides, or the same solutions for each unknown."""
     if not isinstance(x, Equation) or not isinstance(y, Equation):
         return None
 
@@ -241,14 +241,13 @@ def _equations(x, y) -> bool | None:
         return True
     if one.free_symbols != other.free_symbols or isinstance(y.left, Symbol) and not y.right.free_symbols:
         return False
-    unknown = min(one.free_symbols, key=str)
-    roots = [sympy.solve(side, unknown) for side in (one, other)]
-    return bool(roots[0]) and _lists(*roots)
+    roots = [(sympy.solve(one, unknown), sympy.solve(other, unknown)) for unknown in one.free_symbols]
+    return all(xs and _lists(xs, ys) for xs, ys in roots)
 
 
 def _expressions(x, y) -> bool | None:
     """Equal at the test points: exactly where both are fractions, else to 25 digits, or six decimals if one is rounded.
-    Points where only one side is real do not count: log(x^2) is 2 log(x)."""
+    Points where only one side is real do not count, log(x^2) is 2 log(x), unless only one side has bars: log|x|."""
     if not isinstance(x, Expr) or not isinstance(y, Expr):
         return None
     unknowns = x.free_symbols | y.free_symbols
@@ -256,7 +255,7 @@ def _expressions(x, y) -> bool | None:
     verdicts = []
     for point in _test_points(unknowns):
         a, b = _value(x, point), _value(y, point)
-        if a.is_extended_real == b.is_extended_real:
+        if a.is_extended_real == b.is_extended_real or x.has(sympy.Abs) != y.has(sympy.Abs):
             verdicts.append(_close(a, b, rounded))
             if not verdicts[-1]:
                 return False
