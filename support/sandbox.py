@@ -26,7 +26,7 @@ import threading
 from pathlib import Path
 
 TIME_LIMIT = 1.0  # seconds of a worker's CPU for one question, so that a busy machine does not turn verdicts
-PATIENCE = 4  # times as long by the clock, whatever the worker is doing (its start, a second or two, is not counted)
+PATIENCE = 10  # times as long by the clock, whatever the worker is doing (its start, a second or two, is not counted)
 START_LIMIT = 60.0  # seconds
 MEMORY_LIMIT = 2 << 30  # bytes of address space of a worker
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
