@@ -39,7 +39,7 @@ A \bmod B = 2;z=A+Bi;f(x)=A;\approx A;A \tag{1};A\\;(C) A;\textcolor{red}{A};\bm
 \sin A^\circ;A^T;|A|<B;A^2-B\ge0;\text{sin}(A);ln(A);k_{\mathrm A};\\frac{A}{B};<think>A</think>B;A \in B;A, B, A"""
 TEMPLATES = TEMPLATES.replace("\n", ";").split(";")
 NOISE = list("{}[]()$\\^_%&#~,.;:!?|/*+-=<>' \"\n\t\x00\u202e\u200b\ud800٣①")
-NOISE += ["\\\\", r"\boxed{", r"\text{", r"\frac", "10" * 40]
+NOISE += ["\\\\", "\\" * 60 + "!", r"\boxed{", r"\text{", r"\frac", "10" * 40]
 WRAPS = r"A;$A$;$$A$$;\(A\);\[ A \];\boxed{A};\left(A\right);A\text{ cm};A^\circ;\,A\,;A.".split(";")
 UNPARSEABLE = [r"\frac{1}{", "", "$$", r"\left(", r"\text{}"]
 

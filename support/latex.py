@@ -57,7 +57,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\varphi(?![a-zA-Z])", r"\\phi", r"\varphi", r"\phi"),
     (r",? ?& ?(?:\\text ?\{ ?(?:if|for|when) ?\})?", "&", r"1, & \text{if } x>0", "1& x>0"),
     (r"^(?: |=|\\approx|\\therefore|\\Rightarrow|\\implies)+(?![a-zA-Z])", "", "= 5", "5"),
-    (r"(?:\\\\|\\|[.,;:]| )+$", "", r"5\\", "5"),
+    (r"[\\.,;: ]+$", "", r"5\\", "5"),
     (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}", r"{5\choose 2}", r"\binom{5}{ 2}"),
     (r"([\^_]) ?(-\d+|[0-9a-zA-Z])", r"\1{\2}", "x^2", "x^{2}"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),

@@ -442,6 +442,7 @@ FOUND: list[tuple[str, str, bool]] = [
     ("f'", "f", False),  # and so was a prime
     ("{}", "{ }", False),  # two empty answers
     ("(", r"\left(", False),  # and a reference that is none
+    ("\\" * 60 + "!", "5", False),  # another that took 2^60 steps
     ("5" + r"\text{a} " * 200 + "!", "5", False),  # a regular expression for units that took 2^200 steps
 ]
 
