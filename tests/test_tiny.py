@@ -13,7 +13,7 @@ import grpo
 import verify
 from tiny import problems
 from tiny.problems import FAMILIES, HARD, USELESS_HINTS
-from tiny.train_base import reflection_example, solve_example
+from tiny.worlds import UNITED, reflection_example, solve_example
 
 # ---------------------------------------------------------------------------------------------------------- problems
 
@@ -143,9 +143,8 @@ def test_the_base_model_reflects(tiny_policy):
 
 def test_every_text_it_is_shown_is_in_its_vocabulary(tiny_policy):
     tokenizer, rng = tiny_policy.tokenizer, random.Random(0)
-    go_on = {"bare": 0.07, "hinted": 0.9, "wrong": 0.07}
-    texts = [solve_example(rng, go_on)[0] for _ in range(200)]
-    texts += [part for _ in range(50) for part in reflection_example(rng)]
+    texts = [solve_example(rng, UNITED)[0] for _ in range(200)]
+    texts += [part for _ in range(50) for part in reflection_example(rng, UNITED)]
     texts += [
         verify.feedback(verify.grade(r, "7"), "7") for r in ("", "\\boxed{7}", "\\boxed{8}", "\\boxed{7} \\boxed{7}")
     ]
