@@ -202,15 +202,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="by default where the world's base model is kept")
-    dials = parser.add_argument_group("dials", "turn one number of the world (tiny/worlds.py)")
+    # A dial that is not given is suppressed: it stays the world's.
+    dials = parser.add_argument_group("dials", "numbers of tiny/worlds.py", argument_default=argparse.SUPPRESS)
     dials.add_argument("--go-on-bare", type=float, metavar="P")
     dials.add_argument("--go-on-hinted", type=float, nargs="+", metavar="P", help="in 1, 2, ... sentences")
     dials.add_argument("--accent", type=float, metavar="SHARE")
-    dials.add_argument("--accent-needed", action="store_true", default=None)
+    dials.add_argument("--accent-needed", action="store_true")
     dials.add_argument("--locked", nargs="+", choices=FAMILIES)
     args = parser.parse_args()
-    turned = {action.dest: getattr(args, action.dest) for action in dials._group_actions}
-    world = dataclasses.replace(WORLDS[args.world], **{k: v for k, v in turned.items() if v is not None})
+    turned = {field.name for field in dataclasses.fields(World)} & set(vars(args))
+    world = dataclasses.replace(WORLDS[args.world], **{name: getattr(args, name) for name in turned})
     args.out = args.out or world.model
     if args.start:
         args.skill_steps = 0
