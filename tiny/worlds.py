@@ -6,9 +6,10 @@ and with 0.07 if not, so that a bare hard question (four or five such decisions)
 token is as rare as the 0.01 at which the paper's ratio mask would cut it off.
 
     united     `;` goes on in every family, and hints add up. One template solves all, and what is learned on one family
-               spills over to the others: the phenomenon at its clearest, in a minute.
+               spills over to the others: the phenomenon at its clearest.
     divided    each family goes on with a mark of its own, and every further sentence of an instruction dilutes it. No
-               template solves all families, and no family's lesson is another's: several templates, several epochs.
+               template makes the base solve two families, and a lesson stays with its family at first: several
+               templates, several epochs. Its reflector mostly replaces hints, for two of them would be of no use.
 
 What was taught, and is therefore no finding: what each hint does, the probabilities of going on, that questions of two
 elements need no hint, what a reflection may write and how often it is right. What is real: the sampling, the verifier's
@@ -30,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class World:
+    """What is taught to a base model, apart from what all worlds share."""
+
     model: Path  # where its base model is kept
     marks: dict[str, str]  # family -> the token that goes on after a state; `.` stops in all
     go_on_bare: float = 0.07  # probability of going on without a hint for the family
