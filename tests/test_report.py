@@ -272,7 +272,7 @@ def test_every_template_is_reached_by_its_lineage():
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = """<script>
-const result = {}, table = document.querySelector("table"), colours = document.querySelector("select[data-colours]");
+const result = {}, table = document.querySelector("table"), choice = document.querySelector("select[data-colours]");
 const filter = (name) => document.querySelector(`[data-filter=${name}]`);
 const column = () => [...table.tBodies[0].rows].map((row) => row.cells[3].textContent);
 const shown = () => [...document.querySelectorAll("article")].filter((one) => one.offsetHeight > 0).length;
@@ -287,7 +287,7 @@ for (const [name, value] of [["epoch", "1"], ["solved", "no"], ["templated", "ye
 }
 const visible = () => [...document.querySelector("article").querySelectorAll("[data-by]")]
   .filter((one) => one.offsetHeight > 0).map((one) => one.dataset.by);
-result.colours = ["plain", "ratio", "advantage", "clip"].map((by) => (change(colours, by), visible().join()));
+result.colours = ["plain", "ratio", "advantage", "clip"].map((by) => (change(choice, by), visible().join()));
 result.paper = getComputedStyle(document.body).backgroundColor;
 dispatchEvent(new Event("beforeprint"));
 result.folded = document.querySelectorAll("details:not([open])").length;
