@@ -222,6 +222,7 @@ def test_a_page_holds_so_many_transcripts_and_no_more(tmp_path):
     (folder / "transcripts.jsonl").write_text(line * (report.MAX_TRANSCRIPTS + 50))
     page = Page(report.write_report([folder], folder))
     assert page.tags.count("article") == report.MAX_TRANSCRIPTS
+    assert f"Of run's {report.MAX_TRANSCRIPTS + 50} transcripts {report.MAX_TRANSCRIPTS}" in page.text
 
 
 # ------------------------------------------------------------------------------------------------ colours and pictures
