@@ -280,6 +280,7 @@ const shown = () => [...document.querySelectorAll("article")].filter((one) => on
 const change = (box, value) => { box.value = value; box.dispatchEvent(new Event("change")) };
 table.querySelectorAll("th button")[3].click(); result.rising = column();
 table.querySelectorAll("th button")[3].click(); result.falling = column();
+result.marked = [...table.querySelectorAll("[aria-sort]")].map((one) => one.getAttribute("aria-sort")).join();
 result.all = shown();
 for (const [name, value] of [["epoch", "1"], ["solved", "no"], ["templated", "yes"], ["run", "b"]]) {
   change(filter(name), value); result[name] = shown();
@@ -338,7 +339,7 @@ def test_tables_sort_filters_filter_and_colours_change(page_of_two, tmp_path, sc
     result = json.loads(source.partition("<pre>")[2].partition("</pre>")[0])
     assert result.pop("paper") == paper
     assert result == {
-        "rising": ["0.25", "0.50"], "falling": ["0.50", "0.25"],
+        "rising": ["0.25", "0.50"], "falling": ["0.50", "0.25"], "marked": "descending",
         "all": 4, "epoch": 2, "solved": 2, "templated": 2, "run": 2, "said": "2 of 4 shown",
         "colours": ["plain", "ratio", "advantage", "clip"], "folded": 0,
     }  # fmt: skip
