@@ -1,4 +1,5 @@
-"""The notebooks run: every code cell of each committed notebook, in order, in one namespace, as a kernel would.
+"""The notebooks run: every code cell of each committed notebook, in order, in one namespace, as a kernel would, and then
+the folded solutions of its exercises.
 
 `make notebooks` builds and executes them in real kernels; here the cells run in this process, which spares five starts
 of torch and needs no Jupyter.
@@ -56,9 +57,11 @@ def test_a_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     namespace = {"__name__": "__main__"}
     try:
-        for kind, code in build.cells_of((ROOT / "notebooks" / "src" / f"{path.stem}.py").read_text(encoding="utf-8")):
-            if kind == "code":
-                exec(compile(code, path.name, "exec"), namespace)
+        cells = build.cells_of((ROOT / "notebooks" / "src" / f"{path.stem}.py").read_text(encoding="utf-8"))
+        solutions = [code for kind, text in cells if kind == "markdown" for code in build.solutions_of(text)]
+        for code in [text for kind, text in cells if kind == "code"] + solutions:
+            exec(compile(code, path.name, "exec"), namespace)
+        assert len(solutions) >= 3
     finally:
         plt.close("all")
         matplotlib.rcdefaults()
