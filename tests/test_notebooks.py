@@ -5,6 +5,7 @@ the folded solutions of its exercises.
 of torch and needs no Jupyter.
 """
 
+import importlib
 import json
 import re
 import sys
@@ -65,3 +66,23 @@ def test_a_notebook_runs(path, monkeypatch):
     finally:
         plt.close("all")
         matplotlib.rcdefaults()
+
+
+def test_what_the_paper_page_names_is_there():
+    page = (ROOT / "notebooks" / "PAPER.md").read_text(encoding="utf-8")
+    for module, name in re.findall(r"`(grpo|gepa_loop|p2o|verify)\.(\w+)`", page):
+        assert name == "py" or hasattr(importlib.import_module(module), name), f"{module}.{name}"
+    known = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
+    known += (ROOT / "assignment" / "checks.py").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if re.search(r"\| [1-5] · ", row)]
+    headings = {
+        path.stem[0]: re.findall(r"^# #+ (.*)", path.read_text(encoding="utf-8"), re.M) for path in build.sources()
+    }
+    for row in rows:
+        *_, test, cell = row.strip("| ").split(" | ")
+        for name in re.findall(r"`(\w+)`", test):
+            assert f"def test_{name}(" in known, name
+        number, _, places = cell.partition(" · ")
+        for place in places.split("; "):
+            assert any(heading.startswith(place) for heading in headings[number]), cell
+    assert len(rows) > 25
