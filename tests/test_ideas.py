@@ -1,4 +1,4 @@
-"""Ideas in ten lines: each is a function for a seam, or a diff that applies to the modules as they are; all are small."""
+"""Ideas in ten lines: each a function for a seam, or a diff that applies to the modules as they are; all are small."""
 
 import inspect
 import shutil

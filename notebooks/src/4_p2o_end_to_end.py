@@ -9,6 +9,7 @@
 
 # %%
 import random
+import re
 
 import matplotlib.pyplot as plt
 import torch
@@ -154,7 +155,7 @@ for method, run in runs.items():
     history = run["history"]
     axes[0].plot([h["accuracy"] for h in history], "o-", color=COLOURS[method], label=method)
     axes[1].plot([h["responses"] for h in history], [h["accuracy"] for h in history], "o-", color=COLOURS[method])
-axes[0].set(xlabel="epoch", ylabel="held-out accuracy, bare, greedy", ylim=(-0.05, 1.05), title="by epoch")
+axes[0].set(xlabel="epoch", ylabel="held-out accuracy, bare", ylim=(-0.05, 1.05), title="by epoch")
 axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
 axes[0].legend(frameon=False)
 axes[1].set(xlabel="responses sampled, GEPA's included", title="by cost")
@@ -193,8 +194,7 @@ plt.show()
 # **Predict:** what do the templates look like that the search chose? Elegant prompts?
 # <details><summary>answer</summary>
 #
-# Whatever works: hints for three or four families, now and then with a useless sentence or a stray number that came along. Selection has no reason to
-# remove what does no harm. (That the reflector knows these hints was taught to it; see notebook 2.)
+# Whatever works: hints, and now and then something that looks like an accident. (That the reflector knows the hints was taught to it; see notebook 2.)
 # </details>
 
 # %%
@@ -202,6 +202,28 @@ for number, evolution in enumerate(runs["p2o"]["evolutions"], start=1):
     print(f"evolution {number}: {len(evolution.candidates)} candidates, {evolution.metric_calls} responses scored")
     for k, weight in zip(evolution.chosen, evolution.weights):
         print(f"    dev score {weight:.2f}  {evolution.candidates[k]!r}")
+
+# %% [markdown]
+# The stray number at the end looks useless. Take the sentences of the first template away one at a time, and ask the base policy again.
+#
+# **Predict:** what does "24." do? For the clock questions ("Turn the minute hand by") there is no hint in this template at all.
+# <details><summary>answer</summary>
+#
+# It unlocks the clock questions, together with the other hints; alone it does nothing. Nobody taught that to the model, and nobody would have written it. The
+# search found a quirk of this model. Selection keeps what works, not what makes sense.
+# </details>
+
+# %%
+base = grpo.load_policy(grpo.PolicyConfig())
+template = runs["p2o"]["evolutions"][0].candidates[runs["p2o"]["evolutions"][0].chosen[0]]
+sentences = re.findall(r"[^.]+\.", template)
+families = {"total": "Add", "binary": "Read", "chain": "Work", "clock": "Turn"}
+for left_out in [None, *sentences, "all but the last"]:
+    kept = [s for s in sentences if s != left_out] if left_out != "all but the last" else sentences[-1:]
+    samples = grpo.respond(base, [gepa_loop.apply_template("".join(kept).strip(), q.text) for q in questions], seed=None)
+    right = {q.id: g.reward for q, g in zip(questions, verify.grade_batch([s.text for s in samples], [q.reference for q in questions]))}
+    shares = {f: [right[q.id] for q in questions if q.text.startswith(word)] for f, word in families.items()}
+    print({f: round(sum(s) / len(s), 2) for f, s in shares.items()}, "without", (left_out or "nothing").strip())
 
 # %% [markdown]
 # ## Transcripts, before and after
