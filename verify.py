@@ -76,6 +76,7 @@ class Grade:
 
 # --- extraction -------------------------------------------------------------------------------------------------------
 
+
 def _after_thinking(response: str) -> str:
     r"""What follows the last `</think>` (some chat templates put the opening tag into the prompt).
 

@@ -162,10 +162,7 @@ def test_decoding_gives_back_the_text(world, base):
 @pytest.fixture(scope="module")
 def bases():
     """The shipped base models, by their folders."""
-    return {
-        world.model: grpo.load_policy(grpo.PolicyConfig(model=str(world.model)))
-        for world in WORLDS.values()
-    }
+    return {world.model: grpo.load_policy(grpo.PolicyConfig(model=str(world.model))) for world in WORLDS.values()}
 
 
 @pytest.fixture
