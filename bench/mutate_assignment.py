@@ -1,0 +1,94 @@
+"""Does the assignment's grader notice? Each mutant of a graded function must lose the points of just its part.
+
+    python bench/mutate_assignment.py              # all parts; results/assignment_mutants.md and .json
+    python bench/mutate_assignment.py 1 5          # these parts only, nothing written
+
+A mutant of part 8's file leaves the files of parts 1 to 7 as they are, and the other way round (part 8 stands on the
+reference's): only the parts that run the changed file are graded. Mutants that nobody could tell from the reference are
+listed below, each with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "assignment")]
+
+import exam  # noqa: E402
+import grade  # noqa: E402
+import make  # noqa: E402
+from process import Process  # noqa: E402
+
+from bench.mutants import Mutant, mutants  # noqa: E402
+
+SEED = 20260321
+FILES = {"grpo.py": (1, 2, 3, 4), "gepa_loop.py": (5, 6), "verify.py": (7,), "p2o.py": (8,)}
+EQUIVALENT: dict[str, str] = json.loads((ROOT / "bench" / "assignment_equivalent.json").read_text(encoding="utf-8"))
+
+
+def graded_mutants(parts: set[int]) -> list[tuple[int, str, Mutant]]:
+    """(part, file, mutant) of every change to the body of a function that is graded."""
+    found = []
+    for file in FILES:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        part_of = {name: part for *_, part, name in make.solutions(source)}
+        found += [(part_of[m.function], file, m) for m in mutants(source, set(part_of)) if part_of[m.function] in parts]
+    return found
+
+
+def lost(grader: grade.Grader, file: str, source: str) -> dict[int, str]:
+    """{part: what its first failing check says} of the parts that a changed file costs."""
+    folder = grader.process.folder(exam.reference() | {file: source})
+    found = {}
+    for part in FILES[file]:
+        outcomes = grader.outcomes(folder, part)
+        failed = next((outcome for outcome in outcomes if not outcome["passed"]), None)
+        outcomes.close()  # one check that fails is enough
+        if failed:
+            found[part] = f"{failed['call']}, {failed['name']}: {failed['message']}"
+    return found
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: of each part its mutants, those that cost just its points, those that cannot, and the rest by name."""
+    rows = ["| part | mutants | equivalent | caught | of the others |", "| --- | --- | --- | --- | --- |"]
+    survivors = []
+    for part in sorted({result["part"] for result in results}) + ["all"]:
+        these = [r for r in results if part in (r["part"], "all")]
+        real = [r for r in these if not r["equivalent"]]
+        caught = sum(r["lost"] == [r["part"]] for r in real)
+        rows.append(f"| {part} | {len(these)} | {len(these) - len(real)} | {caught} | {caught / max(1, len(real)):.1%} |")
+        survivors += [r for r in real if r["lost"] != [r["part"]] and part != "all"]
+    lines = ["\nNot caught:\n" if survivors else "\nAll are caught."]
+    lines += [f"- part {r['part']}, {r['name']} (lost: {r['lost'] or 'nothing'})" for r in survivors]
+    lines += ["\nEquivalent, and why:\n"]
+    lines += [f"- part {r['part']}, {r['name']}: {r['equivalent']}" for r in results if r["equivalent"]]
+    return "\n".join([*rows, *lines]) + "\n"
+
+
+def main(argv: list[str]) -> None:
+    parts = set(map(int, argv)) or set(grade.PARTS)
+    results = []
+    with Process() as process:
+        grader = grade.secret_grader(process, SEED, tuple(sorted(parts)))
+        grader.mistaken = lambda case: []  # whether points are lost, not why
+        for part, file, mutant in graded_mutants(parts):
+            equivalent = EQUIVALENT.get(mutant.name, "")
+            found = {} if equivalent else lost(grader, file, mutant.source)
+            seen = "equivalent" if equivalent else found or "SURVIVED"
+            print(f"{file}:{mutant.line}: {mutant.name}\n    {seen}", flush=True)
+            result = {"part": part, "file": file, "name": mutant.name, "equivalent": equivalent}
+            results.append(result | {"lost": sorted(found), "messages": list(found.values())})
+    print(table(results))
+    if not argv:
+        out = ROOT / "results" / "assignment_mutants"
+        out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        made = f"Made by `python bench/mutate_assignment.py`, inputs drawn under seed {SEED}.\n\n"
+        out.with_suffix(".md").write_text(made + table(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
