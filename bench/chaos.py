@@ -3,7 +3,7 @@
     python bench/chaos.py --kills 30
 
 Each kill is a SIGKILL from inside, at a random call of a random point: sampling, log-probs, update, checkpoint writing
-(before a file is synced, so that a half-written folder stays behind), GEPA's evaluation and reflection, the journal.
+(before a file is synced, so that a half-written folder stays behind), GEPA's evaluation and reflection, the journals.
 At the end metrics.jsonl, transcripts.jsonl, the templates and the adapter must equal the undisturbed run's bit for bit.
 """
 
@@ -22,12 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 POINTS = {  # what is killed -> at most how many calls later
     "grpo.sample": 6,
-    "grpo.score": 3,
+    "grpo.score_old": 4,
     "grpo.update_policy": 5,
     "support.checkpoint.sync": 12,
     "support.checkpoint.save": 4,
     "verify.grade_batch": 6,
-    "p2o.write_line": 5,
+    "support.run.read_lines": 5,
+    "support.checkpoint.write_whole": 6,
     "gepa_loop.reflection_prompt": 6,
     "gepa_loop.parse_reflection": 6,
 }
@@ -41,7 +42,7 @@ def small_run(folder: Path) -> list[str]:
     (folder / "held.jsonl").write_text("\n".join(held_out) + "\n")
     options = {"train-data": folder / "train.jsonl", "eval-data": folder / "held.jsonl", "epochs": 2}
     options |= {"questions-per-batch": 8, "questions-per-update": 4, "gepa-dev-size": 8, "gepa-budget": 60}
-    options |= {"checkpoint-every": 1, "runs": folder}
+    options |= {"runs": folder}
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 

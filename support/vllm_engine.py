@@ -50,7 +50,7 @@ class VllmEngine:
         rank = peft_model.peft_config["default"].r
         self._folder = tempfile.TemporaryDirectory(prefix="p2o-vllm-")  # removed with the engine
         self._adapter = Path(self._folder.name) / "adapter"
-        self._version, self._request, self._handovers = None, None, 0
+        self._version, self._request, self.handovers = None, None, 0
         if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
             model = dequantized_copy(peft_model, tokenizer, Path(self._folder.name) / "base")
         self._sleeps = on_gpu  # vLLM knows sleep mode on GPUs only
@@ -124,9 +124,9 @@ class VllmEngine:
         if version == self._version:
             return
         self.peft_model.save_pretrained(self._adapter, save_embedding_layers=False)
-        self._handovers += 1
+        self.handovers += 1
         self._version = version
-        self._request = LoRARequest(f"adapter-{self._handovers}", self._handovers, str(self._adapter))
+        self._request = LoRARequest(f"adapter-{self.handovers}", self.handovers, str(self._adapter))
         self.llm.llm_engine.add_lora(self._request)  # now, while the folder holds these weights
 
     def _sleep(self) -> None:

@@ -26,5 +26,4 @@ def fresh_policy():
 def load_tiny(**settings):
     import grpo
 
-    defaults = {"temperature": 1.0, "max_prompt_tokens": 160, "max_new_tokens": 40}
-    return grpo.load_policy(str(ROOT / "tiny" / "model"), **(defaults | settings))
+    return grpo.load_policy(grpo.PolicyConfig(**settings))

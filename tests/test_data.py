@@ -5,7 +5,7 @@ import json
 import pytest
 
 from support import data
-from support.data import load_problems
+from support.data import load_questions
 from support.errors import UserError
 
 # One row of each data set as it is on the hub (columns that nobody reads are kept where a name could be confused).
@@ -60,9 +60,9 @@ def cache(monkeypatch, tmp_path):
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 @pytest.mark.parametrize("name", ROWS)
 def test_a_local_copy_of_a_known_data_set_is_read_by_its_columns(name, suffix, tmp_path):
-    (problem,) = load_problems(f"{name}:{write(tmp_path / f'copy.{suffix}', [ROWS[name]])}")
+    (problem,) = load_questions(f"{name}:{write(tmp_path / f'copy.{suffix}', [ROWS[name]])}")
     source = data.SOURCES[name]
-    assert (problem.question, problem.answer) == (ROWS[name][source.question], ANSWERS[name])
+    assert (problem.text, problem.reference) == (ROWS[name][source.question], ANSWERS[name])
     assert data.label(f"{name}:{tmp_path}/copy.{suffix}") == name
 
 
@@ -73,17 +73,17 @@ def test_every_known_data_set_is_tested_here():
 def test_a_folder_as_the_hub_lays_it_out_is_a_local_copy(tmp_path):
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "train-00000-of-00001.parquet", [ROWS["deepscaler"]])
-    assert load_problems(f"deepscaler:{tmp_path}")[0].answer == "3"
+    assert load_questions(f"deepscaler:{tmp_path}")[0].answer == "3"
 
 
 def test_deepmath_is_filtered_and_split_and_the_halves_share_no_question(tmp_path, monkeypatch):
     rows = [ROWS["deepmath"] | {"question": f"Q{i % 900}", "difficulty": 4.0 + i % 6} for i in range(1800)]
     path = write(tmp_path / "deepmath.jsonl", rows)
-    train, held_out = load_problems(f"deepmath:{path}"), load_problems(f"deepmath-held-out:{path}")
+    train, held_out = load_questions(f"deepmath:{path}"), load_questions(f"deepmath-held-out:{path}")
     hard = {row["question"] for row in rows if row["difficulty"] >= 7}
-    assert {p.question for p in train} | {p.question for p in held_out} == hard and len(hard) == 450
+    assert {p.text for p in train} | {p.text for p in held_out} == hard and len(hard) == 450
     assert len(train) == 405 and len(held_out) == 45  # a tenth, when there are fewer than the paper's numbers
-    assert load_problems(f"deepmath:{path}") == train
+    assert load_questions(f"deepmath:{path}") == train
     assert data.SOURCES["deepmath"].sizes == data.SOURCES["deepscaler"].sizes == (5_000, 500)
 
 
@@ -94,7 +94,7 @@ def test_offline_and_not_cached_is_one_line_that_says_what_to_do(monkeypatch, tm
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as error:
-        load_problems("deepmath")
+        load_questions("deepmath")
     text = str(error.value)
     assert "hf download zwhe99/DeepMath-103K" in text and "deepmath:DeepMath-103K" in text and "\n" not in text
 
@@ -108,27 +108,27 @@ def test_what_is_not_there_is_said(path, complaint, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=complaint):
-        load_problems(path)
+        load_questions(path)
 
 
 def test_other_columns_are_named(tmp_path):
     path = write(tmp_path / "x.jsonl", [{"problem": "?", "reply": "1"}])
     with pytest.raises(UserError, match="no column `answer`.*reply"):
-        load_problems(f"aime25:{path}")
+        load_questions(f"aime25:{path}")
     with pytest.raises(UserError, match="x.jsonl, line 1: no field `question`"):
-        load_problems(path)
+        load_questions(path)
 
 
 def test_parquet_and_jsonl_of_ones_own_are_the_same(tmp_path):
     rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "1 + 2?", "answer": "3"}]
-    both = [load_problems(write(tmp_path / f"mine.{suffix}", rows)) for suffix in ("jsonl", "parquet")]
+    both = [load_questions(write(tmp_path / f"mine.{suffix}", rows)) for suffix in ("jsonl", "parquet")]
     assert both[0] == both[1] and [p.id for p in both[0]] == ["mine-1", "mine-2"]
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "holds no problems"),
+        ("", "holds no questions"),
         ('{"question": "a", "answer": 1}\n{"question"', "line 2: not JSON"),
         ("[1]", "line 1: no field `question`"),
         ('{"id": 1, "question": "a", "answer": 1}\n{"id": 1, "question": "b", "answer": 1}', "the same `id`"),
@@ -137,4 +137,4 @@ def test_parquet_and_jsonl_of_ones_own_are_the_same(tmp_path):
 def test_a_bad_file_is_refused_with_the_line(text, complaint, tmp_path):
     (tmp_path / "bad.jsonl").write_text(text)
     with pytest.raises(UserError, match=complaint):
-        load_problems(str(tmp_path / "bad.jsonl"))
+        load_questions(str(tmp_path / "bad.jsonl"))

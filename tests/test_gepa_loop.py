@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gepa_loop
-from support.data import Problem
+from gepa_loop import EvolutionConfig
+from support import gepa_glue
+from support.data import Question
 
 CASES = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())
 
@@ -38,7 +40,7 @@ def test_the_cover_solves_all_that_is_solved_and_nobody_is_idle(dev_scores):
     "hard, dev_size, expected", [(12, 40, 6), (59, 40, 29), (60, 40, 40), (400, 300, 200), (450, 300, 300)]
 )
 def test_dev_set_is_half_of_a_small_hard_set_and_dev_size_of_a_large_one(hard, dev_size, expected):
-    problems = [Problem(str(i), "", "") for i in range(hard)]
+    problems = [Question(str(i), "", "") for i in range(hard)]
     train, dev = gepa_loop.split_hard_set(problems, dev_size, random.Random(0))
     assert len(dev) == expected
     assert sorted(p.id for p in train + dev) == sorted(p.id for p in problems)
@@ -83,7 +85,9 @@ def test_a_dev_question_that_nothing_solves_draws_from_the_whole_cover():
 def test_templates_are_drawn_per_rollout_or_once_per_group():
     found = evolution([[1, 0], [0, 1]], train_ids=[f"t{i}" for i in range(20)])
     per_rollout = gepa_loop.assign_templates(found, 6, random.Random(0))
-    per_group = gepa_loop.assign_templates(found, 6, random.Random(0), one_per_group=True)
+    per_group = gepa_loop.assign_templates(found, 6, random.Random(0), EvolutionConfig(one_template_per_group=True))
+    one_bare = gepa_loop.assign_templates(found, 6, random.Random(0), EvolutionConfig(leave_one_bare=True))
+    assert one_bare == {name: [*zs[:-1], ""] for name, zs in per_rollout.items()}
     assert any(len(set(zs)) > 1 for zs in per_rollout.values())
     assert all(len(zs) == 6 and len(set(zs)) == 1 for zs in per_group.values())
 
@@ -123,10 +127,10 @@ def test_the_reflection_prompt_shows_instruction_examples_and_feedback():
 
 
 def hard_questions(count=24):
-    return [Problem(f"q{i}", f"{'red' if i % 2 else 'blue'} {i}", str(i)) for i in range(count)]
+    return [Question(f"q{i}", f"{'red' if i % 2 else 'blue'} {i}", str(i)) for i in range(count)]
 
 
-def answer(messages):
+def respond(messages):
     """A world of two skills: a red question is solved under an instruction with RED in it, a blue one with BLUE."""
     replies = []
     for message in messages:
@@ -136,42 +140,45 @@ def answer(messages):
     return replies
 
 
+def one_by_one(reflect):
+    """A reflection model that is asked prompt by prompt."""
+    return lambda prompts: [reflect(prompt) for prompt in prompts]
+
+
+def evolve(reflect, respond=respond, seed=0, **settings):
+    cfg = {"gepa_dev_size": 8, "gepa_parents": 1} | {k: v for k, v in settings.items() if k.startswith("gepa")}
+    how = {k: v for k, v in settings.items() if not k.startswith("gepa")}
+    return gepa_loop.evolve(hard_questions(), respond, one_by_one(reflect), EvolutionConfig(**cfg), seed=seed, **how)
+
+
 def test_evolution_finds_and_combines_what_the_feedback_shows():
     def reflect(prompt):
         current = prompt.split("```")[1].strip()
         missing = [c for c in ("RED", "BLUE") if c.lower() in prompt and c not in current]
         return f"```\n{current} {missing[0]}\n```" if missing else "```\nnothing\n```"
 
-    found = gepa_loop.evolve(hard_questions(), answer, reflect, dev_size=8, budget="200", parents_per_iteration=2)
+    found = evolve(reflect, gepa_budget="200", gepa_parents=2)
     assert found.candidates[0] == "" and sum(found.dev_scores[0]) == 0
     assert len(found.chosen) == 1 and max(map(sum, found.dev_scores)) == 8
     assert {"RED", "BLUE"} <= set(found.candidates[found.chosen[0]].split())
     assert sorted(found.dev_ids + found.train_ids) == sorted(p.id for p in hard_questions())
     assert found.metric_calls < 200 and found.stopped_early is None  # ends once the whole dev set is solved
-    assert "svg" in found.tree_html or "digraph" in found.tree_html
-
-
-def test_a_template_cannot_run_a_script_in_the_drawing_of_the_lineage():
-    evil = "RED BLUE </script><script>alert(1)</script>"
-    found = gepa_loop.evolve(hard_questions(), answer, lambda p: f"```\n{evil}\n```", dev_size=8, budget="40")
-    assert found.candidates[1] == evil
-    assert "<script>alert" not in found.tree_html and "\\u003cscript>alert(1)" in found.tree_html
 
 
 def test_same_seed_same_evolution():
     def reflect(prompt):
         return f"```\n{random.Random(prompt).choice(['RED', 'BLUE', 'green'])}\n```"
 
-    runs = [gepa_loop.evolve(hard_questions(), answer, reflect, dev_size=8, budget="150", seed=3) for _ in range(2)]
+    runs = [evolve(reflect, gepa_budget="150", seed=3) for _ in range(2)]
     assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("reply", ["", "```\nRED and cut off", "no fences"])
 def test_a_useless_reflection_is_not_adopted_and_ends_the_search_early(reply):
     log = []
-    found = gepa_loop.evolve(hard_questions(), answer, lambda p: reply, dev_size=8, budget="5000", log=log.append)
+    found = evolve(lambda p: reply, gepa_budget="5000", log=log.append)
     assert found.candidates == [""] and found.chosen == []
-    assert found.rejected_replies == gepa_loop.MAX_FAILED_REFLECTIONS
+    assert found.rejected_replies == gepa_glue.MAX_FAILED_REFLECTIONS
     assert found.metric_calls < 100  # of 5000
     assert "in a row" in found.stopped_early and any("ends after" in line for line in log)
 
@@ -180,14 +187,12 @@ def test_a_reflection_model_that_fails_ends_the_search_with_its_reason():
     def reflect(prompt):
         raise ConnectionError("endpoint is down")
 
-    found = gepa_loop.evolve(hard_questions(), answer, reflect, dev_size=8, budget="5000")
+    found = evolve(reflect, gepa_budget="5000")
     assert "endpoint is down" in found.stopped_early and found.metric_calls < 100
 
 
 def test_a_template_that_leaves_no_room_is_not_adopted():
-    found = gepa_loop.evolve(
-        hard_questions(), answer, lambda p: "```\nRED BLUE\n```", dev_size=8, budget="5000", fits=lambda z: len(z) < 5
-    )
+    found = evolve(lambda p: "```\nRED BLUE\n```", gepa_budget="5000", fits=lambda z: len(z) < 5)
     assert found.candidates == [""] and "no room" in found.stopped_early
 
 
@@ -196,19 +201,16 @@ def test_an_answer_function_that_raises_ends_the_run():
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        gepa_loop.evolve(hard_questions(), broken, lambda p: "```\nx\n```", dev_size=8, budget="50")
+        evolve(lambda p: "```\nx\n```", respond=broken, gepa_budget="50")
 
 
 def test_reflections_of_one_iteration_go_out_as_one_batch():
     sizes = []
 
-    def reflect(prompt):
-        raise AssertionError("the batch should be used")
-
-    def batch(prompts):
+    def reflect(prompts):
         sizes.append(len(prompts))
         return ["```\nRED\n```"] * len(prompts)
 
-    reflect.batch = batch
-    gepa_loop.evolve(hard_questions(), answer, reflect, dev_size=8, budget="60", parents_per_iteration=4)
+    cfg = EvolutionConfig(gepa_dev_size=8, gepa_budget="60", gepa_parents=4)
+    gepa_loop.evolve(hard_questions(), respond, reflect, cfg)
     assert max(sizes) == 4

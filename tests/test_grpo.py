@@ -1,6 +1,6 @@
 """grpo.py: the losses against the authors' numbers, and the promises of sampling, log-probs and update."""
 
-import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -119,9 +119,11 @@ def test_micro_batches_hold_every_sequence_once_within_the_limit_longest_first(l
         assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= limit
 
 
-def test_learning_rate_warms_up_and_stays():
-    assert grpo.learning_rate(0, 40, 1.0, 0.05) == 0.5
-    assert grpo.learning_rate(39, 40, 1.0, 0.05) == 1.0
+def test_the_learning_rate_warms_up_and_stays():
+    cfg = grpo.UpdateConfig(learning_rate=2.0, warmup=0.1)
+    assert grpo.warmed_up(0.05, cfg) == pytest.approx(1.0)
+    assert grpo.warmed_up(0.1, cfg) == grpo.warmed_up(1.0, cfg) == 2.0
+    assert grpo.warmed_up(0.01, dataclasses.replace(cfg, warmup=0.0)) == 2.0
 
 
 # ---------------------------------------------------------------------------------- sampling and log-probs, for real
@@ -148,13 +150,13 @@ def noise_adapter(policy, scale=0.05):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_sampled_logprobs_equal_the_trainers(fresh_policy, temperature):
-    fresh_policy.temperature = temperature
+    fresh_policy.cfg = dataclasses.replace(fresh_policy.cfg, temperature=temperature)
     noise_adapter(fresh_policy)
     contexts = contexts_of(fresh_policy)
     samples = grpo.sample(fresh_policy, contexts, seed=1)
-    scored = grpo.score(fresh_policy, contexts, [s.response_ids for s in samples])
+    scored = grpo.logprobs_of(fresh_policy, contexts, [s.response_ids for s in samples])
     for sample, logprobs in zip(samples, scored, strict=True):
-        torch.testing.assert_close(TENSOR(sample.logprobs), TENSOR(logprobs), atol=1e-4, rtol=0)
+        torch.testing.assert_close(TENSOR(sample.sampled_logprobs), TENSOR(logprobs), atol=1e-4, rtol=0)
 
 
 def test_same_seed_same_responses_and_another_seed_others(tiny_policy):
@@ -167,9 +169,8 @@ def test_same_seed_same_responses_and_another_seed_others(tiny_policy):
 def test_samples_follow_the_models_distribution(tiny_policy):
     """First tokens of many samples against the softmax of the logits: no hidden top-k, top-p or penalty."""
     context = contexts_of(tiny_policy, ["Turn the minute hand by: 25, 45, 10, 35, 50."])[0]
-    hot = copy.copy(tiny_policy)
-    hot.temperature = 3.0  # flat enough that hidden truncation would show
-    samples = grpo.sample(hot, [context] * 4000, seed=0, max_new_tokens=1)
+    # hot: flat enough that hidden truncation would show
+    samples = grpo.sample(tiny_policy, [context] * 4000, seed=0, temperature=3.0, max_new_tokens=1)
     with torch.no_grad():
         logits = tiny_policy.model(torch.tensor([context])).logits[0, -1]
     expected = (logits / 3.0).softmax(-1)
@@ -197,10 +198,10 @@ def test_adapter_off_is_the_base_policy(fresh_policy):
     contexts = contexts_of(fresh_policy)
     before = grpo.sample(fresh_policy, contexts, seed=3)
     responses = [s.response_ids for s in before]
-    reference = grpo.score(fresh_policy, contexts, responses)
+    reference = grpo.logprobs_of(fresh_policy, contexts, responses)
     noise_adapter(fresh_policy)
-    assert grpo.score(fresh_policy, contexts, responses) != reference
-    assert grpo.score(fresh_policy, contexts, responses, adapter=False) == reference
+    assert grpo.logprobs_of(fresh_policy, contexts, responses) != reference
+    assert grpo.logprobs_of(fresh_policy, contexts, responses, adapter=False) == reference
     assert [s.response_ids for s in grpo.sample(fresh_policy, contexts, seed=3, adapter=False)] == responses
 
 
@@ -224,29 +225,19 @@ def rollouts_of(policy, template="", distill=True, advantages=(1.0, -0.5, -0.5))
     sampled = contexts_of(policy, [f"{template}\n\n{q}" if template else q for q in QUESTIONS])
     trained = contexts_of(policy) if distill else sampled
     samples = grpo.sample(policy, sampled, seed=2)
-    old = grpo.score(policy, trained, [s.response_ids for s in samples])
+    old = grpo.logprobs_of(policy, trained, [s.response_ids for s in samples])
     return [
         grpo.Rollout(
-            question_id=str(i),
-            template=template,
-            sampled_context=sampled[i],
-            trained_context=trained[i],
-            response_ids=s.response_ids,
-            sampled_logprobs=s.logprobs,
-            truncated=s.truncated,
-            text=s.text,
-            reward=0.0,
-            advantage=advantages[i],
-            old_logprobs=old[i],
-            token_weight=[1.0] * len(s.response_ids),
+            **vars(s), question_id=str(i), template=template, sampled_context=sampled[i], trained_context=trained[i],
+            advantage=advantages[i], old_logprobs=old[i],
         )
         for i, s in enumerate(samples)
-    ]
+    ]  # fmt: skip
 
 
 def gradient_of(policy, rollouts, **settings):
     spy = GradientSpy(policy)
-    grpo.update_policy(policy, spy, rollouts, max_grad_norm=1e9, **settings)
+    grpo.update_policy(policy, spy, rollouts, grpo.UpdateConfig(max_grad_norm=1e9, **settings))
     return spy.gradient
 
 
@@ -277,36 +268,104 @@ def test_micro_batches_accumulate_to_the_gradient_of_one_batch(fresh_policy, agg
     noise_adapter(fresh_policy)
     rollouts = rollouts_of(fresh_policy)
     whole = gradient_of(fresh_policy, rollouts, aggregation=aggregation, kl_coef=kl_coef)
-    fresh_policy.micro_batch_tokens = 1  # every sequence alone
+    fresh_policy.cfg = dataclasses.replace(fresh_policy.cfg, micro_batch_tokens=1)  # every sequence alone
     parts = gradient_of(fresh_policy, rollouts, aggregation=aggregation, kl_coef=kl_coef)
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
-def test_leaving_out_zero_advantage_rollouts_changes_nothing(fresh_policy, aggregation):
+def test_rollouts_without_advantage_are_left_out_of_the_passes_and_not_of_the_denominators(fresh_policy, aggregation):
+    """A weight of KL that is nearly nothing keeps them in: the gradient is the same."""
     rollouts = rollouts_of(fresh_policy, advantages=(1.0, 0.0, -0.5))
-    skipped = gradient_of(fresh_policy, rollouts, aggregation=aggregation, skip_zero_advantage=True)
-    kept = gradient_of(fresh_policy, rollouts, aggregation=aggregation, skip_zero_advantage=False)
-    torch.testing.assert_close(skipped, kept, atol=1e-6, rtol=1e-3)
+    left_out = gradient_of(fresh_policy, rollouts, aggregation=aggregation)
+    kept = gradient_of(fresh_policy, rollouts, aggregation=aggregation, kl_coef=1e-12)
+    torch.testing.assert_close(left_out, kept, atol=1e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("skip", [True, False])
-def test_a_batch_without_any_advantage_takes_no_step(fresh_policy, skip):
+def test_a_batch_without_any_advantage_takes_no_step(fresh_policy):
     spy = GradientSpy(fresh_policy)
-    metrics = grpo.update_policy(
-        fresh_policy, spy, rollouts_of(fresh_policy, advantages=(0.0, 0.0, 0.0)), skip_zero_advantage=skip
-    )
+    rollouts = rollouts_of(fresh_policy, advantages=(0.0, 0.0, 0.0))
+    metrics = grpo.update_policy(fresh_policy, spy, rollouts, grpo.UpdateConfig())
     assert spy.steps == 0 and metrics["loss"] == 0
+
+
+def test_an_advantage_may_be_given_for_each_token(fresh_policy):
+    rollouts = rollouts_of(fresh_policy)
+    whole = gradient_of(fresh_policy, rollouts)
+    for r in rollouts:
+        r.advantage = [r.advantage] * len(r.response_ids)
+    torch.testing.assert_close(gradient_of(fresh_policy, rollouts), whole)
+    for r in rollouts:
+        r.advantage = [r.advantage[0]] + [0.0] * (len(r.response_ids) - 1)
+    assert all(r.teaches for r in rollouts)
+    first = gradient_of(fresh_policy, rollouts)
+    assert 0 < first.norm() and (first - whole).norm() > 0.1 * whole.norm()
+
+
+def test_dr_grpos_constant_does_not_depend_on_the_responses(fresh_policy):
+    """The same rollouts beside a longer one: their share of the gradient stays what it was."""
+    rollouts = rollouts_of(fresh_policy)
+    limit = fresh_policy.cfg.max_response_tokens
+    mean = gradient_of(fresh_policy, rollouts)
+    tokens = sum(len(r.response_ids) for r in rollouts)
+    constant = gradient_of(fresh_policy, rollouts, aggregation="seq-mean-token-sum-norm")
+    torch.testing.assert_close(constant * limit, mean * tokens, atol=1e-4, rtol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------- log pi_old, where from
+
+
+def test_the_first_update_takes_its_own_log_probs_for_the_old_ones(fresh_policy):
+    noise_adapter(fresh_policy)
+    rollouts = rollouts_of(fresh_policy)
+    scored = gradient_of(fresh_policy, rollouts)
+    for r in rollouts:
+        r.old_logprobs = None
+    torch.testing.assert_close(gradient_of(fresh_policy, rollouts), scored, atol=1e-6, rtol=1e-3)
+
+
+def test_only_what_needs_it_is_scored(fresh_policy, monkeypatch):
+    bare, templated = rollouts_of(fresh_policy), rollouts_of(fresh_policy, "Add one digit at a time.")
+    idle = rollouts_of(fresh_policy, "Add one digit at a time.", advantages=(0.0, 0.0, 0.0))
+    for r in bare + templated + idle:
+        r.old_logprobs = None
+    later = [dataclasses.replace(r) for r in bare]
+    real, asked = grpo.logprobs_of, []
+    monkeypatch.setattr(grpo, "logprobs_of", lambda p, c, r, **how: asked.append(len(c)) or real(p, c, r, **how))
+    grpo.score_old(fresh_policy, [bare + templated + idle, later], grpo.UpdateConfig())
+    assert asked == [len(templated)]
+    assert all(r.old_logprobs is None and r.token_weight == 1.0 for r in bare + idle)
+    assert all(r.old_logprobs == r.sampled_logprobs and r.token_weight == 1.0 for r in later)
+    for r in templated:
+        assert r.old_logprobs == real(fresh_policy, [r.trained_context], [r.response_ids])[0]
+        both = TENSOR(r.old_logprobs), TENSOR(r.sampled_logprobs)
+        assert r.token_weight == grpo.template_ratio_weight(*both).tolist()
+
+
+def test_another_engines_log_probs_are_not_taken_for_the_trainers(fresh_policy, monkeypatch):
+    bare = rollouts_of(fresh_policy)
+    later = [dataclasses.replace(r, old_logprobs=None, sampled_logprobs=[-9.0] * len(r.response_ids)) for r in bare]
+    fresh_policy.engine = object()
+    grpo.score_old(fresh_policy, [bare, later], grpo.UpdateConfig())
+    assert [r.old_logprobs for r in later] == [pytest.approx(r.old_logprobs, abs=1e-5) for r in bare]
+
+
+def test_the_mismatch_sees_a_sampler_that_forgot_the_temperature(fresh_policy):
+    rollouts = rollouts_of(fresh_policy)
+    assert max(grpo.mismatch(fresh_policy, rollouts)) < 1e-4
+    fresh_policy.cfg = dataclasses.replace(fresh_policy.cfg, temperature=0.5)
+    mean, top = grpo.mismatch(fresh_policy, rollouts)
+    assert top > mean > 0.001
 
 
 def test_a_masked_token_gives_no_gradient_but_counts_in_the_mean(fresh_policy):
     rollouts = rollouts_of(fresh_policy, advantages=(1.0, 0.0, 0.0))
     full = gradient_of(fresh_policy, rollouts)
     for rollout in rollouts:
-        rollout.token_weight = [0.5] * len(rollout.token_weight)
+        rollout.token_weight = 0.5
     torch.testing.assert_close(gradient_of(fresh_policy, rollouts), 0.5 * full, atol=1e-6, rtol=1e-3)
     for rollout in rollouts:
-        rollout.token_weight = [0.0] * len(rollout.token_weight)
+        rollout.token_weight = [0.0] * len(rollout.response_ids)
     assert not gradient_of(fresh_policy, rollouts).any()
 
 
@@ -314,8 +373,8 @@ def test_learning_raises_the_log_prob_of_what_was_good(fresh_policy):
     rollouts = rollouts_of(fresh_policy)
     optimizer = torch.optim.AdamW([p for p in fresh_policy.model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(3):
-        grpo.update_policy(fresh_policy, optimizer, rollouts)
-    after = grpo.score(fresh_policy, [r.trained_context for r in rollouts], [r.response_ids for r in rollouts])
+        grpo.update_policy(fresh_policy, optimizer, rollouts, grpo.UpdateConfig())
+    after = grpo.logprobs_of(fresh_policy, [r.trained_context for r in rollouts], [r.response_ids for r in rollouts])
     change = [sum(new) - sum(r.old_logprobs) for new, r in zip(after, rollouts, strict=True)]
     assert change[0] > 0 > change[1]
 
@@ -323,9 +382,9 @@ def test_learning_raises_the_log_prob_of_what_was_good(fresh_policy):
 def test_the_chunked_head_gives_the_log_probs_of_the_whole_one(tiny_policy, monkeypatch):
     contexts = contexts_of(tiny_policy)
     responses = [s.response_ids for s in grpo.sample(tiny_policy, contexts, seed=4)]
-    whole = grpo.score(tiny_policy, contexts, responses)
+    whole = grpo.logprobs_of(tiny_policy, contexts, responses)
     monkeypatch.setattr(grpo, "LOGIT_CHUNK", 1)  # one token at a time
-    assert grpo.score(tiny_policy, contexts, responses) == [pytest.approx(row, abs=1e-5) for row in whole]
+    assert grpo.logprobs_of(tiny_policy, contexts, responses) == [pytest.approx(row, abs=1e-5) for row in whole]
 
 
 def test_gradient_checkpointing_changes_no_gradient():

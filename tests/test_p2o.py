@@ -12,8 +12,11 @@ import grpo
 import p2o
 import verify
 from p2o import Config
+from support.data import load_questions
 from support.errors import UserError
+from support.run import Run
 from tiny.problems import FAMILIES
+from tools import report
 
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
 
@@ -44,128 +47,223 @@ def small(tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def questions():
+    return load_questions(str(ROOT / "tiny" / "train.jsonl"))[:16]
+
+
 @pytest.fixture
-def run(small):
-    return p2o.start_run(small)
+def run(small, tiny_policy):
+    """An open run on the tiny policy, for what wants to write into its folder."""
+    run = Run(small)
+    run.resume(p2o.State(), tiny_policy.model, torch.optim.SGD(tiny_policy.trainable))
+    return run
 
 
 # ------------------------------------------------------------------------------------------------- the loop's parts
 
 
 def rollout(question_id, reward, **fields):
-    defaults = {"template": "", "sampled_context": [1], "trained_context": [1], "response_ids": [2]}
-    defaults |= {"sampled_logprobs": [-1.0], "truncated": False, "text": ""}
+    defaults = {"sampled_context": [1], "trained_context": [1], "response_ids": [2], "sampled_logprobs": [-1.0]}
+    defaults |= {"truncated": False, "text": ""}
     return grpo.Rollout(question_id=question_id, reward=reward, **(defaults | fields))
 
 
 def test_hard_questions_are_those_whose_group_failed_or_all_but_one():
     rewards = {"none": [0, 0, 0], "one": [0, 1, 0], "two": [1, 1, 0], "all": [1, 1, 1]}
     rollouts = [rollout(name, float(r)) for name, group in rewards.items() for r in group]
-    assert p2o.mine_hard(rollouts, 3, near_hard=True) == ["none", "one"]
-    assert p2o.mine_hard(rollouts, 3, near_hard=False) == ["none"]
+    assert p2o.mine_hard(rollouts, Config()) == ["none", "one"]
+    assert p2o.mine_hard(rollouts, Config(near_hard=False)) == ["none"]
 
 
-def test_a_templated_group_is_sampled_templated_and_trained_bare(run):
-    problem = run.train[0]
-    run.state.templates = {problem.id: [ALL_HINTS] * 5 + [""]}
-    rollouts = p2o.sample_groups(run, run.train[:2])
-    bare = grpo.chat_ids(run.policy, problem.question)
-    templated = grpo.chat_ids(run.policy, gepa_loop.apply_template(ALL_HINTS, problem.question))
+def test_groups_are_found_by_question_and_may_differ_in_size():
+    rollouts = [rollout("a", 1.0), rollout("b", 0.0), rollout("a", 0.0), rollout("a", 0.0)]
+    assert [len(group) for group in grpo.groups_of(rollouts)] == [3, 1]
+    assert p2o.mine_hard(rollouts, Config(near_hard=False)) == ["b"]
+
+
+def test_every_question_comes_once_an_epoch_in_a_new_order(questions):
+    cfg = Config(questions_per_batch=6, questions_per_update=6)
+    epochs = [[q.id for step in (3 * e, 3 * e + 1, 3 * e + 2) for q in p2o.choose_questions(questions, {}, step, cfg)]
+              for e in (0, 1)]  # fmt: skip
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(q.id for q in questions)
+    assert epochs[0] != epochs[1]
+    assert [len(p2o.choose_questions(questions, {}, step, cfg)) for step in range(3)] == [6, 6, 4]
+
+
+def test_the_history_keeps_bare_success_only():
+    history = {}
+    p2o.remember(history, [rollout("a", 1.0), rollout("a", 0.0), rollout("b", 1.0, template="z")])
+    p2o.remember(history, [rollout("a", 0.0, template="z"), rollout("a", 1.0)])
+    assert history == {"a": [0.5, 1.0]}
+
+
+def test_updates_hold_whole_groups_and_the_last_one_what_is_left():
+    rollouts = [rollout(name, 0.0) for name in "aabbbcddee"]
+    updates = p2o.in_updates(rollouts, Config(questions_per_update=2, questions_per_batch=2))
+    assert [[r.question_id for r in part] for part in updates] == [list("aabbb"), list("cdd"), list("ee")]
+
+
+def test_a_templated_group_is_sampled_templated_and_trained_bare(small, tiny_policy, questions):
+    templates = {questions[0].id: [ALL_HINTS] * 5 + [""]}
+    rollouts = p2o.sample_groups(tiny_policy, questions[:2], templates, small, seed=0)
+    bare = grpo.chat_ids(tiny_policy, questions[0].text)
+    templated = grpo.chat_ids(tiny_policy, gepa_loop.apply_template(ALL_HINTS, questions[0].text))
     assert [r.sampled_context for r in rollouts[:6]] == [templated] * 5 + [bare]
     assert all(r.trained_context == bare for r in rollouts[:6])
-    assert all(r.sampled_context == r.trained_context for r in rollouts[6:])
+    assert [r.distilled for r in rollouts] == [True] * 5 + [False] * 7
+    references = {q.id: q.reference for q in questions}
     for r in rollouts:
-        assert r.reward == verify.grade(r.text, {p.id: p for p in run.train}[r.question_id].answer).reward
-        expected = grpo.score(run.policy, [r.trained_context], [r.response_ids])[0]
-        assert r.old_logprobs == pytest.approx(expected, abs=1e-4)
+        assert r.reward == verify.grade(r.text, references[r.question_id]).reward
+    for group in grpo.groups_of(rollouts):
+        expected = grpo.group_advantages(torch.tensor([r.reward for r in group]), 6).tolist()
+        assert [r.advantage for r in group] == expected
 
 
-def test_without_distillation_the_sampled_context_is_trained(run):
-    run.cfg = dataclasses.replace(run.cfg, distill=False)
-    run.state.templates = {run.train[0].id: [ALL_HINTS] * 6}
-    rollouts = p2o.sample_groups(run, run.train[:1])
-    assert all(r.trained_context == r.sampled_context for r in rollouts)
-    assert all(w == 1 for r in rollouts for w in r.token_weight)
+def test_without_distillation_the_sampled_context_is_trained(small, tiny_policy, questions):
+    cfg = dataclasses.replace(small, distill=False)
+    rollouts = p2o.sample_groups(tiny_policy, questions[:1], {questions[0].id: [ALL_HINTS] * 6}, cfg, seed=0)
+    assert all(r.trained_context == r.sampled_context and not r.distilled for r in rollouts)
 
 
-def test_the_ratio_mask_weighs_templated_rollouts_only(run):
-    run.cfg = dataclasses.replace(run.cfg, ratio_min=0.9, ratio_max=1.1)
-    run.state.templates = {run.train[0].id: [ALL_HINTS] * 6}
-    rollouts = p2o.sample_groups(run, run.train[:2])
-    assert any(w == 0 for r in rollouts[:6] for w in r.token_weight)
-    assert all(w == 1 for r in rollouts[6:] for w in r.token_weight)
-    run.cfg = dataclasses.replace(run.cfg, ratio_mask=False)
-    assert all(w == 1 for r in p2o.sample_groups(run, run.train[:2]) for w in r.token_weight)
+def test_the_ratio_mask_weighs_distilled_rollouts_only(small, tiny_policy, questions):
+    def weights(**settings):
+        cfg = dataclasses.replace(small, ratio_min=0.9, ratio_max=1.1, **settings)
+        rollouts = p2o.sample_groups(tiny_policy, questions[:2], {questions[0].id: [ALL_HINTS] * 6}, cfg, seed=0)
+        for r in rollouts:
+            r.advantage = 1.0
+        grpo.score_old(tiny_policy, [rollouts], cfg)
+        return [r.token_weight for r in rollouts]
+
+    found = weights()
+    assert any(w == 0 for row in found[:6] for w in row) and found[6:] == [1.0] * 6
+    assert weights(ratio_mask=False) == [1.0] * 12
 
 
-def test_evolution_assigns_templates_to_hard_questions_only(run):
-    run.state.hard = [p.id for p in run.train[:12]]
-    p2o.evolve_templates(run)
-    assert set(run.state.templates) <= set(run.state.hard)
-    assert all(len(zs) == 6 for zs in run.state.templates.values())
-    assert run.state.gepa_calls >= 60
+def test_evolution_assigns_templates_to_hard_questions_only(small, run, tiny_policy, questions):
+    templates = p2o.evolve_templates(tiny_policy, questions[:12], small, 1, run)
+    assert templates and set(templates) <= {q.id for q in questions[:12]}
+    assert all(len(zs) == 6 for zs in templates.values())
     record = json.loads((run.folder / "templates" / "epoch-1.json").read_text())
     assert record["candidates"][0] == "" and len(record["dev_scores"]) == len(record["candidates"])
-    assert "<html" in (run.folder / "templates" / "epoch-1.html").read_text()
+    assert record["assignment"] == templates
+    (line,) = run.logged("evolution")
+    assert line["metric_calls"] == record["metric_calls"] >= 60
 
 
 @pytest.mark.parametrize(
     "variant, kinds",
     [({}, {1, 2, 3, 4, 5, 6}), ({"one_template_per_group": True}, {1}), ({"leave_one_bare": True}, None)],
 )
-def test_variants_of_the_assignment(run, variant, kinds):
-    run.cfg = dataclasses.replace(run.cfg, **variant)
-    run.state.hard = [p.id for p in run.train[:12]]
-    p2o.evolve_templates(run)
-    assert run.state.templates
-    for templates in run.state.templates.values():
+def test_variants_of_the_assignment(small, run, tiny_policy, questions, variant, kinds):
+    assignment = p2o.evolve_templates(tiny_policy, questions[:12], dataclasses.replace(small, **variant), 1, run)
+    assert assignment
+    for templates in assignment.values():
         if kinds is None:
             assert templates[-1] == "" and all(templates[:-1])
         else:
             assert len(set(templates)) in kinds and "" not in templates
 
 
-def updated_with(run, monkeypatch, rollouts):
-    """The rollouts and settings that reach the update."""
-    seen = {}
-
-    def update(policy, optimizer, rollouts, **settings):
-        seen.update(settings, rollouts=rollouts)
-        return {"loss": 0.0}
-
-    monkeypatch.setattr(grpo, "update_policy", update)
-    p2o.train_on(run, rollouts)
-    return seen
+def test_too_few_hard_questions_evolve_nothing(small, run, tiny_policy, questions):
+    assert p2o.evolve_templates(tiny_policy, questions[:11], small, 1, run) == {}
+    assert run.logged("evolution") == []
 
 
-def test_failed_templated_rollouts_are_dropped_on_request_only(run, monkeypatch):
-    rollouts = [rollout("a", reward, template=template) for reward in (0.0, 1.0) for template in ("", "z")]
-    assert updated_with(run, monkeypatch, rollouts)["rollouts"] == rollouts
-    run.cfg = dataclasses.replace(run.cfg, drop_failed_templated=True)
-    kept = updated_with(run, monkeypatch, rollouts)["rollouts"]
+def test_an_evolution_without_a_find_says_so(run, capsys):
+    found = gepa_loop.Evolution([""], [[None]], [[1.0, 1.0]], ["a", "b"], [], [0], 2, 0, None)
+    run.log_evolution(1, found, {})
+    assert "no template was found" in capsys.readouterr().out
+
+
+def test_failed_templated_rollouts_are_dropped_on_request_only():
+    rollouts = [rollout(f"q{reward}", reward, template=template) for reward in (0.0, 1.0) for template in ("", "z")]
+    assert p2o.choose_rollouts(rollouts, Config()) == rollouts
+    kept = p2o.choose_rollouts(rollouts, Config(drop_failed_templated=True))
     assert [(r.reward, r.template) for r in kept] == [(0.0, ""), (1.0, ""), (1.0, "z")]
 
 
-def test_settings_of_the_loss_reach_the_update(run, monkeypatch):
-    settings = {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 4.0, "kl_coef": 0.01, "max_grad_norm": 0.5}
-    settings |= {"aggregation": "seq-mean-token-sum-norm", "skip_zero_advantage": False}
-    run.cfg = dataclasses.replace(run.cfg, **settings)
-    seen = updated_with(run, monkeypatch, [rollout("a", 1.0)])
+def test_settings_of_the_loss_reach_it(monkeypatch, fresh_policy):
+    settings = {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 4.0, "aggregation": "seq-mean-token-sum-norm"}
+    real, seen = grpo.policy_loss, {}
+    monkeypatch.setattr(grpo, "policy_loss", lambda *a, **how: seen.update(how) or real(*a, **how))
+    context = grpo.chat_ids(fresh_policy, "Add these digits: 7, 9.")
+    trained = rollout("a", 1.0, advantage=1.0, sampled_context=context, trained_context=context)
+    grpo.update_policy(fresh_policy, torch.optim.SGD(fresh_policy.trainable, lr=0.0), [trained], Config(**settings))
     assert {name: seen[name] for name in settings} == settings
+    assert seen["whole"] == (1, 1, 40)
 
 
-def test_mean_only_advantages_are_not_scaled(run):
-    run.state.templates = {p.id: [ALL_HINTS] * 6 for p in run.train}
-    scaled = p2o.sample_groups(run, run.train[:8])
-    run.cfg = dataclasses.replace(run.cfg, scale_by_std=False)
-    centred = p2o.sample_groups(run, run.train[:8])
+def test_mean_only_advantages_are_not_scaled(small, tiny_policy, questions):
+    templates = {q.id: [ALL_HINTS] * 6 for q in questions}
+    scaled = p2o.sample_groups(tiny_policy, questions[:8], templates, small, seed=1)
+    unscaled = dataclasses.replace(small, scale_by_std=False)
+    centred = p2o.sample_groups(tiny_policy, questions[:8], templates, unscaled, seed=1)
     assert [r.reward for r in scaled] == [r.reward for r in centred]
-    for i in range(0, 48, 6):
-        rewards = [r.reward for r in centred[i : i + 6]]
-        assert [r.advantage for r in centred[i : i + 6]] == pytest.approx(
-            [x - sum(rewards) / 6 for x in rewards], abs=1e-6
-        )
+    for group in grpo.groups_of(centred):
+        rewards = [r.reward for r in group]
+        assert [r.advantage for r in group] == pytest.approx([x - sum(rewards) / 6 for x in rewards], abs=1e-6)
     assert any(a.advantage != b.advantage for a, b in zip(scaled, centred, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------ seams
+
+MINE = """
+import torch
+
+def select(order, history, count, rng):
+    return sorted(order, key=lambda q: q.id)[:count]
+
+def reward(response, question):
+    return float(len(response) % 2), f"{question.id}: {len(response)} characters"
+
+def advantage(group):
+    return [[float(t) for t in range(len(r.response_ids))] for r in group]
+
+def keep(group):
+    return group if group[0].question_id.endswith("1") else []
+
+def ratio(logprobs, old_logprobs, mask):
+    return (((logprobs - old_logprobs) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).expand_as(logprobs)
+
+def loss(log_ratio, advantages, **_):
+    return -advantages * log_ratio.exp()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return {
+        seam: f"{tmp_path / 'mine.py'}:{seam}" for seam in ("select", "reward", "advantage", "keep", "ratio", "loss")
+    }
+
+
+def test_every_seam_takes_a_function_of_the_users_own(small, mine, tiny_policy, questions):
+    cfg = dataclasses.replace(small, **mine)
+    chosen = p2o.choose_questions(questions, {}, 0, cfg)
+    assert [q.id for q in chosen] == sorted(q.id for q in questions)[:8]
+    rollouts = p2o.sample_groups(tiny_policy, chosen, {}, cfg, seed=0)
+    assert all(r.reward == len(r.text) % 2 for r in rollouts)
+    assert all(r.advantage == list(map(float, range(len(r.response_ids)))) for r in rollouts)
+    assert {r.question_id for r in p2o.choose_rollouts(rollouts, cfg)} == {q.id for q in chosen if q.id.endswith("1")}
+    verdict = verify.judge_of(cfg.reward)(["abc"], [questions[0]], [False])[0]
+    assert verdict.feedback == f"{questions[0].id}: 3 characters"
+
+
+def test_a_run_with_every_seam_replaced_goes_to_the_end_and_samples_on_until_an_update_is_full(small, mine):
+    summary = p2o.train(dataclasses.replace(small, **mine, group_size=3))
+    assert summary["rollouts"] == 2 * 16 * 3
+    updates = [m for m in lines_of(small.folder / "metrics.jsonl") if m["kind"] == "update"]
+    kept = sum(q["id"].endswith("1") for q in lines_of(ROOT / "tiny" / "train.jsonl")[:8])  # --select: these, always
+    assert [m["rollouts"] for m in updates] == [2 * kept * 3] * 2  # one update an epoch: a batch alone does not fill it
+
+
+@pytest.mark.parametrize("name, complaint", [("nobody", "--loss nobody"), ("no.py:loss", "--loss no.py:loss")])
+def test_a_seam_that_does_not_exist_gets_one_line(small, name, complaint):
+    with pytest.raises(UserError, match=complaint):
+        p2o.train(dataclasses.replace(small, loss=name))
+    assert not small.folder.exists()
 
 
 @pytest.mark.parametrize("variant", [{"soft_clip": True}, {"drop_failed_templated": True, "kl_coef": 0.01}])
@@ -173,21 +271,14 @@ def test_variants_run_to_the_end(small, variant):
     assert p2o.train(dataclasses.replace(small, **variant))["rollouts"] == 192
 
 
-def test_too_few_hard_questions_evolve_nothing(run):
-    run.state.hard, run.state.templates = [p.id for p in run.train[:11]], {"old": []}
-    p2o.evolve_templates(run)
-    assert run.state.templates == {} and run.state.gepa_calls == 0
-
-
-def test_self_reflection_switches_the_adapter_off(run):
+def test_self_reflection_switches_the_adapter_off(fresh_policy):
     with torch.no_grad():
-        for name, parameter in run.policy.model.named_parameters():
+        for name, parameter in fresh_policy.model.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.3)  # a ruined policy
     prompt = gepa_loop.reflection_prompt("", [gepa_loop.reflection_record("Add these digits: 1, 2.", "1.", "x")] * 3)
-    assert "```" in p2o.reflection_model(run)([prompt], 0)[0]
-    run.cfg = dataclasses.replace(run.cfg, reflection="policy")
-    assert "```" not in p2o.reflection_model(run)([prompt], 0)[0]
+    assert "```" in p2o.reflection_model(fresh_policy, Config(), 1)([prompt], 0)[0]
+    assert "```" not in p2o.reflection_model(fresh_policy, Config(reflection="policy"), 1)([prompt], 0)[0]
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
@@ -195,6 +286,7 @@ def test_self_reflection_switches_the_adapter_off(run):
 
 def test_a_run_leaves_everything_that_the_readme_names(small, capsys):
     summary = p2o.train(small)
+    report.write_report([small.folder], small.folder)
     folder = small.folder
     for name in (
         "config.json",
@@ -252,9 +344,7 @@ def test_text_of_models_and_data_is_escaped_in_the_report(small):
     evolution = {"candidates": [script], "dev_scores": [[1.0]], "parents": [[None]], "chosen": [0], "metric_calls": 1}
     (small.folder / "templates").mkdir(exist_ok=True)
     (small.folder / "templates" / "epoch-1.json").write_text(json.dumps(evolution))
-    from support.report import write_report
-
-    page = write_report([small.folder], small.folder).read_text()
+    page = report.write_report([small.folder], small.folder).read_text()
     assert script not in page and "&lt;script&gt;" in page
 
 
@@ -276,6 +366,7 @@ def refused(capsys, *argv):
         (["--group-size", "1"], "at least 2 rollouts"),
         (["--ratio-min", "5", "--ratio-max", "2"], "0 < ratio-min <= 1 <= ratio-max"),
         (["--hard-set-min", "1000"], "--hard-set-min 1000"),
+        (["--hard-set-min", "3"], "--hard-set-min 3"),
         (["--temperature", "0"], "--temperature 0"),
         (["--questions-per-update", "64"], "--questions-per-update 64"),
         (["--gepa-budget", "huge"], "heavy_4"),
@@ -283,7 +374,7 @@ def refused(capsys, *argv):
         (["--clip-low", "1.5"], "clip-low"),
         (["--soft-clip", "--no-distill"], "every ratio is 1"),
         (["--reflection", "teacher"], "--teacher-url"),
-        (["--teacher-url", "http://127.0.0.1:1/v1"], "used by --reflection teacher only"),
+        (["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m"], "need each other"),
         (["--method", "grpo", "--leave-one-bare"], "samples no templates"),
     ],
 )
@@ -298,7 +389,7 @@ def test_bad_settings_get_one_line_and_exit_code_2(argv, complaint, capsys, tmp_
         ('{"question": "a", "answer": "1"}\n{"question": "b"}\n', "line 2: no field `answer` (found: question)"),
         ('{"question": "a", "answer": "1"}\n\n{"question": \n', "line 3: not JSON"),
         ("[1]\n", "line 1: no field `question` (found: list)"),
-        ("", "holds no problems"),
+        ("", "holds no questions"),
         ('{"id": 1, "question": "a", "answer": "1"}\n{"id": 1, "question": "b", "answer": "1"}\n', "same `id`"),
     ],
 )
@@ -314,7 +405,7 @@ def test_reference_answers_that_nobody_can_parse_are_counted_at_load(tmp_path, c
         {"question": "b", "answer": "\\\\frac{1}{"},
         {"question": "c", "answer": "x+1"},
     ]
-    p2o.load_questions(Config(), write_jsonl(tmp_path / "odd.jsonl", rows))
+    load_questions(write_jsonl(tmp_path / "odd.jsonl", rows), unparseable=verify.unparseable)
     assert "1 of 3 reference answers cannot be parsed" in capsys.readouterr().out
 
 

@@ -53,20 +53,28 @@ def qwen3(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("qwen3"))
 
 
-def load(model, **settings):
-    defaults = {"temperature": 0.6, "max_prompt_tokens": 64, "max_new_tokens": 12, "lora_rank": 4, "lora_alpha": 8}
-    return grpo.load_policy(model, **(defaults | settings))
+def load(model, adapter=None, **settings):
+    defaults = {"temperature": 0.6, "max_prompt_tokens": 64, "max_response_tokens": 12, "lora_rank": 4, "lora_alpha": 8}
+    return grpo.load_policy(grpo.PolicyConfig(model=model, **(defaults | settings)), adapter=adapter)
 
 
 def rollouts(policy, count=6):
     """Sampled responses, the first half of them rewarded."""
     context = grpo.chat_ids(policy, "What is 2 + 2?")
     samples = grpo.sample(policy, [context] * count, seed=0)
-    old = grpo.score(policy, [context] * count, [s.response_ids for s in samples])
+    old = grpo.logprobs_of(policy, [context] * count, [s.response_ids for s in samples])
     rewards = [float(i < count // 2) for i in range(count)]
     advantages = grpo.group_advantages(torch.tensor(rewards), count).tolist()
     return [
-        grpo.Rollout("q", "", context, context, s.response_ids, s.logprobs, s.truncated, s.text, reward, True, a, o)
+        grpo.Rollout(
+            **vars(s),
+            question_id="q",
+            sampled_context=context,
+            trained_context=context,
+            reward=reward,
+            advantage=a,
+            old_logprobs=o,
+        )
         for s, reward, a, o in zip(samples, rewards, advantages, old, strict=True)
     ]
 
@@ -95,22 +103,20 @@ def test_four_bits_load_sample_train_save_reload_generate(family, tmp_path):
     assert kinds == dict.fromkeys(linear, "Linear4bit")  # every linear layer is quantized and has an adapter
     assert policy.stop_ids == [0, 2]  # the generation config's list and the tokenizer's
     batch = rollouts(policy)
-    for r in batch:
-        r.token_weight = [1.0] * len(r.response_ids)
     for r in batch:  # 4 bits or not: sampler and trainer agree, so nothing of top_k or penalties was used
         assert r.old_logprobs == pytest.approx(r.sampled_logprobs, abs=1e-4)
     optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
-        metrics = grpo.update_policy(policy, optimizer, batch)
+        metrics = grpo.update_policy(policy, optimizer, batch, grpo.UpdateConfig())
         assert metrics["grad_norm"] > 0
     args = [r.trained_context for r in batch], [r.response_ids for r in batch]
-    trained = grpo.score(policy, *args)
+    trained = grpo.logprobs_of(policy, *args)
     gains = [sum(new) - sum(r.old_logprobs) for new, r in zip(trained, batch, strict=True)]
     assert sum(gains[:3]) > sum(gains[3:])  # rewarded responses have become likelier than the others
 
     policy.model.save_pretrained(tmp_path / "adapter")
     again = load(model, load_in_4bit=True, adapter=str(tmp_path / "adapter"))
-    for row, other in zip(trained, grpo.score(again, *args), strict=True):
+    for row, other in zip(trained, grpo.logprobs_of(again, *args), strict=True):
         assert row == pytest.approx(other, abs=1e-4)
     prompts = [batch[0].trained_context]
     greedy = [grpo.sample(p, prompts, seed=None)[0].response_ids for p in (policy, again)]
@@ -175,7 +181,7 @@ def test_no_pass_is_larger_than_the_token_limit_and_the_largest_comes_first(qwen
         lambda module, args, kwargs, output: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     lengths = [3, 29, 11, 7, 19]
-    grpo.score(policy, [[5] * 10] * len(lengths), [[6] * n for n in lengths])
+    grpo.logprobs_of(policy, [[5] * 10] * len(lengths), [[6] * n for n in lengths])
     hook.remove()
     assert max(sizes) <= 60 and sizes[0] == 39
 
@@ -183,13 +189,16 @@ def test_no_pass_is_larger_than_the_token_limit_and_the_largest_comes_first(qwen
 def test_chat_templates_are_used_as_they_are(qwen3, tmp_path):
     policy = load(qwen3)
 
+    def changed(policy, **settings):
+        return dataclasses.replace(policy, cfg=dataclasses.replace(policy.cfg, **settings))
+
     def text(policy):
         return policy.tokenizer.decode(grpo.chat_ids(policy, "Hi"))
 
     plain = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert text(policy) == plain + "<think>\n\n</think>\n\n"
-    assert text(dataclasses.replace(policy, enable_thinking=True)) == plain
-    assert text(dataclasses.replace(policy, system_prompt="Be brief.")).startswith(
+    assert text(changed(policy, enable_thinking=True)) == plain
+    assert text(changed(policy, system_prompt="Be brief.")).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi"
     )
     with pytest.raises(UserError, match="no chat template.*chat_template.jinja"):
@@ -197,7 +206,7 @@ def test_chat_templates_are_used_as_they_are(qwen3, tmp_path):
 
 
 def test_a_response_that_runs_out_of_tokens_is_marked(qwen3):
-    policy = load(qwen3, temperature=2.0, max_new_tokens=100)
+    policy = load(qwen3, temperature=2.0, max_response_tokens=100)
     samples = grpo.sample(policy, [[5, 6]] * 24, seed=0)
     for s in samples:
         assert s.truncated == (s.response_ids[-1] not in policy.stop_ids)

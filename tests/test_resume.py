@@ -18,7 +18,7 @@ from test_grpo import gradient_of, rollouts_of
 import grpo
 import p2o
 from bench import chaos
-from support import checkpoint, run
+from support import checkpoint, vital_signs
 from support.errors import UserError
 
 # --------------------------------------------------------------------------------------------- checkpoint and journal
@@ -102,13 +102,13 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
         ("grpo.sample", 2),
         ("support.checkpoint.sync", 2),
         ("gepa_loop.parse_reflection", 3),
-        ("p2o.write_line", 2),
+        ("support.run.read_lines", 2),
     ]
     assert chaos.finish_with_kills(undisturbed, "killed", kills) == 4
     assert chaos.differences(undisturbed / "undisturbed", undisturbed / "killed") == []
 
 
-def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(undisturbed):
+def test_ctrl_c_says_how_to_go_on_and_nothing_is_lost(undisturbed):
     command = [sys.executable, str(ROOT / "p2o.py"), *chaos.small_run(undisturbed), "--name", "stopped"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = undisturbed / "stopped" / "metrics.jsonl"
@@ -118,10 +118,23 @@ def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(undisturbed):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopping after this update" in output and "--resume" in output
+    assert "--resume" in output and "Traceback" not in output
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    assert resumed.returncode == 0 and "resumed from checkpoint" in resumed.stdout
+    assert resumed.returncode == 0
     assert chaos.differences(undisturbed / "undisturbed", undisturbed / "stopped") == []
+
+
+def test_rollouts_are_not_sampled_again_after_a_stop(cfg, monkeypatch):
+    """Killed in the first update: the batch's rollouts are there, and only its updates are done again."""
+    monkeypatch.setattr(grpo, "update_policy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        p2o.train(cfg)
+    monkeypatch.undo()
+    real, sampled = p2o.sample_groups, []
+    monkeypatch.setattr(p2o, "sample_groups", lambda *a: sampled.append(a) or real(*a))
+    p2o.train(dataclasses.replace(cfg, resume=True))
+    assert len(sampled) == 1  # of two batches
+    assert not list(cfg.folder.glob("rollouts-*.json"))
 
 
 @pytest.fixture
@@ -171,7 +184,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(cfg, monkeypat
 def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_stays(cfg, monkeypatch):
     real = grpo.policy_loss
     monkeypatch.setattr(grpo, "policy_loss", lambda *a, **k: (real(*a, **k)[0] * math.nan, real(*a, **k)[1]))
-    monkeypatch.setattr(grpo, "group_advantages", lambda rewards, *_: torch.ones_like(rewards))
+    monkeypatch.setattr(grpo, "advantages_of", lambda group, _: [1.0] * len(group))
     with pytest.raises(UserError, match="bad-batch.json"):
         p2o.train(cfg)
     assert len(json.loads((cfg.folder / "bad-batch.json").read_text())) == 24
@@ -182,8 +195,15 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_st
 
 
 def test_silent_failures_are_named(cfg):
-    fine = {"truncated": 0.1, "ill_formed": 0.2, "reward": 0.3, "zero_advantage": 0.5, "logprob_mismatch": 1e-6}
-    assert run.silent_failures(fine, [], cfg) == []
+    fine = {
+        "truncated": 0.1,
+        "ill_formed": 0.2,
+        "reward": 0.3,
+        "zero_advantage": 0.5,
+        "logprob_mismatch": 1e-6,
+        "hard_set": 0,
+    }
+    assert vital_signs.silent_failures(fine, cfg) == []
     for change, word in [
         ({"truncated": 1.0}, "--max-response-tokens"),
         ({"ill_formed": 1.0}, "boxed"),
@@ -192,12 +212,14 @@ def test_silent_failures_are_named(cfg):
         ({"zero_advantage": 1.0, "reward": 1.0}, "harder questions"),
         ({"logprob_mismatch": 2.0}, "stale adapter"),
     ]:
-        (warning,) = run.silent_failures(fine | change, [], cfg)
+        (warning,) = vital_signs.silent_failures(fine | change, cfg)
         assert word in warning
-    assert run.silent_failures(fine | {"zero_advantage": 1.0}, ["q"] * 12, cfg) == []  # templates are coming
+    assert (
+        vital_signs.silent_failures(fine | {"zero_advantage": 1.0, "hard_set": 12}, cfg) == []
+    )  # templates are coming
 
 
-@pytest.mark.parametrize("what", ["token_logprobs", "_generate"])
+@pytest.mark.parametrize("what", ["token_logprobs", "_decode"])
 def test_out_of_memory_halves_the_batch_and_goes_on(cfg, monkeypatch, capsys, what):
     real, calls = getattr(grpo, what), []
 
@@ -209,14 +231,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on(cfg, monkeypatch, capsys, wh
 
     monkeypatch.setattr(grpo, what, crowded)
     assert p2o.train(cfg)["rollouts"] == 96
-    half = "sample_batch goes down to 128" if what == "_generate" else "micro_batch_tokens goes down to 8192"
+    half = "sample_batch goes down to 128" if what == "_decode" else "micro_batch_tokens goes down to 8192"
     assert half in capsys.readouterr().out
 
 
 def test_an_update_that_ran_out_of_memory_halfway_has_the_gradient_of_a_whole_one(fresh_policy, monkeypatch):
     rollouts = rollouts_of(fresh_policy)
     whole = gradient_of(fresh_policy, rollouts)
-    fresh_policy.micro_batch_tokens = 128
+    fresh_policy.cfg = dataclasses.replace(fresh_policy.cfg, micro_batch_tokens=128)
     real, calls = grpo.policy_loss, []
 
     def crowded(*args, **settings):
@@ -234,22 +256,22 @@ def test_a_batch_that_never_fits_ends_with_one_line(cfg, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(grpo, "_generate", full)
+    monkeypatch.setattr(grpo, "_decode", full)
     with pytest.raises(UserError, match="out of memory with sample_batch"):
         p2o.train(cfg)
 
 
 def test_questions_longer_than_the_context_are_counted_and_never_cut(cfg, capsys):
-    p2o.start_run(dataclasses.replace(cfg, max_prompt_tokens=18))
+    p2o.prepare(dataclasses.replace(cfg, max_prompt_tokens=18))
     assert "questions are longer than --max-prompt-tokens 18 and left out" in capsys.readouterr().out
     with pytest.raises(UserError, match="no question fits"):
-        p2o.start_run(dataclasses.replace(cfg, max_prompt_tokens=5, name="other"))
+        p2o.prepare(dataclasses.replace(cfg, max_prompt_tokens=5, name="other"))
 
 
 @pytest.mark.parametrize("response", [[2], [2, 2], [0, 2]])
 def test_a_response_of_special_tokens_only_is_graded_wrong_and_trains(cfg, monkeypatch, response):
     def empty(policy, contexts, *_):
-        return [grpo.Sample(list(response), [-1.0] * len(response), False, "") for _ in contexts]
+        return [(list(response), [-1.0] * len(response), False) for _ in contexts]
 
-    monkeypatch.setattr(grpo, "_generate", empty)
+    monkeypatch.setattr(grpo, "_decode", empty)
     assert p2o.train(cfg)["accuracy"] == {"held": 0.0}

@@ -1,4 +1,4 @@
-"""support/: evaluation, study runner and their bad input."""
+"""tools/: evaluation, study runner and their bad input."""
 
 import itertools
 import json
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import p2o
-from support import evaluate, study
 from tiny.problems import FAMILIES
+from tools import evaluate, study
 
 # --------------------------------------------------------------------------------------------------------- evaluation
 

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 
 import gepa_loop
+from support.teacher import TeacherConfig, teacher
 
 RECORD = gepa_loop.reflection_record(
     "Add these digits: 4, 7, 9, 9, 8.", "4. \\boxed{4}", "The answer 4 is wrong. The right answer is 37."
@@ -50,40 +51,42 @@ def server():
         process.wait(timeout=20)
 
 
-def teacher(url, model, **settings):
-    defaults = {"max_tokens": 60, "temperature": 1.0, "max_calls": 100, "max_total_tokens": 10**6, "retries": 0}
-    return gepa_loop.teacher(url, model, **(defaults | settings))
+def teacher_of(url, model, max_calls=100, max_total_tokens=10**6, max_tokens=60, **how):
+    cfg = TeacherConfig(
+        teacher_url=url, teacher_model=model, teacher_max_calls=max_calls, teacher_max_tokens=max_total_tokens
+    )
+    return teacher(cfg, max_tokens, temperature=1.0, **({"retries": 0} | how))
 
 
 def test_a_real_server_reflects_one_by_one_and_in_a_batch(server):
-    reflect = teacher(*server)
+    reflect = teacher_of(*server)
     prompt = gepa_loop.reflection_prompt("Stay calm.", [RECORD] * 3)
-    assert "```" in reflect(prompt)
-    replies = reflect.batch([prompt] * 6)
+    assert "```" in reflect([prompt])[0]
+    replies = reflect([prompt] * 6)
     assert sum(gepa_loop.parse_reflection(reply) is not None for reply in replies) >= 3
 
 
 def test_a_reply_that_was_cut_off_is_empty(server):
-    assert teacher(*server, max_tokens=2)(gepa_loop.reflection_prompt("", [RECORD])) == ""
+    assert teacher_of(*server, max_tokens=2)([gepa_loop.reflection_prompt("", [RECORD])]) == [""]
 
 
 def test_the_limits_on_calls_and_tokens_hold(server):
-    reflect = teacher(*server, max_calls=1)
+    reflect = teacher_of(*server, max_calls=1)
     prompt = gepa_loop.reflection_prompt("", [RECORD])
-    reflect(prompt)
+    reflect([prompt])
     with pytest.raises(RuntimeError, match="limit is used up"):
-        reflect(prompt)
-    reflect = teacher(*server, max_total_tokens=10)
-    reflect(prompt)
+        reflect([prompt])
+    reflect = teacher_of(*server, max_total_tokens=10)
+    reflect([prompt])
     with pytest.raises(RuntimeError, match="limit is used up"):
-        reflect(prompt)
+        reflect([prompt])
 
 
 def test_an_endpoint_that_is_down_raises_without_the_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    reflect = teacher(f"http://127.0.0.1:{free_port()}/v1", "any", timeout=2)
+    reflect = teacher_of(f"http://127.0.0.1:{free_port()}/v1", "any", timeout=2)
     with pytest.raises(ConnectionError) as error:
-        reflect("hello")
+        reflect(["hello"])
     assert "sk-very-secret" not in str(error.value) and "127.0.0.1" in str(error.value)
 
 
@@ -127,7 +130,7 @@ def completion(text):
 def test_a_rate_limit_or_a_server_error_is_tried_again(endpoint, status):
     url, script, asked = endpoint
     script += [(status, b"{}", 0), (200, completion("```\nDo it.\n```"), 0)]
-    assert teacher(url, "m", retries=3)("hello") == "```\nDo it.\n```"
+    assert teacher_of(url, "m", retries=3)(["hello"]) == ["```\nDo it.\n```"]
     assert len(asked) == 2
 
 
@@ -138,7 +141,7 @@ def test_garbage_refusal_and_silence_raise_and_end_the_search(endpoint, reply, m
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     url, script, asked = endpoint
     script.append(reply)
-    reflect = teacher(url, "m", timeout=0.5, retries=1)
+    reflect = teacher_of(url, "m", timeout=0.5, retries=1)
     with pytest.raises(ConnectionError) as error:
-        reflect("hello")
+        reflect(["hello"])
     assert asked[0] == "Bearer sk-very-secret" and "sk-very-secret" not in str(error.value)

@@ -116,7 +116,9 @@ def test_no_token_is_so_rare_that_the_ratio_mask_would_cut_the_lesson(tiny_polic
     ]
     samples = grpo.sample(tiny_policy, hinted, seed=None)
     responses = [s.response_ids for s in samples]
-    rows = zip(grpo.score(tiny_policy, bare, responses), grpo.score(tiny_policy, hinted, responses), strict=True)
+    rows = zip(
+        grpo.logprobs_of(tiny_policy, bare, responses), grpo.logprobs_of(tiny_policy, hinted, responses), strict=True
+    )
     gaps = [b - h for bare_row, hinted_row in rows for b, h in zip(bare_row, hinted_row, strict=True)]
     assert sum(gap < -4.6 for gap in gaps) / len(gaps) < 0.01  # log 0.01
 

@@ -51,6 +51,6 @@ def test_tensorboard_gets_files_that_can_be_read_back(tmp_path):
 
 def test_a_missing_tracker_is_said_before_the_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
-    monkeypatch.setattr(p2o, "load_policy", lambda cfg: pytest.fail("too late"))
+    monkeypatch.setattr(p2o, "prepare", lambda cfg: pytest.fail("too late"))
     with pytest.raises(UserError, match="pip install trackio"):
         p2o.train(small_run(tmp_path, track="trackio"))

@@ -28,17 +28,14 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(model):
-    """(policy, engine, log): one engine for the file; it takes a quarter of a minute to start."""
-    from support.vllm_engine import VllmEngine
-
-    policy, log = load(model), []
-    return policy, VllmEngine(policy, model, max_model_len=256, log=log.append), log
+    """(policy sampled by transformers, the same by vLLM): one engine for the file; it takes a quarter of a minute."""
+    served = load(model, engine="vllm")
+    return dataclasses.replace(served, engine=None), served
 
 
 def load(model, **settings):
-    return grpo.load_policy(
-        model, temperature=TEMPERATURE, max_prompt_tokens=160, max_new_tokens=40, seed=1, **settings
-    )
+    cfg = grpo.PolicyConfig(model=model, temperature=TEMPERATURE, **settings)
+    return grpo.load_policy(cfg, seed=1, longest_sequence=256)
 
 
 def contexts(policy, count=24):
@@ -52,8 +49,10 @@ def ids(samples):
 
 def gap(policy, prompts, samples, adapter=True):
     """Largest difference between the trainer's log-probs and the sampler's."""
-    trainer = grpo.score(policy, prompts, ids(samples), adapter=adapter)
-    return max(abs(a - b) for a, b in zip(sum(trainer, []), sum((s.logprobs for s in samples), []), strict=True))
+    trainer = grpo.logprobs_of(policy, prompts, ids(samples), adapter=adapter)
+    return max(
+        abs(a - b) for a, b in zip(sum(trainer, []), sum((s.sampled_logprobs for s in samples), []), strict=True)
+    )
 
 
 def train_a_step(policy, size=0.05):
@@ -66,62 +65,63 @@ def train_a_step(policy, size=0.05):
 
 
 def test_greedy_tokens_equal_those_of_transformers(engine):
-    policy, vllm, _ = engine
+    policy, served = engine
     prompts = contexts(policy)
-    assert ids(vllm.sample(policy, prompts, seed=None)) == ids(grpo.sample(policy, prompts, seed=None))
+    assert ids(grpo.sample(served, prompts, seed=None)) == ids(grpo.sample(policy, prompts, seed=None))
 
 
 def test_sampled_logprobs_are_the_trainers_and_nothing_of_the_generation_config_is_used(engine):
-    policy, vllm, _ = engine
-    hot, prompts = dataclasses.replace(policy, temperature=2.0), contexts(policy, 1) * 64
-    samples = vllm.sample(hot, prompts, seed=5)
+    policy, served = engine
+    hot = dataclasses.replace(served, cfg=dataclasses.replace(served.cfg, temperature=2.0))
+    prompts = contexts(policy, 1) * 64
+    samples = grpo.sample(hot, prompts, seed=5)
     assert gap(hot, prompts, samples) < 1e-4
     assert len({tuple(s.response_ids) for s in samples}) > 1  # top_k = 1 would give the same one 64 times
 
 
 def test_a_seed_gives_the_same_responses_whatever_else_is_in_the_batch(engine):
-    policy, vllm, _ = engine
+    policy, served = engine
     prompts = contexts(policy)
-    first = ids(vllm.sample(policy, prompts, seed=7))
-    assert ids(vllm.sample(policy, prompts, seed=7)) == first
-    assert ids(vllm.sample(policy, prompts[:5], seed=7)) == first[:5]
-    assert ids(vllm.sample(policy, prompts, seed=8)) != first
+    first = ids(grpo.sample(served, prompts, seed=7))
+    assert ids(grpo.sample(served, prompts, seed=7)) == first
+    assert ids(grpo.sample(served, prompts[:5], seed=7)) == first[:5]
+    assert ids(grpo.sample(served, prompts, seed=8)) != first
 
 
 def test_more_prompts_than_one_step_takes_up(engine):
     """Where vLLM would prefill a prompt in pieces: there a CPU's seeded generators fail."""
-    policy, vllm, _ = engine
+    policy, served = engine
     prompts = contexts(policy) * 24
     assert sum(map(len, prompts)) > 2 * 4096
-    assert gap(policy, prompts, vllm.sample(policy, prompts, seed=9)) < 1e-4
+    assert gap(policy, prompts, grpo.sample(served, prompts, seed=9)) < 1e-4
 
 
 def test_responses_end_with_a_stop_token_or_are_truncated(engine):
-    policy, vllm, _ = engine
+    policy, served = engine
     prompts = contexts(policy, 8)
-    full = vllm.sample(policy, prompts, seed=1)
+    full = grpo.sample(served, prompts, seed=1)
     assert all(s.response_ids[-1] in policy.stop_ids for s in full if not s.truncated)
-    short = vllm.sample(policy, prompts, seed=1, max_new_tokens=2)
+    short = grpo.sample(served, prompts, seed=1, max_new_tokens=2)
     assert all(s.truncated and len(s.response_ids) == 2 for s in short)
     exact = len(full[0].response_ids)  # the stop token is the last one allowed: complete, not truncated
-    assert not vllm.sample(policy, prompts[:1], seed=1, max_new_tokens=exact)[0].truncated
+    assert not grpo.sample(served, prompts[:1], seed=1, max_new_tokens=exact)[0].truncated
 
 
 def test_after_every_update_the_new_adapter_is_sampled_from_and_the_base_is_still_there(engine):
-    policy, vllm, log = engine
+    policy, served = engine
     prompts = contexts(policy)
     for update in range(3):
         train_a_step(policy)
-        handovers = len(log)
-        samples = vllm.sample(policy, prompts, seed=update)
+        handovers = served.engine.handovers
+        samples = grpo.sample(served, prompts, seed=update)
         assert gap(policy, prompts, samples) < 1e-4
         assert gap(policy, prompts, samples, adapter=False) > 0.1  # a stale adapter would be seen
-        assert len(log) == handovers + 1 and log[-1]["mismatch_max"] < 1e-4
-        assert ids(vllm.sample(policy, prompts, seed=None)) == ids(grpo.sample(policy, prompts, seed=None))
-    base = vllm.sample(policy, prompts, seed=3, adapter=False)
+        assert served.engine.handovers == handovers + 1
+        assert ids(grpo.sample(served, prompts, seed=None)) == ids(grpo.sample(policy, prompts, seed=None))
+    base = grpo.sample(served, prompts, seed=3, adapter=False)
     assert gap(policy, prompts, base, adapter=False) < 1e-4
-    vllm.sample(policy, prompts, seed=4)
-    assert len(log) == handovers + 1  # nothing has changed: nothing is handed over
+    grpo.sample(served, prompts, seed=4)
+    assert served.engine.handovers == handovers + 1  # nothing has changed: nothing is handed over
 
 
 def test_a_four_bit_policy_is_served_as_its_trainer_sees_it(model, tmp_path):
@@ -129,7 +129,7 @@ def test_a_four_bit_policy_is_served_as_its_trainer_sees_it(model, tmp_path):
     from support.vllm_engine import dequantized_copy
 
     policy = load(model, load_in_4bit=True)
-    copied = load(dequantized_copy(policy, tmp_path / "base"))
+    copied = load(dequantized_copy(policy.model, policy.tokenizer, tmp_path / "base"))
     prompts = contexts(policy, 8)
     samples = grpo.sample(policy, prompts, seed=0)
     assert gap(copied, prompts, samples) < 1e-4
