@@ -64,7 +64,11 @@ def policy_loss(student, variants=False, **inputs):
     logprobs = inputs.pop("logprobs").requires_grad_()
     loss, metrics = student.policy_loss(logprobs, **inputs)
     loss.backward()
-    return {"loss": loss.item(), "gradient": logprobs.grad.tolist(), "metrics": {k: float(v) for k, v in metrics.items()}}
+    return {
+        "loss": loss.item(),
+        "gradient": logprobs.grad.tolist(),
+        "metrics": {k: float(v) for k, v in metrics.items()},
+    }
 
 
 def template_ratio_weight(student, **inputs):
@@ -76,8 +80,9 @@ def template_ratio_weight(student, **inputs):
 
 def tiny_policy(seed: int, temperature: float):
     """The tiny model with an adapter that does something: as it begins, LoRA adds nothing."""
-    import grpo
     import torch
+
+    import grpo
 
     policy = grpo.load_policy(grpo.PolicyConfig(temperature=temperature), seed=seed)
     with torch.no_grad():

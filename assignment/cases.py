@@ -116,7 +116,12 @@ def whole_losses(rng: random.Random) -> Iterator[Case]:
     weights = {"token_weight": matrix(rng, size, size, 0, 3)}
     hint = "Ratio, surrogate, times token_weight, aggregated; metrics are token means under the mask, without weights."
     yield "as it is", "policy_loss", common, hint
-    yield "one A for each token", "policy_loss", common | {"advantages": matrix(rng, size, size, -2, 2)} | settings, hint
+    yield (
+        "one A for each token",
+        "policy_loss",
+        common | {"advantages": matrix(rng, size, size, -2, 2)} | settings,
+        hint,
+    )
     yield "weighted", "policy_loss", common | settings | weights, hint
     for aggregation in AGGREGATIONS:
         inputs = common | settings | weights | {"aggregation": aggregation, "whole": [9, 31, 13]}
@@ -251,7 +256,9 @@ HINTS = ["Add one digit at a time.", "Double and add for every bit.", "", "Write
 
 
 def loops(rng: random.Random) -> Iterator[Case]:
-    few = [[f"q{n}", reward] for n, group in enumerate(((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1))) for reward in group]
+    few = [
+        [f"q{n}", reward] for n, group in enumerate(((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1))) for reward in group
+    ]
     mixed = rng.sample([*few, ["q5", 0.5], ["q5", 0.25], ["q6", 0.75], ["q6", 0.5]], 16)
     for near in (True, False):
         hint = "No success in the group is hard; at most one is near-hard, which counts only with cfg.near_hard."
@@ -271,27 +278,27 @@ def groups(rng: random.Random) -> Iterator[Case]:
         (
             "another reward, mean only",
             {"seams": ["reward"], "scale_by_std": False, "temperature": 1.4},
-            "judge_of(cfg) gives the verdicts, grpo.advantages_of(group, cfg) the advantages.",
+            "verify.judge_of(cfg.reward) gives the verdicts, grpo.advantages_of(group, cfg) the advantages.",
         ),
     ):
         yield f"rollouts, {name}", "sample_groups", common | {"options": {"group_size": size} | options}, hint
 
 
 def runs(rng: random.Random) -> Iterator[Case]:
-    small = {"epochs": 2, "questions_per_batch": 5, "questions_per_update": 3, "max_response_tokens": 24}
+    small = {"epochs": 2, "questions_per_batch": 4, "questions_per_update": 3, "max_response_tokens": 24}
     small |= {"group_size": 3, "temperature": 1.3, "learning_rate": 0.003, "warmup": 0.9}
-    p2o = {"seams": ["reward"], "hard_set_min": 4, "gepa_budget": "40", "gepa_dev_size": 3, "gepa_parents": 2}
+    p2o = {"seams": ["reward"], "hard_set_min": 4, "gepa_budget": "30", "gepa_dev_size": 3, "gepa_parents": 2}
     p2o |= {"ratio_min": 0.7, "ratio_max": 1.6, "reflection_tokens": 40, "gepa_minibatch": 2}
-    grpo = {"method": "grpo", "seams": ["reward", "select", "keep"], "questions_per_update": 4, "near_hard": False}
+    grpo = {"method": "grpo", "seams": ["reward", "select", "keep"], "questions_per_update": 3, "near_hard": False}
 
     def run(**options) -> dict:
-        data = {"train": rows(rng, 4, 9), "held_out": rows(rng, 1, 2)}
+        data = {"train": rows(rng, 3, 7), "held_out": rows(rng, 1, 1)}
         return data | {"options": small | {"seed": rng.randrange(10**6)} | options}
 
     baseline = "The baseline is the same loop without evolution; what --select and --keep ask for is part of it."
     yield "two epochs of GRPO", "train", run(**grpo), baseline
     resumed = "A stopped run goes on from run.resume's state: run.once, run.save and state.step see to it."
-    stopped = run(**grpo | {"questions_per_update": 2}, aggregation="seq-mean-token-mean") | {"stop": ["keep", 20]}
+    stopped = run(**grpo | {"questions_per_update": 2}, aggregation="seq-mean-token-mean") | {"stop": ["keep", 15]}
     yield "stopped and resumed", "train", stopped, resumed
     alternating = "Evolution on last epoch's hard questions, rollouts under its templates, updates; see the first line."
     yield "two epochs of P2O", "train", run(**p2o, soft_clip=True, scale_by_std=False), alternating

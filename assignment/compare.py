@@ -77,7 +77,7 @@ def shown(value: object) -> str:
 
 
 def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
-    """The known mistake that gives just this answer; else what the first wrong figure says; else the case's own hint."""
+    """The known mistake that gives just this answer; else what the first wrong figure says, or the case's own hint."""
     for hint, output in mistaken:
         if difference(output, got, case["tol"]) is None:
             return hint

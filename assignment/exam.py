@@ -55,8 +55,8 @@ class Diagnosis:
         return found
 
 
-def public(process: Process, seed: int) -> list[dict]:
+def public(process: Process, seed: int, parts: tuple[int, ...]) -> list[dict]:
     """The cases of the students' own grader, with their answers and what known mistakes answer."""
-    cases = fresh(process, seed, tuple(range(1, 9)))
+    cases = fresh(process, seed, parts)
     diagnosis = Diagnosis(process, cases)
     return [case | {"mistaken": diagnosis(case)} for case in cases]

@@ -5,8 +5,8 @@
     python assignment/grade.py submission.zip        # the instructor's side
     python assignment/grade.py handed-in/            # a folder of zips: grades.csv, similar.csv, an XML for each
 
-The student's code runs in a process of its own, which holds no reference and no expected values (runner.py, jail.py). It
-is asked call by call; its outputs come back as data and are compared here. The instructor's inputs are drawn under a
+The student's code runs in a process of its own, which holds no reference and no expected values (runner.py, jail.py).
+It is asked call by call; its outputs come back as data and are compared here. The instructor's inputs are drawn under a
 secret seed; a student's folder has cases.json, drawn once. A part has its points if all its checks pass. Parts 1 to 7
 run on the student's modules; part 8 runs the student's p2o.py on the reference's other modules, so that an earlier
 mistake costs its points once (in a student's folder, on the student's own).
@@ -53,7 +53,9 @@ class Grader:
         """The outcome of each check of a part; a process that has died ends them."""
         limit = limit or (RUN_LIMIT if part == 8 else LIMIT)
         given = self.below if part == 8 and self.below else folder
-        files = {name: ((given if name in BELOW else folder) / name).read_text("utf-8", "replace") for name in SUBMITTED}
+        files = {
+            name: ((given if name in BELOW else folder) / name).read_text("utf-8", "replace") for name in SUBMITTED
+        }
         cases = [case for case in self.cases if case["part"] == part]
         started = time.monotonic()
         for case, reply in zip(cases, self.process.replies(self.process.folder(files), cases, limit), strict=False):
@@ -171,7 +173,9 @@ def main() -> int:
                 marks.write_junit(outcomes, path.with_suffix(".xml") if folder != path else folder / "grade.xml")
                 print(f"{pack(folder)} is what to hand in" if folder == path else "")
         if not process.locked:
-            print("this system cannot lock a process up (jail.py): grade strangers' work in a container", file=sys.stderr)
+            print(
+                "this system cannot lock a process up (jail.py): grade strangers' work in a container", file=sys.stderr
+            )
         if not OPEN_CASES.exists():
             print(f"inputs drawn under --seed {seed}")
     return 0

@@ -49,7 +49,7 @@ def lock(readable: list[Path], writable: list[Path]) -> bool:
 
 
 def limit(seconds: int, memory: int, file_size: int = 256 << 20) -> None:
-    """Processor time, memory beyond what is mapped already, and the size of a file. Where the system has such limits."""
+    """Limits on processor time, on memory beyond what is mapped already, and on the size of a file."""
     mapped = Path("/proc/self/statm")
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))

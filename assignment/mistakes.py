@@ -80,7 +80,8 @@ MISTAKES = [
         "response.",
     ),
     Mistake(
-        2, "grpo.py", "ratio(logprobs, old_logprobs, mask)", "ratio(logprobs.detach(), old_logprobs, mask) + 0 * logprobs",
+        2, "grpo.py", "ratio(logprobs, old_logprobs, mask)",
+        "ratio(logprobs.detach(), old_logprobs, mask) + 0 * logprobs",
         "The gradient does not flow through the ratio: the new log-probs were detached.",
     ),
     Mistake(
@@ -96,7 +97,8 @@ MISTAKES = [
         "Inside the range you give the ratio itself: the weight says whether a token counts, and is 1.",
     ),
     Mistake(
-        3, "grpo.py", "(bounded == ratio).to(ratio.dtype)", "((ratio > ratio_min) & (ratio < ratio_max)).to(ratio.dtype)",
+        3, "grpo.py", "(bounded == ratio).to(ratio.dtype)",
+        "((ratio > ratio_min) & (ratio < ratio_max)).to(ratio.dtype)",
         "The interval is open: a ratio on a bound is still inside.",
     ),
     Mistake(
@@ -112,12 +114,12 @@ MISTAKES = [
         "return (bounded == ratio).to(ratio.dtype)", "`soft` is ignored.",
     ),
     Mistake(
-        4, "grpo.py", "positions = [len(c) - 1 + t for", "positions = [len(c) + t - 2 for",
+        4, "grpo.py", "positions = [len(contexts[b]) - 1 + t for", "positions = [len(contexts[b]) + t - 2 for",
         "One position too early: take len(context) - 1 + t.",
     ),
     Mistake(
-        4, "grpo.py", "len(c) - 1 + t for c, r in zip(contexts, responses, strict=True) for t in range(len(r))]",
-        "min(len(c) + t, width - 1) for c, r in zip(contexts, responses) for t in range(len(r))]",
+        4, "grpo.py", "positions = [len(contexts[b]) - 1 + t for",
+        "positions = [min(len(contexts[b]) + t, width - 1) for",
         "One position too late: a token is predicted by the position before it, len(context) - 1 + t.",
     ),
     Mistake(
@@ -189,11 +191,12 @@ MISTAKES = [
         "Two equal boxes are two: well formed is exactly one.",
     ),
     Mistake(
-        7, "verify.py", "boxes[-1][2] if boxes else None", "boxes[0][2] if boxes else None",
+        7, "verify.py", "answer = boxes[-1][2] if", "answer = boxes[0][2] if",
         "The first box was graded: it is the last that counts.",
     ),
     Mistake(
-        7, "verify.py", "_decide(answer, reference, boxed=True)\n            correct", "answer == reference\n            correct",
+        7, "verify.py", "_decide(answer, reference, boxed=True)\n            correct",
+        "answer == reference\n            correct",
         "Answers were compared as strings: 0.5 is \\frac{1}{2}.",
     ),
     Mistake(
@@ -225,18 +228,20 @@ MISTAKES = [
         "trained = sampled", "The templated context is trained: with distillation it is the bare question.",
     ),
     Mistake(
-        8, "p2o.py", "if cfg.distill else sampled", "", "cfg.distill is ignored: without it the sampled context is trained.",
+        8, "p2o.py", "if cfg.distill else sampled", "",
+        "cfg.distill is ignored: without it the sampled context is trained.",
     ),
     Mistake(
-        8, "p2o.py", "judge_of(cfg)([s.text for s in samples], [q for q, _ in pairs]",
-        "verify.judge([s.text for s in samples], [q for q, _ in pairs]", "cfg.reward is ignored: judge_of(cfg) knows it.",
+        8, "p2o.py", "verdicts = verify.judge_of(cfg.reward)(\n", "verdicts = verify.judge(\n",
+        "cfg.reward is ignored: verify.judge_of(cfg.reward) knows it.",
     ),
     Mistake(
         8, "p2o.py", "grpo.advantages_of(group, cfg), strict=True", "grpo.advantages_of(group, Config()), strict=True",
         "Advantages are scaled whatever cfg.scale_by_std says: hand cfg on.",
     ),
     Mistake(
-        8, "p2o.py", "samples = grpo.sample(policy, sampled, seed=seed)", "samples = grpo.sample(policy, trained, seed=seed)",
+        8, "p2o.py", "samples = grpo.sample(policy, sampled, seed=seed)",
+        "samples = grpo.sample(policy, trained, seed=seed)",
         "Responses are sampled from the bare question: it is the template that unlocks them.",
     ),
     # What only a run shows: the hint is then that of the first figure that differs.
@@ -250,7 +255,10 @@ MISTAKES = [
     Mistake(8, "p2o.py", "        remember(state.history, rollouts)\n", "", ""),
     Mistake(8, "p2o.py", "kept += choose_rollouts(rollouts, cfg)", "kept += rollouts", ""),
     Mistake(8, "p2o.py", 'hard, cfg, epoch, run) if cfg.method == "p2o" else {}', "hard, cfg, epoch, run)", ""),
-    Mistake(8, "p2o.py", "update_policy(policy, optimizer, part, cfg, rate), part", "update_policy(policy, optimizer, part, cfg), part", ""),
+    Mistake(
+        8, "p2o.py", "update_policy(policy, optimizer, part, cfg, rate), part",
+        "update_policy(policy, optimizer, part, cfg), part", "",
+    ),
 ]  # fmt: skip
 
 

@@ -39,16 +39,30 @@ def graded_mutants(parts: set[int]) -> list[tuple[int, str, Mutant]]:
     return found
 
 
-def lost(grader: grade.Grader, file: str, source: str) -> dict[int, str]:
-    """{part: what its first failing check says} of the parts that a changed file costs."""
+def lost(grader: grade.Grader, part: int, file: str, source: str) -> dict[int, dict]:
+    """{part: its first check that fails} of the parts that a changed file costs.
+
+    One process for all parts of a file, since students' processes are not what is measured here; a part ends with its
+    first check that fails.
+    """
     folder = grader.process.folder(exam.reference() | {file: source})
-    found = {}
-    for part in FILES[file]:
-        outcomes = grader.outcomes(folder, part)
-        failed = next((outcome for outcome in outcomes if not outcome["passed"]), None)
-        outcomes.close()  # one check that fails is enough
-        if failed:
-            found[part] = f"{failed['call']}, {failed['name']}: {failed['message']}"
+    cases = sorted((c for c in grader.cases if c["part"] in FILES[file]), key=lambda case: case["part"] != part)
+    found: dict[int, dict] = {}
+    while cases:
+        asked = []
+
+        def still_open(rest=cases, asked=asked):
+            for case in rest:
+                if case["part"] not in found:
+                    asked.append(case)
+                    yield case
+
+        for reply in grader.process.replies(folder, still_open(), grade.RUN_LIMIT if part == 8 else 20):
+            outcome = grader.outcome(asked[-1], reply)
+            if not outcome["passed"]:
+                found.setdefault(asked[-1]["part"], outcome)
+        died = bool(asked) and "died" in reply
+        cases = [case for case in cases if died and case["part"] not in found]
     return found
 
 
@@ -60,7 +74,9 @@ def table(results: list[dict]) -> str:
         these = [r for r in results if part in (r["part"], "all")]
         real = [r for r in these if not r["equivalent"]]
         caught = sum(r["lost"] == [r["part"]] for r in real)
-        rows.append(f"| {part} | {len(these)} | {len(these) - len(real)} | {caught} | {caught / max(1, len(real)):.1%} |")
+        rows.append(
+            f"| {part} | {len(these)} | {len(these) - len(real)} | {caught} | {caught / max(1, len(real)):.1%} |"
+        )
         survivors += [r for r in real if r["lost"] != [r["part"]] and part != "all"]
     lines = ["\nNot caught:\n" if survivors else "\nAll are caught."]
     lines += [f"- part {r['part']}, {r['name']} (lost: {r['lost'] or 'nothing'})" for r in survivors]
@@ -77,11 +93,12 @@ def main(argv: list[str]) -> None:
         grader.mistaken = lambda case: []  # whether points are lost, not why
         for part, file, mutant in graded_mutants(parts):
             equivalent = EQUIVALENT.get(mutant.name, "")
-            found = {} if equivalent else lost(grader, file, mutant.source)
-            seen = "equivalent" if equivalent else found or "SURVIVED"
-            print(f"{file}:{mutant.line}: {mutant.name}\n    {seen}", flush=True)
+            found = {} if equivalent else lost(grader, part, file, mutant.source)
+            seen = {number: f"{o['call']}, {o['name']}: {o['message']}" for number, o in found.items()}
+            said = "equivalent" if equivalent else seen or "SURVIVED"
+            print(f"{file}:{mutant.line}: {mutant.name}\n    {said}", flush=True)
             result = {"part": part, "file": file, "name": mutant.name, "equivalent": equivalent}
-            results.append(result | {"lost": sorted(found), "messages": list(found.values())})
+            results.append(result | {"lost": sorted(found), "messages": list(seen.values())})
     print(table(results))
     if not argv:
         out = ROOT / "results" / "assignment_mutants"
