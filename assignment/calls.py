@@ -92,11 +92,16 @@ def tiny_policy(seed: int, temperature: float):
 
 
 def token_logprobs(student, contexts, responses, seed, temperature):
-    """Log-probs, and the size of the gradient that reaches each weight of the adapter from a sum of their squares."""
+    """Log-probs with and without gradients, and the size of a gradient at each weight of the adapter."""
+    import torch
+
     policy = tiny_policy(seed, temperature)
     logprobs = student.token_logprobs(policy, contexts, responses)
     logprobs.square().sum().backward()
-    return {"logprobs": logprobs.tolist(), "gradients": [p.grad.norm().item() for p in policy.trainable]}
+    with torch.no_grad():
+        measured = student.token_logprobs(policy, contexts, responses)
+    gradients = [weight.grad.norm().item() for weight in policy.trainable]
+    return {"logprobs": logprobs.tolist(), "gradients": gradients, "without gradients": measured.tolist()}
 
 
 # -------------------------------------------------------------------------------------------------------- parts 5 to 7

@@ -150,7 +150,7 @@ def weights(rng: random.Random) -> Iterator[Case]:
         yield f"{kind} clip, as it is", call, both | {"soft": soft}, outside
         yield f"{kind} clip, bounds at 1 and above", call, both | {"ratio_min": 1.0, "soft": soft}, inside
         yield f"{kind} clip, bounds at 1 and below", call, both | {"ratio_max": 1.0, "soft": soft}, inside
-        far = {"ratio_min": 4e-10, "ratio_max": 3e9, "soft": soft}
+        far = {"ratio_min": 1.2e-9, "ratio_max": 8e8, "soft": soft}  # just beyond exp(-20) and exp(20)
         yield f"{kind} clip, far out", call, both | far, "The difference of log-probs is clamped to +-20 before exp."
 
 
@@ -163,10 +163,11 @@ def logprobs(rng: random.Random) -> Iterator[Case]:
     def ids(lengths: list[int]) -> list[list[int]]:
         return [[rng.randrange(vocabulary) for _ in range(n)] for n in lengths]
 
-    lengths = {"one response": ([7], [5]), "unequal lengths": ([4, 11, 8, 2], [9, 3, 1, 6])}
-    for name, (contexts, responses) in lengths.items():
+    group = ids([6]) * 4
+    lengths = {"one response": (ids([7]), [5]), "unequal lengths": (ids([4, 11, 8, 2]), [9, 3, 1, 6])}
+    for name, (contexts, responses) in (lengths | {"one question": (group, [2, 7, 1, 4])}).items():
         temperature = round(rng.choice([rng.uniform(0.5, 0.8), rng.uniform(1.3, 1.7)]), 3)
-        inputs = {"contexts": ids(contexts), "responses": ids(responses)}
+        inputs = {"contexts": contexts, "responses": ids(responses)}
         inputs |= {"seed": rng.randrange(2**31), "temperature": temperature}
         hint = "Position p predicts token p + 1, so the first token of a response is predicted by its context's last."
         yield name, "token_logprobs", inputs, hint

@@ -1,7 +1,7 @@
 """Does the assignment's grader notice? Each mutant of a graded function must lose the points of just its part.
 
     python bench/mutate_assignment.py              # all parts; results/assignment_mutants.md and .json
-    python bench/mutate_assignment.py 1 5          # these parts only, nothing written
+    python bench/mutate_assignment.py 1 5          # these parts anew, the others as they were measured before
 
 A mutant of part 8's file leaves the files of parts 1 to 7 as they are, and the other way round (part 8 stands on the
 reference's): only the parts that run the changed file are graded. Mutants that nobody could tell from the reference are
@@ -99,12 +99,19 @@ def main(argv: list[str]) -> None:
             print(f"{file}:{mutant.line}: {mutant.name}\n    {said}", flush=True)
             result = {"part": part, "file": file, "name": mutant.name, "equivalent": equivalent}
             results.append(result | {"lost": sorted(found), "messages": list(seen.values())})
+    keep(results, parts)
+
+
+def keep(results: list[dict], parts: set[int]) -> None:
+    """Write the table of these results and of what is known of the other parts."""
+    out = ROOT / "results" / "assignment_mutants"
+    file = out.with_suffix(".json")
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    results = sorted([r for r in known if r["part"] not in parts] + results, key=lambda result: result["part"])
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    made = f"Made by `python bench/mutate_assignment.py`, inputs drawn under seed {SEED}.\n\n"
+    out.with_suffix(".md").write_text(made + table(results), encoding="utf-8")
     print(table(results))
-    if not argv:
-        out = ROOT / "results" / "assignment_mutants"
-        out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        made = f"Made by `python bench/mutate_assignment.py`, inputs drawn under seed {SEED}.\n\n"
-        out.with_suffix(".md").write_text(made + table(results), encoding="utf-8")
 
 
 if __name__ == "__main__":
