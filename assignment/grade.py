@@ -47,9 +47,9 @@ class Grader:
 
     def grade(self, folder: Path, parts: tuple[int, ...] = tuple(PARTS), limit: int | None = None) -> dict:
         """{part: outcomes of its checks}"""
-        return {part: list(self.outcomes(folder, part, limit)) for part in parts}
+        return {part: self.outcomes(folder, part, limit) for part in parts}
 
-    def outcomes(self, folder: Path, part: int, limit: int | None = None):
+    def outcomes(self, folder: Path, part: int, limit: int | None = None) -> list[dict]:
         """The outcome of each check of a part; a process that has died ends them."""
         limit = limit or (RUN_LIMIT if part == 8 else LIMIT)
         given = self.below if part == 8 and self.below else folder
@@ -57,10 +57,15 @@ class Grader:
             name: ((given if name in BELOW else folder) / name).read_text("utf-8", "replace") for name in SUBMITTED
         }
         cases = [case for case in self.cases if case["part"] == part]
-        started = time.monotonic()
-        for case, reply in zip(cases, self.process.replies(self.process.folder(files), cases, limit), strict=False):
-            yield self.outcome(case, reply) | {"seconds": time.monotonic() - started}
+        replies, started = [], time.monotonic()
+        for reply in self.process.replies(self.process.folder(files), cases, limit):
+            replies.append((reply, time.monotonic() - started))
             started = time.monotonic()
+        # Not before they all are there: a diagnosis asks the same process.
+        return [
+            self.outcome(case, reply) | {"seconds": seconds}
+            for case, (reply, seconds) in zip(cases, replies, strict=False)
+        ]
 
     def outcome(self, case: dict, reply: dict) -> dict:
         outcome = {"name": case["name"], "call": case["call"], "passed": False, "hint": "", "traceback": ""}

@@ -77,7 +77,10 @@ class Process:
         return folder
 
     def replies(self, folder: Path, cases: Iterable[dict], seconds: int) -> Iterator[dict]:
-        """The reply to each case: {"output"}, {"unwritten"} or {"error"}; {"died"} is the last one."""
+        """The reply to each case: {"output"}, {"unwritten"} or {"error"}; {"died"} is the last one.
+
+        One job at a time: the next one waits until this iterator has ended.
+        """
         if self.jobs is None:
             self.start()
         work = Path(tempfile.mkdtemp(dir=self.scratch))

@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "assignment")]
 import exam  # noqa: E402
 import grade  # noqa: E402
 import make  # noqa: E402
+from compare import difference  # noqa: E402
 from process import Process  # noqa: E402
 
 from bench.mutants import Mutant, mutants  # noqa: E402
@@ -47,7 +48,7 @@ def lost(grader: grade.Grader, part: int, file: str, source: str) -> dict[int, d
     """
     folder = grader.process.folder(exam.reference() | {file: source})
     cases = sorted((c for c in grader.cases if c["part"] in FILES[file]), key=lambda case: case["part"] != part)
-    found: dict[int, dict] = {}
+    found: dict[int, tuple[dict, dict]] = {}
     while cases:
         asked = []
 
@@ -58,12 +59,11 @@ def lost(grader: grade.Grader, part: int, file: str, source: str) -> dict[int, d
                     yield case
 
         for reply in grader.process.replies(folder, still_open(), grade.RUN_LIMIT if part == 8 else 20):
-            outcome = grader.outcome(asked[-1], reply)
-            if not outcome["passed"]:
-                found.setdefault(asked[-1]["part"], outcome)
+            if reply.get("output") is None or difference(asked[-1]["expected"], reply["output"], asked[-1]["tol"]):
+                found.setdefault(asked[-1]["part"], (asked[-1], reply))
         died = bool(asked) and "died" in reply
         cases = [case for case in cases if died and case["part"] not in found]
-    return found
+    return {number: grader.outcome(*wrong) for number, wrong in found.items()}
 
 
 def table(results: list[dict]) -> str:

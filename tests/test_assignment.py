@@ -23,7 +23,8 @@ import similarity  # noqa: E402
 from mistakes import MISTAKES, plant  # noqa: E402
 from process import Process  # noqa: E402
 
-from bench.mutate_assignment import FILES, lost  # noqa: E402
+from bench.mutants import mutants  # noqa: E402
+from bench.mutate_assignment import EQUIVALENT, FILES, graded_mutants, lost  # noqa: E402
 
 FULL = {part: worth for part, (_, worth) in marks.PARTS.items()}
 REFERENCE = exam.reference()
@@ -82,7 +83,7 @@ def test_a_loop_without_end_and_a_dead_process_cost_their_part(grader, tmp_path)
     files = changed("gepa_loop.py", "if not any(gains):", "if False:")
     files |= {"verify.py": REFERENCE["verify.py"] + "\n\ndef grade_batch(*_):\n    __import__('os')._exit(3)\n"}
     folder = submission(tmp_path / "student", files)
-    outcomes = {5: list(grader.outcomes(folder, 5, limit=3))} | grader.grade(folder, (7, 6))
+    outcomes = {5: grader.outcomes(folder, 5, limit=3)} | grader.grade(folder, (7, 6))
     assert marks.points(outcomes) == {5: 0, 7: 0, 6: 10}
     assert "it took longer than " in marks.report(outcomes) and "ended with code 3" in marks.report(outcomes)
 
@@ -302,3 +303,16 @@ def test_every_part_has_a_marker_an_adapter_and_a_file():
     found = {part: name for file in make.MODULES for *_, part, name in make.solutions(REFERENCE[file])}
     assert set(found) == set(marks.PARTS) == {part for parts in FILES.values() for part in parts}
     assert all(f"def {name}(" in REFERENCE["adapters.py"] for name in found.values() if not name.startswith("_"))
+
+
+def test_mutants_change_one_thing_and_stay_programs():
+    source = "def f(x, *, y=1):\n    'Doc.'\n    if x < 2 and y:  # kept\n        x += 1\n    return max(x, -y)\n"
+    found = [(m.before, m.after) for m in mutants(source)]
+    assert found == [
+        ("x < 2 and y", "not (x < 2 and y)"), ("x < 2 and y", "x < 2 or y"), ("x < 2", "x <= 2"), ("2", "3"),
+        ("x += 1", "x = 1"), ("1", "2"), ("max", "min"), ("-y", "y"),
+    ]  # fmt: skip
+    for _, _, mutant in graded_mutants(set(marks.PARTS)):
+        compile(mutant.source, mutant.function, "exec")
+    known = {mutant.name for _, _, mutant in graded_mutants(set(marks.PARTS))}
+    assert set(EQUIVALENT) <= known, "a reason for a mutant that is no more"
