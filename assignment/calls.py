@@ -147,8 +147,8 @@ def shares_of(templates: dict[str, list[str]], group_size: int) -> dict:
     }
 
 
-def grade_batch(student, responses, references):
-    return [dataclasses.asdict(grade) for grade in student.grade_batch(responses, references)]
+def grade_batch(student, **inputs):
+    return [dataclasses.asdict(grade) for grade in student.grade_batch(**inputs)]
 
 
 # -------------------------------------------------------------------------------------------------------------- part 8

@@ -241,6 +241,10 @@ def rewards(rng: random.Random) -> Iterator[Case]:
         asked = rng.sample(asked, len(asked))
         responses, references = map(list, zip(*asked, strict=True))
         yield name, "grade_batch", {"responses": responses, "references": references}, hint
+    copied = [rf"\boxed{{{a}+{b}}}", rf"\boxed{{{a + b}}}", rf"\boxed{{{a}+{b}}}"]
+    asked = [f"What is ${a}+{b}$?", f"What is ${a}+{b}$?", f"What is ${b}+{a}$?"]
+    inputs = {"responses": copied, "references": [f"{a + b}"] * 3, "questions": asked}
+    yield "copies", "grade_batch", inputs, "With the question given, what is copied from it is no answer."
 
 
 # ----------------------------------------------------------------------------------------- part 8: the alternating loop

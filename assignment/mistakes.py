@@ -187,33 +187,35 @@ MISTAKES = [
         "Any number of boxes earns the reward: a response that boxes several has hedged its bets.",
     ),
     Mistake(
-        7, "verify.py", "well_formed = len(boxes) == 1", "well_formed = len({b[2] for b in boxes}) == 1",
+        7, "verify.py", "well_formed = len(found) == 1", "well_formed = len({box[2] for box in found}) == 1",
         "Two equal boxes are two: well formed is exactly one.",
     ),
     Mistake(
-        7, "verify.py", "answer = boxes[-1][2] if", "answer = boxes[0][2] if",
+        7, "verify.py", "answers = [found[-1][2] if", "answers = [found[0][2] if",
         "The first box was graded: it is the last that counts.",
     ),
     Mistake(
-        7, "verify.py", "_decide(answer, reference, boxed=True)\n            correct",
-        "answer == reference\n            correct",
+        7, "verify.py", "correct = same and bool(found)", "correct = answer == reference and bool(found)",
         "Answers were compared as strings: 0.5 is \\frac{1}{2}.",
     ),
     Mistake(
-        7, "verify.py", "if (answer, reference) not in verdicts:\n                verdicts[answer, reference] =",
-        "if (answer, reference) not in verdicts:\n                verdicts[answer, reference] = verdicts[answer] = "
-        "verdicts[answer] if answer in verdicts else",
+        7, "verify.py", "questions, _verdicts(pairs), strict",
+        "questions, (lambda known: [known[a] for a, _ in pairs])"
+        "({a: v for (a, _), v in reversed(list(zip(pairs, _verdicts(pairs))))}), strict",
         "Verdicts were kept by the answer alone: the same answer may be right for one question and wrong for another.",
     ),
     Mistake(
-        7, "verify.py", "_decide(answer, reference, boxed=True)\n            correct",
-        "_decide(reference, answer, boxed=True)\n            correct",
+        7, "verify.py", "questions, _verdicts(pairs), strict",
+        "questions, _verdicts([pair[::-1] for pair in pairs]), strict",
         "The arguments are swapped: the answer comes first, then the reference.",
     ),
     Mistake(
-        7, "verify.py", "_decide(answer, reference, boxed=True)\n            correct",
-        "_decide(answer, reference)\n            correct",
-        "Without boxed=True an answer is looked for in prose: what stands in the box is the answer.",
+        7, "verify.py", "boxes_in(_after_thinking(response)) for", "boxes_in(response) for",
+        "A box among the thoughts is no answer: _after_thinking(response) is what counts.",
+    ),
+    Mistake(
+        7, "verify.py", " and not _is_copied(answer, reference, question)", "",
+        "A formula that was copied from the question earns the reward: _is_copied tells.",
     ),
     Mistake(
         8, "p2o.py", "most = 1 if cfg.near_hard else 0", "most = 1",
