@@ -193,7 +193,9 @@ def assignments(rng: random.Random) -> Iterator[Case]:
     scores = [[0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0]]
     order = rng.sample(range(6), 6)
     names = rng.sample(["Add.", "Double.", "Count.", "Go on.", "Check."], 5)
-    found = {"dev_scores": [[row[n] * rng.choice([0.5, 1.0]) for n in order] for row in scores], "candidates": names}
+    worth = [1, rng.uniform(0.8, 1), rng.uniform(0.3, 0.4), 1, rng.uniform(0.1, 0.2)]  # far apart: weights must show
+    dev_scores = [[row[n] * value for n in order] for row, value in zip(scores, worth, strict=True)]
+    found = {"dev_scores": dev_scores, "candidates": names}
     found |= {"chosen": rng.sample([1, 2, 4], 3), "dev_ids": [f"d{n}" for n in order], "train_ids": ["t0", "t1"]}
     many = found | {"train_ids": [f"t{n}" for n in range(5000)]}
     none = found | {"chosen": []}
@@ -233,6 +235,7 @@ def rewards(rng: random.Random) -> Iterator[Case]:
         ],
         "the same answer to other questions": [(rf"\boxed{{{a}}}", f"{x}") for x in (a, b, a, c)],
         "other answers to the same question": [(rf"\boxed{{{x}}}", f"{a}") for x in (b, a, c, a)],
+        "not the other way round": [(rf"\boxed{{x+y={a}}}", f"{a}"), (rf"\boxed{{{b}}}", f"x+y={b}")],
         "prose": [(rf"\boxed{{the answer is {a}}}", f"{a}"), (rf"\boxed{{{b}}}", f"the area is ${b}$")],
         "thinking": [(rf"<think>\boxed{{{b}}}</think>\boxed{{{a}}}", f"{a}"), (rf"<think>\boxed{{{a}}}", f"{a}")],
     }

@@ -10,6 +10,8 @@ FIGURES = {
     "templated": "Hard questions are sampled under state.templates, which an epoch's first batch has evolved.",
     "gepa_calls": "Templates are evolved at an epoch's first batch, on last epoch's hard questions, for P2O only.",
     "masked": "grpo.score_old finds old log-probs and token weights, before the first update of a batch.",
+    "old_logprobs": "grpo.score_old comes before the first update: what was distilled needs its bare log-probs.",
+    "token_weight": "grpo.score_old weighs the tokens of what was distilled, before the first update.",
     "approx_kl": "grpo.score_old comes before the first update, and every update knows its rollouts' old log-probs.",
     "clip_fraction": "The second update of a batch is off-policy: score_old, then in_updates' parts in their order.",
     "loss": "Updates: those that choose_rollouts keeps, in_updates' parts, at grpo.warmed_up's rate.",
@@ -19,7 +21,8 @@ FIGURES = {
     "unfinished": "A saved step leaves no journal of its rollouts: run.once keeps them until run.save.",
     "calls": "Something ran more or less often: run.once keeps a batch's rollouts, so that a resumed run samples anew "
     "only what was not sampled.",
-    "reward": "Each step has its own seed, seed_for(cfg, 'rollout', step), and the questions of choose_questions.",
+    "reward": "Each step has its own seed, seed_for(cfg, 'rollout', step), and the questions that choose_questions "
+    "finds with state.history.",
     "tokens": "Each step has its own seed, seed_for(cfg, 'rollout', step), and the questions of choose_questions.",
     "kind": "The lines of a run come in the order of the loop: an accuracy before training, then for each step "
     "evolution if it is due, rollouts, updates, and the epoch's line behind its last one.",

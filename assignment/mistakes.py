@@ -19,7 +19,7 @@ class Mistake(NamedTuple):
 
 MISTAKES = [
     Mistake(
-        1, "grpo.py", "rewards.view(-1, group_size)", "rewards.view(group_size, -1).T",
+        1, "grpo.py", "rewards.view(-1, group_size)", "rewards.view(group_size, -1).T.contiguous()",
         "The other axis: neighbours belong together, .view(G, -1) mixes questions.",
     ),
     Mistake(
