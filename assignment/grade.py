@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def submission(path: Path, scratch: Path) -> Path:
     try:
         folder = unpack(path, scratch) if path.suffix == ".zip" else path
         missing = [name for name in SUBMITTED if not (folder / name).is_file()]
-    except (KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged, or encrypted
         raise OSError(f"{path}: not a submission ({error})") from None
     if missing:
         raise OSError(f"{path}: not a submission, no {', '.join(missing)}; `make assignment` writes one")

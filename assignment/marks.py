@@ -60,9 +60,8 @@ def write_csv(graded: dict[str, Outcomes | str], file: Path) -> None:
         writer = csv.writer(handle)
         writer.writerow(["submission", *(f"part {part}" for part in PARTS), "total", "note"])
         for name, outcomes in graded.items():
-            note = outcomes if isinstance(outcomes, str) else ""
-            earned = list((points({}) if note else points(outcomes)).values()) or [0] * len(PARTS)
-            writer.writerow([name, *earned, sum(earned), note])
+            note, earned = (outcomes, {}) if isinstance(outcomes, str) else ("", points(outcomes))
+            writer.writerow([name, *(earned.get(part, 0) for part in PARTS), sum(earned.values()), note])
 
 
 def write_junit(outcomes: Outcomes | str, file: Path) -> None:
