@@ -623,8 +623,8 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
 def warmed_up(done: float, cfg: UpdateConfig) -> float:
     """The learning rate when a share `done` of the run is over: linear up to the share `warmup`, then constant.
 
-    >>> [warmed_up(done, UpdateConfig(learning_rate=1.0, warmup=0.05)) for done in (0.01, 0.05, 0.5)]
-    [0.2, 1.0, 1.0]
+    >>> [warmed_up(done, UpdateConfig(learning_rate=1.0, warmup=0.25)) for done in (0.125, 0.25, 0.5)]
+    [0.5, 1.0, 1.0]
     """
     return cfg.learning_rate * (min(1.0, done / cfg.warmup) if cfg.warmup else 1.0)
 

@@ -124,13 +124,13 @@ def assign_templates(student, evolution, group_size, seed, options):
 
     templates = assigned(seed)
     chance = {"same again": assigned(seed) == templates, "others": assigned(seed + 1) != templates}
-    return shares_of(templates, group_size) | chance
+    return shares_of(templates) | chance
 
 
-def shares_of(templates: dict[str, list[str]], group_size: int) -> dict:
+def shares_of(templates: dict[str, list[str]]) -> dict:
     """What can be said of an assignment whatever the order of its draws; of its train questions (t...) together.
 
-    >>> shares_of({"d0": ["a", "b"], "t0": ["a", "a"], "t1": ["a", "a"]}, 2)["shares"]
+    >>> shares_of({"d0": ["a", "b"] * 600, "t0": ["a"] * 600, "t1": ["a"] * 600})["shares"]
     {'d0': {'a': 0.5, 'b': 0.5}, 't': {'a': 1.0}}
     """
     pools: dict[str, list[str]] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import verify  # noqa: E402
-from support.data import load_problems  # noqa: E402
+from support.data import load_questions  # noqa: E402
 from support.equivalence import number  # noqa: E402
 from support.latex import canonical, tidy  # noqa: E402
 
@@ -38,34 +38,34 @@ def formulas(question: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def paying(problems, with_question: bool) -> dict[str, list[str]]:
+def paying(questions, with_question: bool) -> dict[str, list[str]]:
     """Question -> its formulas that earn the reward."""
     copies = [
-        (problem, formula)
-        for problem in problems
-        for formula in formulas(problem.question)
-        if canonical(formula) != canonical(problem.answer)
+        (question, formula)
+        for question in questions
+        for formula in formulas(question.text)
+        if canonical(formula) != canonical(question.reference)
         and (re.search("frac|/", formula) or not number(tidy(formula)))
     ]
     grades = verify.grade_batch(
         [rf"\boxed{{{formula}}}" for _, formula in copies],
-        [problem.answer for problem, _ in copies],
-        [problem.question for problem, _ in copies] if with_question else None,
+        [question.reference for question, _ in copies],
+        [question.text for question, _ in copies] if with_question else None,
     )
     paid: dict[str, list[str]] = {}
-    for (problem, formula), grade in zip(copies, grades, strict=True):
+    for (question, formula), grade in zip(copies, grades, strict=True):
         if grade.reward:
-            paid.setdefault(problem.question, []).append(f"{formula}  for  {problem.answer}")
+            paid.setdefault(question.text, []).append(f"{formula}  for  {question.reference}")
     return paid
 
 
 def main() -> None:
     for name in sys.argv[1:] or [str(ROOT / "tiny" / file) for file in ("train.jsonl", "hard.jsonl", "ood.jsonl")]:
-        problems = load_problems(name)
+        questions = load_questions(name)
         for with_question in (False, True):
-            paid = paying(problems, with_question)
+            paid = paying(questions, with_question)
             how = "graded with the question" if with_question else "graded alone"
-            print(f"{Path(name).name}: {len(paid)} of {len(problems)} questions pay for a copy, {how}")
+            print(f"{Path(name).name}: {len(paid)} of {len(questions)} questions pay for a copy, {how}")
             for formula in [formula for formulas in paid.values() for formula in formulas][:20]:
                 print("   ", formula)
 

@@ -1,12 +1,6 @@
 """Responses coloured token by token."""
 
-import doctest
-
 from tools import tokens
-
-
-def test_examples_in_docstrings_hold():
-    assert doctest.testmod(tokens).failed == 0
 
 
 def test_every_token_is_escaped_and_shows_its_number():

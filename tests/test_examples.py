@@ -1,0 +1,65 @@
+"""The worked examples: of every module's docstrings, and of the Python blocks of README and handout."""
+
+import doctest
+import importlib.util
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "assignment"))  # its files import each other by name
+
+FOLDERS = (".", "support", "tools", "tiny", "variants", "bench", "assignment", "notebooks")
+SOURCES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py")) if ">>> " in file.read_text()]
+TEXTS = ("README.md", "assignment/HANDOUT.md")
+
+
+def name_of(file):
+    """A file's name as the other tests import it, so that it is loaded once."""
+    folder = file.parent.relative_to(ROOT)
+    return file.stem if str(folder) in (".", "assignment", "notebooks") else f"{folder}.{file.stem}"
+
+
+def module_of(file):
+    if str(file.parent.relative_to(ROOT)) == "notebooks":  # no package, and the module of that name is another's
+        spec = importlib.util.spec_from_file_location("notebooks_build", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    return importlib.import_module(name_of(file))
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_examples_of_docstrings_hold(file):
+    outcome = doctest.testmod(module_of(file))
+    assert outcome.failed == 0 < outcome.attempted
+
+
+def blocks_of(text):
+    """The Python blocks of a Markdown text."""
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def failures_of(text):
+    """How many examples of a text's blocks do not hold. A block without a prompt is run as it is."""
+    runner, known, failed = doctest.DocTestRunner(verbose=False), {}, 0
+    for number, block in enumerate(blocks_of(text)):
+        if ">>> " not in block:
+            exec(compile(block, f"block {number}", "exec"), known)
+            continue
+        test = doctest.DocTestParser().get_doctest(block, known, f"block {number}", None, 0)
+        failed += runner.run(test, clear_globs=False).failed
+        known |= test.globs
+    return failed
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_python_blocks_of_the_texts_hold(name):
+    assert failures_of((ROOT / name).read_text(encoding="utf-8")) == 0
+
+
+def test_a_block_that_does_not_hold_would_be_noticed(capsys):
+    assert failures_of("```python\nx = 3\n```\nand\n```python\n>>> x\n3\n>>> x + 1\n5\n```\n") == 1
+    with pytest.raises(NameError):
+        failures_of("```python\nnobody\n```\n")
