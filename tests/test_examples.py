@@ -10,15 +10,16 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "assignment"))  # its files import each other by name
 
-FOLDERS = (".", "support", "tools", "tiny", "variants", "bench", "assignment", "notebooks")
-SOURCES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py")) if ">>> " in file.read_text()]
+FOLDERS = (".", "support", "tools", "tiny", "variants", "bench", "assignment", "notebooks", "tests")
+FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py")) if file.name != "test_examples.py"]
+SOURCES = [file for file in FILES if ">>> " in file.read_text(encoding="utf-8")]
 TEXTS = ("README.md", "assignment/HANDOUT.md")
 
 
 def name_of(file):
     """A file's name as the other tests import it, so that it is loaded once."""
     folder = file.parent.relative_to(ROOT)
-    return file.stem if str(folder) in (".", "assignment", "notebooks") else f"{folder}.{file.stem}"
+    return file.stem if str(folder) in (".", "assignment", "notebooks", "tests") else f"{folder}.{file.stem}"
 
 
 def module_of(file):
