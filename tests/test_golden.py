@@ -37,7 +37,7 @@ def golden_run(folder: Path) -> list[dict]:
     lively = {
         "temperature": 1.5,
         "learning_rate": 4e-3,
-        "warmup": 0.2,
+        "warmup": 1.0,
         "kl_coef": 0.01,
         "ratio_min": 0.5,
         "clip_low": 0.1,
