@@ -4,7 +4,7 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo test test-vllm lint assignment grade notebooks
+.PHONY: demo test test-vllm lint assignment grade notebooks mutants
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
@@ -14,6 +14,9 @@ test: .venv/installed  ## the whole test suite (no network, no GPU)
 
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py
+
+mutants: .venv/installed  ## do the tests notice? goes on where it stopped; MINUTES=60, SAMPLE=20 of each module (all take hours)
+	$(PY) bench/mutate.py --minutes $(or $(MINUTES),60) $(if $(SAMPLE),--sample $(SAMPLE))
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
