@@ -85,7 +85,7 @@ class Candidate:
 
     @property
     def equivalent(self) -> str:
-        return equivalent().get(self.mutant.name, "")
+        return equivalent().get(self.name, "")
 
 
 @cache

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 from test_grpo import GradientSpy, gradient_of, noise_adapter, rollouts_of
+from test_p2o import rollout
 
 import grpo
 import p2o
+from support import shared_prompt
 
 TENSOR = torch.tensor
 
@@ -89,6 +92,48 @@ def test_the_mismatch_is_the_mean_and_the_largest_gap(tiny_policy, monkeypatch):
     ]  # fmt: skip
     monkeypatch.setattr(grpo, "logprobs_of", lambda _, contexts, responses: [[-1.5], [-2.0, -3.0]])
     assert grpo.mismatch(tiny_policy, rollouts) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "contexts, layers, checkpointing, expected",
+    [
+        ([[1, 2], [1, 2]], None, False, True),  # read once rather than twice
+        ([[1], [1], [1], [2, 3]], ["full_attention"] * 3, False, False),  # three tokens rather than five: not half
+        ([[1], [2]], None, False, False),
+        ([[1, 2], [1, 2]], ["full_attention", "sliding_attention"], False, False),  # forgets a long prompt's beginning
+        ([[1, 2], [1, 2]], None, True, False),
+    ],
+)
+@pytest.mark.parametrize("name", ["activation", "gradient"])  # transformers' name, and that of older versions
+def test_a_prompt_is_shared_where_that_halves_the_work_and_the_model_can(
+    contexts, layers, checkpointing, expected, name
+):
+    model = SimpleNamespace(config=SimpleNamespace(layer_types=layers), **{f"is_{name}_checkpointing": checkpointing})
+    assert shared_prompt.pays(model, contexts) is expected
+
+
+def test_a_shared_prompt_changes_no_log_prob_and_no_gradient(fresh_policy, monkeypatch):
+    """Contexts and responses of several lengths, one response of a single token."""
+    noise_adapter(fresh_policy)
+    contexts = [[5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [9, 10]]
+    responses = [[11, 12, 13], [14], [15, 16], [17, 18, 19, 20], [12], [13, 14]]
+
+    def scored():
+        logprobs = grpo.token_logprobs(fresh_policy, contexts, responses)
+        gradient = torch.autograd.grad(logprobs.square().sum(), fresh_policy.trainable)
+        return logprobs.detach(), torch.cat([g.flatten() for g in gradient])
+
+    shared = scored()
+    monkeypatch.setattr(shared_prompt, "pays", lambda *_: False)
+    for one, other in zip(shared, scored(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_responses_of_one_token_share_a_prompt_too(tiny_policy, monkeypatch):
+    contexts, responses = [[5, 6, 7], [5, 6, 7], [8], [8]], [[9], [10], [11], [12]]
+    shared = grpo.logprobs_of(tiny_policy, contexts, responses)
+    monkeypatch.setattr(shared_prompt, "pays", lambda *_: False)
+    assert shared == [pytest.approx(row, abs=1e-5) for row in grpo.logprobs_of(tiny_policy, contexts, responses)]
 
 
 # -------------------------------------------------------------------------------------------------------------- update
@@ -235,6 +280,12 @@ def test_selection_sees_how_often_each_question_has_succeeded(small, tmp_path):
     lengths = [sorted(len(rates or []) for rates in history.values()) for history, _ in seen]
     assert lengths == [[0] * 4 + [step] * 4 for step in range(4)]
     assert [count for _, count in seen] == [4] * 4
+
+
+def test_the_history_is_the_share_of_successes():
+    history = {}
+    p2o.remember(history, [rollout("q", reward) for reward in (1.0, 1.0, 0.0, 1.0)])
+    assert history == {"q": [0.75]}
 
 
 def test_the_rate_rises_over_the_updates_of_the_whole_run(small, monkeypatch):
