@@ -184,6 +184,18 @@ def test_an_update_without_any_signal_says_zero_everywhere(fresh_policy):
     assert metrics == dict.fromkeys(names, 0.0)
 
 
+@pytest.mark.parametrize("broken", ["gradient", "loss"])
+def test_neither_a_gradient_nor_a_loss_that_is_not_finite_moves_a_weight(fresh_policy, monkeypatch, broken):
+    rollouts, spy, real = rollouts_of(fresh_policy), GradientSpy(fresh_policy), grpo.loss_of
+    if broken == "gradient":
+        fresh_policy.trainable[1].register_hook(lambda gradient: gradient * math.nan)
+    else:
+        monkeypatch.setattr(grpo, "loss_of", lambda *a: (real(*a)[0], {"loss": math.inf}))
+    metrics = grpo.update_policy(fresh_policy, spy, rollouts, grpo.UpdateConfig())
+    assert metrics["skipped"] == 1 and spy.steps == 0
+    assert math.isfinite(metrics["grad_norm"]) == (broken == "loss")
+
+
 def test_the_share_of_masked_tokens_counts_the_tokens_of_the_whole_update(fresh_policy):
     rollouts = rollouts_of(fresh_policy)
     counts = [len(r.response_ids) for r in rollouts]

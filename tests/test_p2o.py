@@ -1,6 +1,8 @@
 """p2o.py: the loop's parts, bad input, and whole runs on the real tiny model."""
 
+import contextlib
 import dataclasses
+import io
 import json
 
 import pytest
@@ -30,14 +32,13 @@ def write_jsonl(path, rows):
     return str(path)
 
 
-@pytest.fixture
-def small(tmp_path):
+def small_in(folder):
     """A configuration of seconds: 16 hard questions, two epochs."""
     hard = lines_of(ROOT / "tiny" / "train.jsonl")[:16]
     return Config(
-        train_data=write_jsonl(tmp_path / "small.jsonl", hard),
-        eval_data=(write_jsonl(tmp_path / "held.jsonl", lines_of(ROOT / "tiny" / "hard.jsonl")[:8]),),
-        runs=str(tmp_path / "runs"),
+        train_data=write_jsonl(folder / "small.jsonl", hard),
+        eval_data=(write_jsonl(folder / "held.jsonl", lines_of(ROOT / "tiny" / "hard.jsonl")[:8]),),
+        runs=str(folder / "runs"),
         name="small",
         epochs=2,
         questions_per_batch=8,
@@ -45,6 +46,20 @@ def small(tmp_path):
         gepa_dev_size=8,
         gepa_budget="60",
     )
+
+
+@pytest.fixture
+def small(tmp_path):
+    return small_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(configuration, summary, what was printed) of a run that is over."""
+    cfg, screen = small_in(tmp_path_factory.mktemp("trained")), io.StringIO()
+    with contextlib.redirect_stdout(screen):
+        summary = p2o.train(cfg)
+    return cfg, summary, screen.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -284,10 +299,10 @@ def test_self_reflection_switches_the_adapter_off(fresh_policy):
 # --------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_a_run_leaves_everything_that_the_readme_names(small, capsys):
-    summary = p2o.train(small)
-    report.write_report([small.folder], small.folder)
-    folder = small.folder
+def test_a_run_leaves_everything_that_the_readme_names(trained):
+    cfg, summary, printed = trained
+    folder = cfg.folder
+    report.write_report([folder], folder)
     for name in (
         "config.json",
         "metrics.jsonl",
@@ -303,27 +318,29 @@ def test_a_run_leaves_everything_that_the_readme_names(small, capsys):
     assert summary["rollouts"] == 2 * 16 * 6 == metrics[-1]["rollouts"]
     assert metrics[-1]["logprob_mismatch"] < 1e-3
     assert json.loads((folder / "summary.json").read_text()) == summary
-    assert "epoch 2/2" in capsys.readouterr().out
+    assert "epoch 2/2" in printed
 
 
-def test_the_adapter_loads_with_plain_peft(small):
+def test_the_adapter_loads_with_plain_peft(trained):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    p2o.train(dataclasses.replace(small, epochs=1))
-    model = AutoModelForCausalLM.from_pretrained(small.model)
-    before = model(torch.tensor([[10, 11, 12]])).logits
-    after = PeftModel.from_pretrained(model, small.folder / "adapter")(torch.tensor([[10, 11, 12]])).logits
-    assert after.shape == before.shape
+    cfg, tokens = trained[0], torch.tensor([[10, 11, 12]])
+    model = AutoModelForCausalLM.from_pretrained(cfg.model)
+    before = model(tokens).logits
+    after = PeftModel.from_pretrained(model, cfg.folder / "adapter")(tokens).logits
+    assert after.shape == before.shape and not after.equal(before)  # it has learned something
 
 
-def test_same_seed_same_numbers_and_another_seed_others(small):
-    def metrics(name, seed):
-        cfg = dataclasses.replace(small, name=name, seed=seed)
+def test_same_seed_same_numbers_and_another_seed_others(trained):
+    def metrics(**changes):
+        cfg = dataclasses.replace(trained[0], **changes)
         p2o.train(cfg)
-        return (cfg.folder / "metrics.jsonl").read_text()
+        return (cfg.folder / "metrics.jsonl").read_text().splitlines()
 
-    assert metrics("a", 1) == metrics("b", 1) != metrics("c", 2)
+    known = (trained[0].folder / "metrics.jsonl").read_text().splitlines()
+    assert metrics(name="again") == known
+    assert metrics(name="other", seed=1, epochs=1)[1] != known[1]  # the first batch already
 
 
 def test_p2o_learns_what_grpo_does_not(tmp_path):
