@@ -13,17 +13,20 @@ from support.errors import UserError
 
 
 def compute_dtype() -> torch.dtype:
-    """What the passes are computed in: bfloat16 on a card that has it (Ampere and later), else float32.
+    """What the passes are computed in: bfloat16 on a card that has it, else float32.
 
-    Not float16 on older cards (T4, V100): its gradients underflow without loss scaling. float32 is right there, and
-    slow. torch.cuda.is_bf16_supported() says yes to them, because torch can emulate it.
+    Not float16 on older cards: its gradients underflow without loss scaling. float32 is right there, and slow.
     """
-    if not torch.cuda.is_available():
-        return torch.float32
-    if torch.cuda.get_device_capability() >= (8, 0):
+    if torch.cuda.is_available() and has_bfloat16():
         return torch.bfloat16
-    print(f"{torch.cuda.get_device_name()} has no bfloat16: computing in float32, which is right and slow")
+    if torch.cuda.is_available():
+        print(f"{torch.cuda.get_device_name()} has no bfloat16: computing in float32, which is right and slow")
     return torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Ampere and later have it; T4 and V100 do not, though torch.cuda.is_bf16_supported() says so: it can emulate."""
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 def load_base(model: str, tokenizer, load_in_4bit: bool) -> tuple[torch.nn.Module, list[int]]:
@@ -66,7 +69,7 @@ def mix_precision(model: torch.nn.Module) -> None:
     dtype = head.weight.dtype
     if dtype == torch.float32:
         return  # as loaded: a CPU, or a card without bfloat16
-    body.forward = torch.autocast(head.weight.device.type, dtype=dtype)(body.forward)
+    body.forward = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)(body.forward)
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False  # or each adapter keeps a rounded copy of its own of its input
@@ -110,6 +113,14 @@ def load_tokenizer(model: str):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def shortened(tokenizer, text: str, limit: int) -> str:
+    """The text, or of a longer one its first and last tokens, `limit` in all: how it starts, where it arrives."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    if len(ids) <= limit:
+        return text
+    return f"{tokenizer.decode(ids[: limit // 2])} [...] {tokenizer.decode(ids[-(limit // 2) :])}"
 
 
 def fingerprint(model: torch.nn.Module) -> str:
