@@ -32,13 +32,13 @@ _QWEN3 = {
 }
 
 # NF4 to train on; vLLM serves the same weights dequantized, 8 GB that sleep in the host's memory during training.
-_4B = _QWEN3 | {"model": "Qwen/Qwen3-4B", "load_in_4bit": True, "micro_batch_tokens": 10240, "vllm_memory": 0.7}
+_4B = _QWEN3 | {"model": "Qwen/Qwen3-4B", "load_in_4bit": True, "micro_batch_tokens": 10240, "vllm_memory": 0.65}
 _BENCHMARKS = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench")
 
 QWEN3 = {
     "qwen3-4b-24gb": _4B,
     "qwen3-4b-24gb-paper": _4B | {"train_questions": 0, "epochs": 10, "eval_data": _BENCHMARKS},
     # Small enough to train in bf16.
-    "qwen3-1.7b-16gb": _QWEN3 | {"model": "Qwen/Qwen3-1.7B", "micro_batch_tokens": 10240, "vllm_memory": 0.6},
-    "qwen3-0.6b-8gb": _QWEN3 | {"model": "Qwen/Qwen3-0.6B", "micro_batch_tokens": 5120, "vllm_memory": 0.6},
+    "qwen3-1.7b-16gb": _QWEN3 | {"model": "Qwen/Qwen3-1.7B", "micro_batch_tokens": 10240, "vllm_memory": 0.55},
+    "qwen3-0.6b-8gb": _QWEN3 | {"model": "Qwen/Qwen3-0.6B", "micro_batch_tokens": 5120, "vllm_memory": 0.5},
 }

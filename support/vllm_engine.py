@@ -156,7 +156,7 @@ class VllmEngine:
             self.llm.sleep(level=1)
 
     def _wake(self, last_try: bool = False) -> None:
-        """Take the card back from the trainer. What woke before a failure stays awake, so a second try goes on there."""
+        """Take the card back from the trainer. What woke before a failure stays awake: a second try goes on."""
         if not self._sleeps:
             return
         torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
