@@ -2,7 +2,8 @@
 
 Estimates from the architecture alone, before anything is loaded. tests/test_fit.py holds the memory of training to a
 count of every tensor that the real architectures' passes make, and to measured peaks of small models on a CPU. Nothing
-holds the hours to anything but what a card's data sheet says. bench/gpu.py measures both on the card at hand.
+holds the hours to anything but what a card's data sheet says. bench/gpu.py measures both on the card at hand, where
+there may be neither gepa nor tyro: so what needs them is imported where it is used.
 """
 
 from __future__ import annotations
@@ -13,10 +14,7 @@ from pathlib import Path
 
 import torch
 
-import gepa_loop
 import grpo
-import p2o
-from support.data import PAPER_SIZES, label
 from support.errors import UserError
 
 GIB = 2**30
@@ -133,6 +131,9 @@ def layer_bytes(cfg, model: Architecture, width: int) -> tuple[int, int]:
 
 def hours(cfg, model: Architecture, speed: tuple[float, float], room: float) -> dict[str, float]:
     """Hours of a run by part; `speed`: a card of CARDS; `room`: bytes of KV cache. An estimate, and a coarse one."""
+    import gepa_loop
+    from support.data import PAPER_SIZES, label
+
     bandwidth, arithmetic = speed[0] * 1e9 * BANDWIDTH_USED, speed[1] * 1e12 * ARITHMETIC_USED
     weights = model.layers * sum(a * b for a, b in model.linear)
     response = RESPONSE_SHARE * cfg.max_response_tokens
@@ -199,6 +200,8 @@ def main(argv: list[str]) -> None:
     if "--card-gb" in argv[:-1]:
         i = argv.index("--card-gb")
         card, argv = float(argv[i + 1]) * GIB, argv[:i] + argv[i + 2 :]
+    import p2o
+
     say(p2o.parse_config(argv), card)
 
 
