@@ -375,7 +375,7 @@ def load_policy(
     tokenizer = pretrained.load_tokenizer(cfg.model)
     base, stop_ids = pretrained.load_base(cfg.model, tokenizer, cfg.load_in_4bit)
     if cfg.gradient_checkpointing:
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        pretrained.checkpoint_activations(base)
     if adapter:
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     else:

@@ -169,24 +169,27 @@ def gradient(setup: Setup) -> tuple[dict, bool]:
     """(3) Do bf16 gradients point where those of float32 and the math kernel point? Cosine at least 0.99."""
     shape = dataclasses.replace(setup.shape, layers=min(4, setup.shape.layers))
     four = dataclasses.replace(setup, shape=shape, folder=random_model(shape, setup.folder.with_name("four-layers")))
-    computed, tf32 = pretrained.compute_dtype, torch.backends.cuda.matmul.fp32_precision
-    found = {}
-    for name, dtype in {"float32": torch.float32, "bf16": torch.bfloat16}.items():
-        pretrained.compute_dtype = lambda dtype=dtype: dtype
-        policy = four.policy()
-        torch.manual_seed(0)
-        for key, p in policy.model.named_parameters():
-            if "lora_B" in key:
-                p.data = torch.randn(p.shape, device="cpu").to(p) * 0.01  # off zero, or A has no gradient
-        if dtype == torch.float32:
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
-        batch = four.rollouts(min(512, setup.sequence), 1)[0]
-        with sdpa_kernel(list(SDPBackend.__members__.values()) if dtype == torch.bfloat16 else SDPBackend.MATH):
-            grpo.token_logprobs(policy, [batch.trained_context], [batch.response_ids]).sum().backward()
-        found[name] = torch.cat([p.grad.flatten().double().cpu() for p in policy.trainable])
-    pretrained.compute_dtype, torch.backends.cuda.matmul.fp32_precision = computed, tf32
-    cosine = torch.cosine_similarity(found["float32"], found["bf16"], dim=0).item()
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # until the bf16 model is loaded, which lets TF32 in
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = gradient_in(torch.float32, four)
+    cosine = torch.cosine_similarity(exact, gradient_in(torch.bfloat16, four), dim=0).item()
     return {"cosine": cosine, "layers": shape.layers, "nf4": four.config().load_in_4bit}, cosine >= 0.99
+
+
+def gradient_in(dtype: torch.dtype, setup: Setup) -> torch.Tensor:
+    """The adapter's gradient of one response's log-prob, as one vector, computed in `dtype` whatever the machine."""
+    usual, pretrained.compute_dtype = pretrained.compute_dtype, lambda: dtype
+    try:
+        policy = setup.policy()
+    finally:
+        pretrained.compute_dtype = usual
+    torch.manual_seed(0)
+    for name, p in policy.model.named_parameters():
+        if "lora_B" in name:
+            p.data = torch.randn(p.shape).to(p) * 0.01  # off zero, or A has no gradient
+    response = setup.rollouts(min(512, setup.sequence), 1)[0]
+    grpo.token_logprobs(policy, [response.trained_context], [response.response_ids]).sum().backward()
+    return torch.cat([p.grad.flatten().double().cpu() for p in policy.trainable])
 
 
 def speed(setup: Setup) -> tuple[dict, bool]:

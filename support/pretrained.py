@@ -80,6 +80,12 @@ def mix_precision(model: torch.nn.Module) -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32"
 
 
+def checkpoint_activations(base: torch.nn.Module) -> None:
+    """Keep only the inputs of the layers for the backward pass, which computes the rest again."""
+    kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # the older name
+    getattr(base, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+
+
 def silence_libraries() -> None:
     """Advice of libraries that does not apply here, and progress bars of loading."""
     from transformers.utils import logging as transformers_logging

@@ -93,7 +93,7 @@ def on_paper(shape, rank):
     )  # fmt: skip
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(Qwen3Config(**sizes), dtype=torch.bfloat16).requires_grad_(False)
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        pretrained.checkpoint_activations(base)
         model = get_peft_model(base, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
         pretrained.mix_precision(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
