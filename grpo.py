@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from support import pretrained
+from support import pretrained, shared_prompt
 from support.memory import halve_when_out_of_memory
 from support.seams import find
 from support.settings import Settings
@@ -541,17 +541,19 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     computes each chunk again.
     """
     # --- solution: part 4 ---
-    sequences = [c + r for c, r in zip(contexts, responses, strict=True)]
-    width = max(map(len, sequences))
-    pad = policy.tokenizer.pad_token_id
-    ids = torch.tensor([s + [pad] * (width - len(s)) for s in sequences], device=policy.device)  # [B, L]
-    # The hidden state at position p predicts token p + 1, so a response that begins at p = len(context) is predicted
-    # from len(context) - 1 on.
+    causal_lm, pad = policy.model.get_base_model(), policy.tokenizer.pad_token_id
     rows = [b for b, r in enumerate(responses) for _ in r]
-    positions = [len(c) - 1 + t for c, r in zip(contexts, responses, strict=True) for t in range(len(r))]
     columns = [t for r in responses for t in range(len(r))]
-    causal_lm = policy.model.get_base_model()
-    hidden = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, D]
+    if shared_prompt.pays(causal_lm, contexts):
+        hidden = shared_prompt.hidden_states(causal_lm, contexts, responses, pad)  # [N, D]
+    else:
+        sequences = [c + r for c, r in zip(contexts, responses, strict=True)]
+        width = max(map(len, sequences))
+        ids = torch.tensor([s + [pad] * (width - len(s)) for s in sequences], device=policy.device)  # [B, L]
+        # The hidden state at position p predicts token p + 1: a response that begins at p = len(context) is predicted
+        # from len(context) - 1 on.
+        positions = [len(contexts[b]) - 1 + t for b, t in zip(rows, columns, strict=True)]
+        hidden = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, D]
     tokens = torch.tensor([token for r in responses for token in r], device=policy.device)  # [N]
     head, temperature = causal_lm.get_output_embeddings(), policy.cfg.temperature
     chunk = max(1, LOGIT_CHUNK // head.weight.shape[0])

@@ -57,7 +57,7 @@ def train(cfg: Config) -> dict:
     batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, in which every question comes once
     kept: list[grpo.Rollout] = []
     if state.step == 0:
-        run.log_epoch(0, held_out_accuracy(policy, held_out, cfg))
+        run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
 
     for step in run.progress(range(state.step, cfg.epochs * batches), batches):
         epoch, batch = divmod(step, batches)
@@ -85,12 +85,13 @@ def train(cfg: Config) -> dict:
         grpo.score_old(policy, updates, cfg)  # before it moves
         rate = grpo.warmed_up((step + 1) / (cfg.epochs * batches), cfg)
         for part in updates:
+            run.look(part, policy.tokenizer.batch_decode, partial(grpo.logprobs_of, policy))
             run.log_update(epoch + 1, grpo.update_policy(policy, optimizer, part, cfg, rate), part)
 
         # 4. Measure, keep: a run that is stopped goes on from here.
         state.step = step + 1
         if batch == batches - 1:
-            run.log_epoch(epoch + 1, held_out_accuracy(policy, held_out, cfg), len(state.hard))
+            run.log_epoch(epoch + 1, held_out_accuracy(policy, held_out, cfg, run), len(state.hard))
         run.save(state)
     return run.finish()
 
@@ -273,13 +274,16 @@ def in_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Roll
     return [sum(groups[i : i + size], []) for i in range(0, len(groups), size)]
 
 
-def held_out_accuracy(policy: grpo.Policy, held_out: dict[str, list[Question]], cfg: Config) -> dict[str, float]:
+def held_out_accuracy(
+    policy: grpo.Policy, held_out: dict[str, list[Question]], cfg: Config, run: Run
+) -> dict[str, float]:
     """Share of each held-out file's questions that greedy decoding of the bare prompt solves."""
     accuracy = {}
     for name, questions in held_out.items():
         samples = grpo.respond(policy, [q.text for q in questions], seed=None)
         verdicts = verify.judge_of(cfg.reward)([s.text for s in samples], questions, [s.truncated for s in samples])
         accuracy[name] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
+        run.note_families(name, questions, verdicts)
     return accuracy
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -19,6 +19,18 @@ class Question:
     id: str
     text: str
     reference: str  # the answer that is right
+    columns: dict[str, str] = field(default_factory=dict, compare=False)  # what else its row says: family, level, ...
+
+
+def short_columns(row: dict) -> dict[str, str]:
+    """The columns of a row by which questions can be told apart; no long texts, they would be solutions.
+
+    >>> short_columns({"id": 7, "question": "1 + 1", "answer": "2", "level": 5, "solution": "One " * 99})
+    {'level': '5'}
+    """
+    known = ("id", "question", "problem", "answer")
+    short = {name: str(value) for name, value in row.items() if isinstance(value, str | int | float)}
+    return {name: value for name, value in short.items() if name not in known and len(value) <= 40}
 
 
 # -------------------------------------------------------------------------------------------------- known data sets
@@ -102,11 +114,13 @@ def load_source(name: str, local: str = "") -> list[Question]:
     if absent:
         raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {rows.column_names})")
     found: dict[str, Question] = {}  # by question: a repeated one could stand on both sides of a split
-    for number, row in enumerate(rows.select_columns(needed), start=1):
+    short = short_columns(rows[0]) if len(rows) else {}
+    for number, row in enumerate(rows.select_columns(list({*needed, *short})), start=1):
         question, answer = row[source.question].strip(), source.extract(row[source.answer]).strip()
         hard_enough = source.hardest is None or row[source.hardest[0]] >= source.hardest[1]
         if question and answer and hard_enough:
-            found.setdefault(question, Question(f"{name.removesuffix(HELD_OUT)}-{number}", question, answer))
+            key = f"{name.removesuffix(HELD_OUT)}-{number}"
+            found.setdefault(question, Question(key, question, answer, short_columns(row)))
     drawn = list(found.values())
     if source.sizes:
         # Held out comes first, so that it stays the same whatever the size of the training part.
@@ -186,7 +200,7 @@ def _read(path: str) -> list[Question]:
                 found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
             key = str(row.get("id", f"{file.stem}-{number}"))
-            questions.append(Question(key, str(row["question"]), str(row["answer"])))
+            questions.append(Question(key, str(row["question"]), str(row["answer"]), short_columns(row)))
     if not questions:
         raise UserError(f"{path}: holds no questions")
     if len({p.id for p in questions}) < len(questions):

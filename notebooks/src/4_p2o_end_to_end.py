@@ -3,33 +3,34 @@
 #
 # The alternation: a **policy epoch** with GRPO, **hard-sample mining**, **prompt evolution** with GEPA, and again. Here the
 # loop is written out from the modules' functions, without logging, checkpoints and command line. `p2o.train` is the same loop
-# with those.
+# with those: open it beside this page.
+
+# %% [start]
 
 # %%
-import os
-import sys
-
-if not os.path.exists("grpo.py"):
-    os.chdir("..")  # from notebooks/ to the repository's root
-sys.path.insert(0, os.getcwd())
-
 import random
+import re
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import HTML, display
 from matplotlib.ticker import MaxNLocator
 
 import gepa_loop
 import grpo
+import p2o
 import verify
-from p2o import mine_hard
-from support.data import load_problems
+from support.data import load_questions
+from tools.tokens import coloured, legend, pieces
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.25})
-questions = load_problems("tiny/train.jsonl")[:64]  # hard ones only, to be quick; the shipped runs take all 184
-held_out = load_problems("tiny/hard.jsonl")[:50]
-G, EPOCHS, QUESTIONS_PER_UPDATE, HARD_SET_MIN = 6, 4, 8, 12
+questions = load_questions("tiny/train.jsonl")[:64]  # hard ones only, to be quick; the shipped runs take all 184
+held_out = load_questions("tiny/hard.jsonl")[:50]
+cfg = p2o.Config(
+    epochs=4, questions_per_batch=8, questions_per_update=8, learning_rate=2e-3, gepa_dev_size=20, gepa_budget="250"
+)
+G = cfg.group_size
 print(len(questions), "questions to train on,", len(held_out), "held out")
 
 # %% [markdown]
@@ -41,27 +42,25 @@ print(len(questions), "questions to train on,", len(held_out), "held out")
 
 
 def sample_groups(policy, batch, templates, seed):
-    pairs = [(p, z) for p in batch for z in templates.get(p.id, [""] * G)]
-    sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(z, p.question)) for p, z in pairs]  # T(x, z)
-    trained = [grpo.chat_ids(policy, p.question) for p, _ in pairs]  # x
+    pairs = [(q, z) for q in batch for z in templates.get(q.id, [""] * G)]
+    sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(z, q.text)) for q, z in pairs]  # T(x, z)
+    trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs]  # x
     samples = grpo.sample(policy, sampled, seed=seed)
-    rewards = [g.reward for g in verify.grade_batch([s.text for s in samples], [p.answer for p, _ in pairs])]
+    rewards = [g.reward for g in verify.grade_batch([s.text for s in samples], [q.reference for q, _ in pairs])]
     advantages = grpo.group_advantages(torch.tensor(rewards), G).tolist()
-    old = grpo.score(policy, trained, [s.response_ids for s in samples])  # log pi_old(y | x)
     return [
         grpo.Rollout(
-            p.id, z, sampled[i], trained[i], s.response_ids, s.logprobs, s.truncated, s.text, rewards[i],
-            advantage=advantages[i], old_logprobs=old[i],
-            token_weight=grpo.template_ratio_weight(torch.tensor(old[i]), torch.tensor(s.logprobs)).tolist(),
+            question_id=q.id, template=z, sampled_context=sampled[i], trained_context=trained[i],
+            reward=rewards[i], advantage=advantages[i], **vars(samples[i]),
         )
-        for i, ((p, z), s) in enumerate(zip(pairs, samples))
+        for i, (q, z) in enumerate(pairs)
     ]
 
 
-def accuracy(policy, problems):
-    """Share of the problems that greedy decoding of the bare prompt solves."""
-    samples = grpo.sample(policy, [grpo.chat_ids(policy, p.question) for p in problems], seed=None)
-    grades = verify.grade_batch([s.text for s in samples], [p.answer for p in problems])
+def accuracy(policy, questions):
+    """Share of the questions that greedy decoding of the bare prompt solves."""
+    samples = grpo.respond(policy, [q.text for q in questions], seed=None)
+    grades = verify.grade_batch([s.text for s in samples], [q.reference for q in questions])
     return sum(g.reward for g in grades) / len(grades)
 
 
@@ -76,45 +75,49 @@ def accuracy(policy, problems):
 
 def evolve(policy, hard_ids, seed):
     def answer(messages):
-        samples = grpo.sample(policy, [grpo.chat_ids(policy, m) for m in messages], seed=None)
-        return [(s.text, s.truncated) for s in samples]
+        return [(s.text, s.truncated) for s in grpo.respond(policy, messages, seed=None)]
 
-    def batch(prompts):
-        contexts = [grpo.chat_ids(policy, prompt) for prompt in prompts]
+    def reflect(prompts):
         rng = random.Random(f"{seed}/{prompts}")
-        replies = grpo.sample(policy, contexts, seed=rng.randrange(2**31), adapter=False, max_new_tokens=60)
-        return [s.text for s in replies]
+        return [s.text for s in grpo.respond(policy, prompts, seed=rng.getrandbits(31), max_new_tokens=60, adapter=False)]
 
-    reflect = gepa_loop.one_or_many(batch)
-    hard = [p for p in questions if p.id in hard_ids]
-    return gepa_loop.evolve(hard, answer, reflect, dev_size=20, budget="250", parents_per_iteration=4, seed=seed)
+    hard = [q for q in questions if q.id in hard_ids]
+    return gepa_loop.evolve(hard, answer, reflect, cfg, seed=seed)
 
 
 # %% [markdown]
 # ## The loop
 #
 # GRPO is the same loop without evolution.
+#
+# **Predict:** held-out accuracy after each of four epochs, for GRPO and for P²O. In which epoch can P²O first differ, and why not earlier?
+# <details><summary>answer</summary>
+#
+# GRPO: 0 throughout, as all its groups collapse. P²O: 0 after epoch 1, which runs bare (nobody knows yet what is hard), and a jump in
+# epoch 2, the first with templates.
+# </details>
 
 # %%
 
 
 def train(method):
-    policy = grpo.load_policy("tiny/model", temperature=1.0, max_prompt_tokens=160, max_new_tokens=40, seed=0)
-    optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
+    policy = grpo.load_policy(grpo.PolicyConfig())
+    optimizer = torch.optim.AdamW(policy.trainable, lr=cfg.learning_rate, weight_decay=0.0)
     templates, rollouts, metric_calls = {}, 0, 0
     history = [{"accuracy": accuracy(policy, held_out), "responses": 0}]
     transcripts, evolutions = [], []
-    for epoch in range(EPOCHS):
+    for epoch in range(cfg.epochs):
         epoch_rollouts = []
         order = random.Random(epoch).sample(questions, len(questions))
-        for start in range(0, len(order), QUESTIONS_PER_UPDATE):  # policy epoch
-            batch = order[start : start + QUESTIONS_PER_UPDATE]
-            group = sample_groups(policy, batch, templates, seed=1000 * epoch + start)
-            grpo.update_policy(policy, optimizer, group)
-            epoch_rollouts += group
-        hard_ids = mine_hard(epoch_rollouts, G, near_hard=True)  # hard-sample mining
+        for start in range(0, len(order), cfg.questions_per_update):  # policy epoch
+            batch = order[start : start + cfg.questions_per_update]
+            sampled = sample_groups(policy, batch, templates, seed=1000 * epoch + start)
+            grpo.score_old(policy, [sampled], cfg)  # log pi_old(y | x) and the ratio mask, where a template was used
+            grpo.update_policy(policy, optimizer, sampled, cfg)
+            epoch_rollouts += sampled
+        hard_ids = p2o.mine_hard(epoch_rollouts, cfg)  # hard-sample mining
         templates = {}
-        if method == "p2o" and len(hard_ids) >= HARD_SET_MIN and epoch + 1 < EPOCHS:  # prompt evolution
+        if method == "p2o" and len(hard_ids) >= cfg.hard_set_min and epoch + 1 < cfg.epochs:  # prompt evolution
             evolution = evolve(policy, hard_ids, seed=epoch)
             templates = gepa_loop.assign_templates(evolution, G, random.Random(epoch))
             metric_calls += evolution.metric_calls
@@ -138,6 +141,12 @@ runs = {method: train(method) for method in ("grpo", "p2o")}
 
 # %% [markdown]
 # ## Learning curves
+#
+# **Predict:** how much does the search for templates cost, in epochs of rollouts?
+# <details><summary>answer</summary>
+#
+# Here 213 responses, against 384 of an epoch: about half an epoch.
+# </details>
 
 # %%
 COLOURS = {"grpo": "#9a9a9a", "p2o": "#1f77b4"}
@@ -146,7 +155,7 @@ for method, run in runs.items():
     history = run["history"]
     axes[0].plot([h["accuracy"] for h in history], "o-", color=COLOURS[method], label=method)
     axes[1].plot([h["responses"] for h in history], [h["accuracy"] for h in history], "o-", color=COLOURS[method])
-axes[0].set(xlabel="epoch", ylabel="held-out accuracy, bare, greedy", ylim=(-0.05, 1.05), title="by epoch")
+axes[0].set(xlabel="epoch", ylabel="held-out accuracy, bare", ylim=(-0.05, 1.05), title="by epoch")
 axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
 axes[0].legend(frameon=False)
 axes[1].set(xlabel="responses sampled, GEPA's included", title="by cost")
@@ -154,15 +163,21 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# **What to see.** Left: GRPO stays at the bottom, P²O leaves it in epoch 2, the first one with templates. Right: the same
-# against all responses that were sampled. The search for templates costs about as much as half an epoch of rollouts.
-#
 # ## The hard set over time
+#
+# **Predict:** at the start of epoch 2 all 64 questions are hard. How many at its end? And what happens to the share of rollouts without any
+# advantage: does it fall and stay low?
+# <details><summary>answer</summary>
+#
+# Few: questions that templates solve leave the hard set; in the next epoch they are tried bare, and mostly stay out of it. The share falls when
+# templates come in, and rises again for the opposite reason: whole groups are right, and equal rewards carry no advantage either. Collapse at
+# the top is what success looks like.
+# </details>
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))
 for method, run in runs.items():
-    history, epochs = run["history"][1:], range(1, EPOCHS + 1)
+    history, epochs = run["history"][1:], range(1, cfg.epochs + 1)
     axes[0].plot(epochs, [h["hard"] for h in history], "o-", color=COLOURS[method], label=method)
     axes[1].plot(epochs, [h["collapsed"] for h in history], "o-", color=COLOURS[method], label=method)
 axes[0].set(xlabel="epoch", ylabel="questions", title="hard set (at most 1 of 6 right)", ylim=(-2, len(questions) + 2))
@@ -174,11 +189,13 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# **What to see.** Left: questions that templates solve leave the hard set. In the next epoch they are tried bare, and mostly
-# stay out of it. Right: for GRPO every rollout has advantage zero. For P²O the share falls when templates come in, and rises
-# again later for the opposite reason: whole groups are right, and equal rewards carry no advantage either.
-#
 # ## The templates
+#
+# **Predict:** what do the templates look like that the search chose? Elegant prompts?
+# <details><summary>answer</summary>
+#
+# Whatever works: hints, and now and then something that looks like an accident. (That the reflector knows the hints was taught to it; see notebook 2.)
+# </details>
 
 # %%
 for number, evolution in enumerate(runs["p2o"]["evolutions"], start=1):
@@ -187,30 +204,106 @@ for number, evolution in enumerate(runs["p2o"]["evolutions"], start=1):
         print(f"    dev score {weight:.2f}  {evolution.candidates[k]!r}")
 
 # %% [markdown]
+# The stray number at the end looks useless. Take the sentences of the first template away one at a time, and ask the base policy again.
+#
+# **Predict:** what does "24." do? For the clock questions ("Turn the minute hand by") there is no hint in this template at all.
+# <details><summary>answer</summary>
+#
+# It unlocks the clock questions, together with the other hints; alone it does nothing. Nobody taught that to the model, and nobody would have written it. The
+# search found a quirk of this model. Selection keeps what works, not what makes sense.
+# </details>
+
+# %%
+base = grpo.load_policy(grpo.PolicyConfig())
+template = runs["p2o"]["evolutions"][0].candidates[runs["p2o"]["evolutions"][0].chosen[0]]
+sentences = re.findall(r"[^.]+\.", template)
+families = {"total": "Add", "binary": "Read", "chain": "Work", "clock": "Turn"}
+for left_out in [None, *sentences, "all but the last"]:
+    kept = [s for s in sentences if s != left_out] if left_out != "all but the last" else sentences[-1:]
+    samples = grpo.respond(base, [gepa_loop.apply_template("".join(kept).strip(), q.text) for q in questions], seed=None)
+    right = {q.id: g.reward for q, g in zip(questions, verify.grade_batch([s.text for s in samples], [q.reference for q in questions]))}
+    shares = {f: [right[q.id] for q in questions if q.text.startswith(word)] for f, word in families.items()}
+    print({f: round(sum(s) / len(s), 2) for f, s in shares.items()}, "without", (left_out or "nothing").strip())
+
+# %% [markdown]
 # ## Transcripts, before and after
 #
-# One question: a rollout of epoch 1 (bare), one of epoch 2 (under a template), one of the last epoch (bare again).
+# One question: a rollout of epoch 1 (bare), one of epoch 2 (under a template), one of the last epoch (bare again). Coloured is the template ratio:
+# red tokens are those that the template made likely, and that distillation trains.
+#
+# **Predict:** in which of the three can there be any colour?
+# <details><summary>answer</summary>
+#
+# In the second only. The others were sampled bare, so both contexts are the same and every ratio is 1.
+# </details>
 
 # %%
 name = next(r.question_id for r in runs["p2o"]["transcripts"][1] if r.template and r.reward)
-problem = next(p for p in questions if p.id == name)
-print(problem.question, "  answer:", problem.answer)
-for epoch in (0, 1, EPOCHS - 1):
+question = next(q for q in questions if q.id == name)
+print(question.text, "  answer:", question.reference)
+html = legend("ratio")
+for epoch in (0, 1, cfg.epochs - 1):
     group = [r for r in runs["p2o"]["transcripts"][epoch] if r.question_id == name]
     shown = max(group, key=lambda r: r.reward)
-    print(f"\nepoch {epoch + 1}, {sum(r.reward for r in group):.0f} of {G} right")
-    print(f"    template: {shown.template or '(none)'}\n    response: {shown.text}")
+    print(f"epoch {epoch + 1}, {sum(r.reward for r in group):.0f} of {G} right, template: {shown.template or '(none)'}")
+    bare_logprobs = shown.old_logprobs or shown.sampled_logprobs
+    ratio = (torch.tensor(bare_logprobs) - torch.tensor(shown.sampled_logprobs)).exp().tolist()
+    html += f"<p>epoch {epoch + 1}: " + coloured(pieces(runs["p2o"]["policy"].tokenizer, shown.response_ids), ratio, "ratio") + "</p>"
+display(HTML(html))
 
 # %% [markdown]
 # ## Where it stands
 #
 # What the trained policy does with harder questions than it has ever seen (seven and eight elements), bare.
+#
+# **Predict:** it was trained on five and six elements. Will it go on for eight?
+# <details><summary>answer</summary>
+#
+# Yes. What was distilled is a decision, *go on*, and not a length.
+# </details>
 
 # %%
-harder = load_problems("tiny/ood.jsonl")[:50]
+harder = load_questions("tiny/ood.jsonl")[:50]
 for method, run in runs.items():
     print(f"{method}: held out {run['history'][-1]['accuracy']:.2f}, out of distribution {accuracy(run['policy'], harder):.2f}")
 
 # %% [markdown]
+# ## Exercises
+#
+# **1.** In the last epoch most groups have no advantage. How many collapsed at the top, how many at the bottom?
+# <details><summary>solution</summary>
+#
+# ```python
+# groups = grpo.groups_of(runs["p2o"]["transcripts"][-1])
+# top = sum(all(r.reward for r in group) for group in groups)
+# bottom = sum(not any(r.reward for r in group) for group in groups)
+# print(f"{top} at the top, {bottom} at the bottom, {len(groups) - top - bottom} teach")
+# assert top > bottom
+# ```
+# </details>
+#
+# **2.** Without near-hard questions (`--no-near-hard`), how many would have been hard after epochs 2, 3 and 4? Would templates have been evolved?
+# <details><summary>solution</summary>
+#
+# ```python
+# from dataclasses import replace
+#
+# strict = replace(cfg, near_hard=False)
+# counts = [len(p2o.mine_hard(rollouts, strict)) for rollouts in runs["p2o"]["transcripts"][1:]]
+# print(counts, "of at least", cfg.hard_set_min)
+# assert all(a <= h["hard"] for a, h in zip(counts, runs["p2o"]["history"][2:]))
+# ```
+# </details>
+#
+# **3.** What did the ratio mask take out in epoch 2? (`token_weight` of the rollouts that teach.)
+# <details><summary>solution</summary>
+#
+# ```python
+# weights = [w for r in runs["p2o"]["transcripts"][1] if r.teaches and r.distilled for w in r.token_weight]
+# print(f"{weights.count(0.0)} of {len(weights)} tokens")
+# assert weights.count(0.0) < 0.05 * len(weights)
+# ```
+# </details>
+#
 # This was one seed on a third of the questions. The repository's README has the tables with several seeds and all questions, from
 # `python p2o.py study studies/main.toml`. Next: [5 · Your model, your data, your GPU](5_your_model_your_data_your_gpu.ipynb).
