@@ -169,7 +169,7 @@ def gradient(setup: Setup) -> tuple[dict, bool]:
     """(3) Do bf16 gradients point where those of float32 and the math kernel point? Cosine at least 0.99."""
     shape = dataclasses.replace(setup.shape, layers=min(4, setup.shape.layers))
     four = dataclasses.replace(setup, shape=shape, folder=random_model(shape, setup.folder.with_name("four-layers")))
-    torch.backends.cuda.matmul.fp32_precision = "ieee"  # until the bf16 model is loaded, which lets TF32 in
+    torch.set_float32_matmul_precision("highest")  # until the bf16 model is loaded, which lets TF32 in on a card
     with sdpa_kernel(SDPBackend.MATH):
         exact = gradient_in(torch.float32, four)
     cosine = torch.cosine_similarity(exact, gradient_in(torch.bfloat16, four), dim=0).item()

@@ -76,8 +76,10 @@ def mix_precision(model: torch.nn.Module) -> None:
     head.float()  # a tied embedding becomes float32 with it, but what it hands to the layers must not
     embedding.register_forward_hook(lambda module, inputs, hidden: hidden.to(dtype))
     head.register_forward_pre_hook(lambda module, inputs: inputs[0].float())
-    # Products of bf16 numbers are exact in TF32: tensor cores run the head, and nothing is lost.
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    if torch.cuda.is_available():
+        # Products of bf16 numbers are exact in TF32: tensor cores run the head, and nothing is lost. By this function
+        # and no other: torch.compile, which vLLM uses, cannot read what the newer settings say.
+        torch.set_float32_matmul_precision("high")
 
 
 def checkpoint_activations(base: torch.nn.Module) -> None:
