@@ -284,7 +284,7 @@ def out_of_memory(setup: Setup) -> tuple[dict, bool]:
     need(card=True)
     policy = setup.policy()
     step, size = update_of(policy, setup.rollouts(setup.sequence)), policy.cfg.micro_batch_tokens
-    step()
+    seconds_of(step)  # from here on the peak is that of an update
     total = torch.cuda.get_device_properties(0).total_memory
     loaded, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
     torch.cuda.set_per_process_memory_fraction((loaded + 0.75 * (peak - loaded)) / total)
@@ -421,6 +421,27 @@ def judged(measurement: Callable, setup: Setup) -> dict:
     return record | {"took_seconds": time.perf_counter() - started}
 
 
+def alone(measurement: Callable, setup: Setup) -> dict:
+    """`judged` in a process of its own: what a measurement leaves on the card, vLLM above all, ends with it."""
+    values = dataclasses.asdict(setup) | {"folder": str(setup.folder)}
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", measurement.__name__, json.dumps(values)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    last = done.stdout.rpartition(MARK)[2]
+    return json.loads(last) if MARK in done.stdout else {"verdict": "FAILED", "why": f"ended with {done.returncode}"}
+
+
+def child(name: str, values: str) -> int:
+    """The other end of `alone`."""
+    fields = json.loads(values)
+    fields |= {"shape": fit.Architecture(**fields["shape"]), "folder": Path(fields["folder"])}
+    measurement = next(m for m in MEASUREMENTS if m.__name__ == name)
+    print(MARK + json.dumps(judged(measurement, Setup(**fields))))
+    return 0
+
+
+MARK = "--- measured: "  # what stands before a child's figures, after whatever its libraries print
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a shrunken model and short responses")
@@ -445,7 +466,7 @@ def main() -> int:
             name = measurement.__name__
             if args.only and name not in args.only:
                 continue
-            record[name] = judged(measurement, setup)
+            record[name] = (alone if ON_GPU else judged)(measurement, setup)
             print(f"{name}: {json.dumps(record[name])}", flush=True)
             args.out.write_text(json.dumps(record, indent=1) + "\n")  # after each, for the hour may end early
     bad = [name for name, r in record.items() if isinstance(r, dict) and r.get("verdict") in ("NOT GOOD", "FAILED")]
@@ -454,4 +475,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main())

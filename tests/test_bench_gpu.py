@@ -1,5 +1,6 @@
 """bench/gpu.py without a card: it runs where most is missing, and says what it leaves out."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -42,6 +43,17 @@ def test_where_the_rest_is_there_it_measures_four_bits_and_a_killed_and_resumed_
     found = smoke(tmp_path, (), "--only", "gradient", "tiny_world")
     assert found["gradient"]["nf4"] and found["gradient"]["verdict"] == "good"
     assert found["tiny_world"]["killed"] and found["tiny_world"]["verdict"] == "good"
+
+
+def test_a_measurement_in_a_process_of_its_own_gives_the_same_figures(tmp_path):
+    """As on a card; also one whose process dies."""
+    from bench import gpu
+
+    shape = dataclasses.replace(gpu.fit.KNOWN["Qwen/Qwen3-0.6B"], layers=1, hidden=64, intermediate=64, vocabulary=2000)
+    setup = gpu.Setup(shape, gpu.random_model(shape, tmp_path / "model"), 8, 32, True)
+    one, other = gpu.alone(gpu.kernels, setup), gpu.judged(gpu.kernels, setup)
+    assert one["verdict"] == "good" and one["update"] == other["update"]
+    assert gpu.alone(lambda setup: None, setup)["why"] == "ended with 1"  # a process that knows no such measurement
 
 
 @pytest.mark.parametrize("figure, verdict", [(0.5, "NOT GOOD"), (2.0, "good")])
