@@ -322,7 +322,7 @@ def command(argv: list[str]) -> None:
     else:
         cfg = parse_config(argv)
         if torch.cuda.is_available():
-            importlib.import_module("tools.fit").say(cfg)  # so many GiB, so many hours: better known before than after
+            importlib.import_module("tools.fit").foretell(cfg)  # so many GiB, so many hours, what to lower
         train(cfg)
         tool, rest = "report", [str(cfg.folder)]
     importlib.import_module(f"tools.{tool}").main(rest)  # tools stand on this module, which knows them by name only

@@ -146,3 +146,17 @@ def test_the_24_gb_preset_fits_and_a_small_card_is_told_what_to_lower(capsys):
     assert "DOES NOT FIT" in text and "--gradient-checkpointing" in text and "--micro-batch-tokens 5120" in text
     assert p2o.main(["fit", "--model", "nobody/knows"]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_stop_it(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=22 * fit.GIB))
+    trained = []
+    monkeypatch.setattr(p2o, "train", trained.append)
+    monkeypatch.setattr("tools.report.main", lambda argv: None)
+    assert p2o.main(["--preset", "qwen3-4b-24gb"]) == 0
+    text = capsys.readouterr().out
+    assert "card of 22.0 GiB" in text and "estimated hours on an L4" in text and "lower --train-questions" in text
+    assert p2o.main(["--model", "nobody/knows"]) == 0
+    assert "no estimate: --model nobody/knows" in capsys.readouterr().out and len(trained) == 2

@@ -227,3 +227,11 @@ def say(cfg, card: float | None = None) -> None:
     print("  on other cards: " + ", ".join(f"{key} {sum(p.values()):.0f}" for key, p in parts_of.items()))
     if total > 24:
         print("lower --train-questions, --epochs or --max-response-tokens to end within a day")
+
+
+def foretell(cfg) -> None:
+    """`say`, before a run. Of an architecture that it does not know it says only that: the run goes on."""
+    try:
+        say(cfg)
+    except UserError as error:
+        print(f"no estimate: {error}")
