@@ -160,3 +160,17 @@ def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_
     assert "card of 22.0 GiB" in text and "estimated hours on an L4" in text and "lower --train-questions" in text
     assert p2o.main(["--model", "nobody/knows"]) == 0
     assert "no estimate: --model nobody/knows" in capsys.readouterr().out and len(trained) == 2
+
+
+def test_hours_count_the_responses_of_a_run():
+    """1,000 questions, 2 epochs, G = 6; GEPA's light budget once; three held-out sets, three times. By hand."""
+    cfg = p2o.PRESETS["qwen3-4b-24gb"]
+    assert fit.responses_of(cfg) == {"sampling": 12_000, "evolution": 780, "evaluation": 3 * (30 + 40 + 500)}
+    assert fit.responses_of(p2o.Config())["sampling"] == 6 * 184 * 6  # a local file is counted
+    shape, card = fit.KNOWN["Qwen/Qwen3-4B"], fit.CARDS["RTX 4090"]
+    once = fit.hours(cfg, shape, card, 8 * fit.GIB)
+    twice = fit.hours(dataclasses.replace(cfg, train_questions=2000), shape, card, 8 * fit.GIB)
+    for part in ("sampling", "scoring", "update"):
+        assert twice[part] == pytest.approx(2 * once[part])
+    # 12,000 responses, half of the groups taught, of 2,248 tokens; 6 operations for each of 4.02e9 weights
+    assert once["update"] == pytest.approx(6 * 4.02e9 * 6000 * 2248 / (165e12 * 0.35) / 3600, rel=0.01)

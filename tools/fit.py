@@ -129,40 +129,38 @@ def layer_bytes(cfg, model: Architecture, width: int) -> tuple[int, int]:
     return 4 * (4 * h + 4 * i + 3 * attention + 3 * kv + 7 * r), 8 * i
 
 
-def hours(cfg, model: Architecture, speed: tuple[float, float], room: float) -> dict[str, float]:
-    """Hours of a run by part; `speed`: a card of CARDS; `room`: bytes of KV cache. An estimate, and a coarse one."""
+def responses_of(cfg) -> dict[str, float]:
+    """How many responses a run samples, by what for."""
     import gepa_loop
     from support.data import PAPER_SIZES, label
 
-    bandwidth, arithmetic = speed[0] * 1e9 * BANDWIDTH_USED, speed[1] * 1e12 * ARITHMETIC_USED
-    weights = model.layers * sum(a * b for a, b in model.linear)
-    response = RESPONSE_SHARE * cfg.max_response_tokens
-    questions = cfg.train_questions or PAPER_SIZES[0]
-    rollouts = cfg.epochs * questions * cfg.group_size
-
-    # Sampling reads the weights once for each token of all sequences together, and each one's keys and values.
-    kv = 4 * model.layers * model.kv_heads * model.head_dim * (PROMPT_TOKENS + response)  # mean of a sequence, bf16
-    together = max(1.0, min(cfg.sample_batch, room / kv))
-    head = model.vocabulary * model.hidden
-    step = (2 * (weights + head) + together * kv) / bandwidth + STEP_SECONDS[cfg.engine]
-    drawn = lambda responses: responses * response * step / together  # noqa: E731
-    evolving = (
-        gepa_loop.metric_call_budget(cfg.gepa_budget, cfg.gepa_dev_size)
-        if cfg.gepa_budget in gepa_loop.BUDGETS
-        else int(cfg.gepa_budget)
-    )
-    seconds = {
-        "sampling": drawn(rollouts),
-        "evolution": drawn(evolving * (cfg.epochs - 1) * (cfg.method == "p2o")),
-        "evaluation": drawn(sum(HELD_OUT.get(label(name), 200) for name in cfg.eval_data) * (cfg.epochs + 1)),
+    file, budget = Path(cfg.train_data), cfg.gepa_budget
+    known = len(file.read_text(encoding="utf-8").splitlines()) if file.suffix == ".jsonl" else PAPER_SIZES[0]
+    calls = gepa_loop.metric_call_budget(budget, cfg.gepa_dev_size) if budget in gepa_loop.BUDGETS else int(budget)
+    return {
+        "sampling": cfg.epochs * (cfg.train_questions or known) * cfg.group_size,
+        "evolution": (cfg.epochs - 1) * calls if cfg.method == "p2o" else 0,
+        "evaluation": (cfg.epochs + 1) * sum(HELD_OUT.get(label(name), 200) for name in cfg.eval_data),
     }
-    # A pass forward takes two operations for each weight and token, and so does each way of the backward pass: to the
-    # activations alone, since the weights are frozen. Checkpointing goes forward twice.
-    trained = TAUGHT * rollouts * (PROMPT_TOKENS + response)
-    passes = 6 if cfg.gradient_checkpointing else 4
+
+
+def hours(cfg, model: Architecture, speed: tuple[float, float], room: float) -> dict[str, float]:
+    """Hours of a run by part; `speed`: a card of CARDS; `room`: bytes of KV cache. An estimate, and a coarse one."""
+    bandwidth, arithmetic = speed[0] * 1e9 * BANDWIDTH_USED, speed[1] * 1e12 * ARITHMETIC_USED
+    weights = model.layers * sum(a * b for a, b in model.linear) + model.vocabulary * model.hidden
+    response = RESPONSE_SHARE * cfg.max_response_tokens
+    responses = responses_of(cfg)
+    # Sampling reads the weights once for each token of all sequences together, and each one's keys and values.
+    kv = 4 * model.layers * model.kv_heads * model.head_dim * (PROMPT_TOKENS + response)  # of one sequence, in bf16
+    together = max(1.0, min(cfg.sample_batch, room / kv))
+    step = (2 * weights + together * kv) / bandwidth + STEP_SECONDS[cfg.engine]
+    seconds = {name: count * response * step / together for name, count in responses.items()}
+    # A pass forward takes two operations for each weight and token, and so does the one backward: to the activations
+    # alone, since the weights are frozen. Checkpointing goes forward twice.
+    trained = TAUGHT * responses["sampling"] * (PROMPT_TOKENS + response)
     later = 1 - cfg.questions_per_update / cfg.questions_per_batch  # scored first; in the first update nothing is
-    seconds["scoring"] = 2 * later * trained * (weights + head) / arithmetic
-    seconds["update"] = passes * trained * (weights + head) / arithmetic
+    seconds["scoring"] = 2 * later * trained * weights / arithmetic
+    seconds["update"] = (6 if cfg.gradient_checkpointing else 4) * trained * weights / arithmetic
     return {name: value / 3600 for name, value in seconds.items()}
 
 
@@ -220,12 +218,12 @@ def say(cfg, card: float | None = None) -> None:
         print(f"lower {hint}")
     name = torch.cuda.get_device_name() if present else ""
     known = [key for key in CARDS if key in name] or ["RTX 4090"]
-    parts_of = {key: hours(cfg, model, speed, parts["KV cache"]) for key, speed in CARDS.items()}
-    told = ", ".join(f"{part} {value:.1f}" for part, value in parts_of[known[-1]].items())
-    total = sum(parts_of[known[-1]].values())
-    print(f"estimated hours on an {known[-1]}: {total:.0f} ({told})")
-    print("  on other cards: " + ", ".join(f"{key} {sum(p.values()):.0f}" for key, p in parts_of.items()))
-    if total > 24:
+    by_card = {key: hours(cfg, model, speed, parts["KV cache"]) for key, speed in CARDS.items()}
+    totals = {key: sum(by_part.values()) for key, by_part in by_card.items()}
+    told = ", ".join(f"{part} {value:.1f}" for part, value in by_card[known[-1]].items())
+    print(f"estimated hours on an {known[-1]}: {totals[known[-1]]:.1f} ({told})")
+    print("  with as much memory on: " + ", ".join(f"{key} {total:.0f}" for key, total in totals.items()))
+    if totals[known[-1]] > 24:
         print("lower --train-questions, --epochs or --max-response-tokens to end within a day")
 
 
