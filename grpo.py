@@ -371,16 +371,11 @@ def load_policy(
         torch.set_num_threads(cfg.threads)
     pretrained.silence_libraries()  # before they are imported
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import BitsAndBytesConfig
 
     tokenizer = pretrained.load_tokenizer(cfg.model)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    base, stop_ids = pretrained.load_base(cfg.model, tokenizer, dtype, nf4 if cfg.load_in_4bit else None)
+    base, stop_ids = pretrained.load_base(cfg.model, tokenizer, cfg.load_in_4bit)
     if cfg.gradient_checkpointing:
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        pretrained.checkpoint_activations(base)
     if adapter:
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     else:
@@ -389,6 +384,7 @@ def load_policy(
             r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         model = get_peft_model(base, lora)
+    pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
     if cfg.engine == "vllm":
         from support.vllm_engine import VllmEngine

@@ -39,7 +39,9 @@ import grpo
 import verify
 from support.data import Question, label, load_questions, that_fit
 from support.errors import UserError, exit_code_of
+from support.memory import adamw
 from support.presets import QWEN3
+from support.pretrained import shortened
 from support.run import Run, RunConfig, seed_for
 from support.seams import find
 from support.teacher import teacher
@@ -108,7 +110,7 @@ class State:
 class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, RunConfig):
     """P2O on one GPU or a laptop. Defaults are those of the preset."""
 
-    preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
+    preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-4b-24gb-paper", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
     """Where the other defaults come from."""
     method: Literal["p2o", "grpo"] = "p2o"
     """p2o alternates policy and prompt optimization; grpo is the policy epoch alone, every question bare."""
@@ -116,6 +118,7 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
     """JSONL or parquet file with `question` and `answer`, or a name of support/data.py: deepmath, gsm8k, ..."""
     eval_data: tuple[str, ...] = (str(grpo.TINY / "hard.jsonl"), str(grpo.TINY / "ood.jsonl"))
     """Held-out files or names (aime24, math500, ...), scored after every epoch: bare prompt, greedy."""
+    train_questions: int = 0  # Train on the first that many of the training questions; 0 is all of them
     question_suffix: str = ""  # put behind every question, after an empty line: the request for a boxed answer
     seed: int = 0  # Same seed, same machine, same numbers
     epochs: int = 6  # Passes over the training questions
@@ -136,12 +139,20 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
         return {
             f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare": self.group_size >= 2,
             f"--epochs {self.epochs}: at least 1": self.epochs >= 1,
+            f"--train-questions {self.train_questions}: 0 for all, or more": self.train_questions >= 0,
             f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}": 1 <= update <= batch,
             "--soft-clip --no-distill: without distillation every ratio is 1": self.distill or not self.soft_clip,
             f"--method grpo: it samples no templates, so it cannot have {' '.join(templated)}": (
                 self.method == "p2o" or not templated
             ),
         }
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of a rollout, or of a reflection with the minibatch of prompts and responses that it quotes."""
+        quoted = self.gepa_minibatch * (self.max_prompt_tokens + min(self.reflection_quote, self.max_response_tokens))
+        reflection = self.max_prompt_tokens + quoted + self.reflection_tokens + 512  # its own words, and the feedback
+        return max(self.max_prompt_tokens + self.max_response_tokens, reflection)
 
     @property
     def folder(self) -> Path:
@@ -169,6 +180,7 @@ def evolve_templates(
     evolution = gepa_loop.evolve(
         hard, journal("respond", respond), journal("reflect", reflection_model(policy, cfg, epoch)), cfg,
         judge=verify.judge_of(cfg.reward), fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
+        quote=partial(shortened, policy.tokenizer, limit=cfg.reflection_quote),
         seed=seed_for(cfg, "gepa", epoch), log=run.note,
     )  # fmt: skip
     rng = random.Random(seed_for(cfg, "assign", epoch))
@@ -284,15 +296,13 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
         find(seam, getattr(cfg, seam), None)
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
     questions, held_out = read(cfg.train_data), {label(path): read(path) for path in cfg.eval_data}
+    questions = questions[: cfg.train_questions or None]
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
-    # The longest sequence is a reflection's, which quotes a minibatch of prompts and responses.
-    quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + cfg.max_response_tokens)
-    longest = cfg.max_prompt_tokens + quoted + max(cfg.reflection_tokens, cfg.max_response_tokens) + 512
-    policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest)
+    policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=cfg.longest_sequence)
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(policy, q.text)), limit=cfg.max_prompt_tokens)
     questions, held_out = fitting(cfg.train_data, questions), {name: fitting(name, q) for name, q in held_out.items()}
-    optimizer = torch.optim.AdamW(policy.trainable, lr=cfg.learning_rate, weight_decay=0.0)
+    optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
     return policy, optimizer, questions, held_out
 
@@ -311,6 +321,8 @@ def command(argv: list[str]) -> None:
         tool, rest = TOOLS[argv[0]], argv[1:]
     else:
         cfg = parse_config(argv)
+        if torch.cuda.is_available():
+            importlib.import_module("tools.fit").foretell(cfg)  # so many GiB, so many hours, what to lower
         train(cfg)
         tool, rest = "report", [str(cfg.folder)]
     importlib.import_module(f"tools.{tool}").main(rest)  # tools stand on this module, which knows them by name only
