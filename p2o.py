@@ -42,7 +42,7 @@ from support.data import Question, label, load_questions, that_fit
 from support.errors import UserError
 from support.presets import QWEN3
 from support.run import Run, RunConfig
-from support.seams import find
+from support.seams import check, find
 from support.teacher import teacher
 
 
@@ -68,16 +68,16 @@ def train(cfg: Config) -> dict:
             state.hard = []
 
         # 2. Rollouts: G for each question, y ~ pi(. | T(x, z)) where it has templates, y ~ pi(. | x) where not.
-        chosen = choose_questions(questions, state.history, step, cfg)
+        chosen = choose_questions(questions, state, step, cfg, policy)
         sampling = partial(sample_groups, policy, chosen, state.templates, cfg, seed_for(cfg, "rollout", step))
         rollouts = run.once(step, grpo.Rollout, sampling)  # dear, so a run that was killed does not do it again
         # Rewards count as sampled: what a template has solved leaves the hard set, and is tried bare in the next epoch.
         state.hard += [question_id for question_id in mine_hard(rollouts, cfg) if question_id not in state.hard]
-        remember(state.history, rollouts)
+        remember(state, rollouts)
         run.log_rollouts(epoch + 1, grpo.groups_of(rollouts), chosen, grpo.mismatch(policy, rollouts[:4]))
 
         # 3. Policy optimization of log pi(y | x), whatever y was sampled from: no template is needed at test time.
-        kept += choose_rollouts(rollouts, cfg)
+        kept += choose_rollouts(rollouts, cfg, policy=policy, questions=chosen)
         if len(grpo.groups_of(kept)) < cfg.questions_per_update and batch < batches - 1:
             continue  # too few groups were kept for an update: sample on, the policy has not moved
         updates, kept = in_updates(kept, cfg), []
@@ -102,6 +102,7 @@ class State:
     hard: list[str] = field(default_factory=list)  # ids of this epoch's hard questions so far
     templates: dict[str, list[str]] = field(default_factory=dict)  # hard question id -> its G templates
     history: dict[str, list[float]] = field(default_factory=dict)  # question id -> its bare success rates, oldest first
+    templated: dict[str, list[float]] = field(default_factory=dict)  # likewise, of what was sampled under templates
 
 
 @dataclass(frozen=True)
@@ -196,15 +197,16 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
 
 
 def choose_questions(
-    questions: list[Question], history: dict[str, list[float]], step: int, cfg: Config
+    questions: list[Question], state: State, step: int, cfg: Config, policy: grpo.Policy | None = None
 ) -> list[Question]:
     """The questions of a batch. By default all in turn, in a new order each epoch; --select may use the history."""
     epoch, batch = divmod(step, math.ceil(len(questions) / cfg.questions_per_batch))
     order = random.Random(f"{cfg.seed}/order/{epoch}").sample(questions, len(questions))
     start = batch * cfg.questions_per_batch
     count = min(cfg.questions_per_batch, len(order) - start)
-    select = find("select", cfg.select, lambda order, history, count, rng: order[:count])
-    return select(order[start:] + order[:start], history, count, random.Random(seed_for(cfg, "select", step)))
+    in_turn, rng = order[start:] + order[:start], random.Random(seed_for(cfg, "select", step))
+    select = find("select", cfg, None, policy=policy, templated=state.templated)
+    return select(in_turn, state.history, count, rng) if select else in_turn[:count]
 
 
 def sample_groups(
@@ -226,15 +228,16 @@ def sample_groups(
         earned = {"reward": verdict.reward, "well_formed": verdict.well_formed}
         contexts = {"template": z, "sampled_context": context, "trained_context": target}
         rollouts.append(grpo.Rollout(question_id=q.id, **vars(drawn), **contexts, **earned))
+    advantages_of = partial(grpo.advantages_of, cfg=cfg, batch=rollouts, policy=policy, questions=questions)
     for group in grpo.groups_of(rollouts):
-        for rollout, advantage in zip(group, grpo.advantages_of(group, cfg), strict=True):
+        for rollout, advantage in zip(group, advantages_of(group), strict=True):
             rollout.advantage = advantage
     return rollouts
 
 
 def judge_of(cfg: Config) -> verify.Judge:
     """The reward and its feedback: the verifier's, or those of `--reward`, a function of (response, question)."""
-    reward = find("reward", cfg.reward, None)
+    reward = find("reward", cfg, None)
     if reward is None:
         return verify.judge
     return lambda texts, questions, _: [verify.Verdict(*reward(*pair)) for pair in zip(texts, questions, strict=True)]
@@ -247,17 +250,18 @@ def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
     return [group[0].question_id for group in grpo.groups_of(rollouts) if sum(r.reward for r in group) <= most]
 
 
-def remember(history: dict[str, list[float]], rollouts: list[grpo.Rollout]) -> None:
-    """Add each question's success rate to its history: of bare rollouts only, for that is what selection asks for."""
+def remember(state: State, rollouts: list[grpo.Rollout]) -> None:
+    """Add each question's success rate to its past: bare and templated apart, for a template's is not the policy's own."""
     for group in grpo.groups_of(rollouts):
-        bare = [r.reward for r in group if not r.template]
-        if bare:
-            history.setdefault(group[0].question_id, []).append(sum(bare) / len(bare))
+        for past, templated in ((state.history, False), (state.templated, True)):
+            rewards = [r.reward for r in group if bool(r.template) == templated]
+            if rewards:
+                past.setdefault(group[0].question_id, []).append(sum(rewards) / len(rewards))
 
 
-def choose_rollouts(rollouts: list[grpo.Rollout], cfg: Config) -> list[grpo.Rollout]:
+def choose_rollouts(rollouts: list[grpo.Rollout], cfg: Config, **at_hand) -> list[grpo.Rollout]:
     """Those that are trained; all by default. A group of which `--keep` leaves nothing does not fill an update."""
-    keep = find("keep", cfg.keep, list)
+    keep = find("keep", cfg, list, **at_hand)
     kept = [r for group in grpo.groups_of(rollouts) for r in keep(group)]
     return [r for r in kept if r.reward or not r.template] if cfg.drop_failed_templated else kept
 
@@ -288,8 +292,7 @@ def seed_for(cfg: Config, *what: object) -> int:
 
 def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], dict[str, list[Question]]]:
     """Policy, optimizer, training questions, held-out questions by name. What can be refused is refused at once."""
-    for seam in ("select", "reward", "advantage", "keep", "ratio", "loss"):
-        find(seam, getattr(cfg, seam), None)
+    check(cfg)
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
     questions, held_out = read(cfg.train_data), {label(path): read(path) for path in cfg.eval_data}
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):

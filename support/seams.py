@@ -5,22 +5,36 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 from support.errors import UserError
 
+SEAMS = ("select", "reward", "advantage", "keep", "ratio", "loss")
 
-@functools.cache
-def find(option: str, name: str, default: Callable) -> Callable:
-    """The function that `--option name` means: `default` if the name is empty, one of variants/<option>.py, or one of a
-    file of the user's own.
 
-    >>> find("loss", "", max)
+def find(seam: str, cfg, default: Callable | None, **at_hand) -> Callable | None:
+    """The function that stands in a seam: the one that the option `--SEAM` names, or `default`.
+
+    What comes after `*` in the variant's signature is filled in here, by name: an option (`max_response_tokens`), or
+    something that is at hand where the seam is (`policy`). So a variant asks for what it needs, and no other one does.
+
+    >>> from types import SimpleNamespace
+    >>> find("advantage", SimpleNamespace(advantage=""), max)
     <built-in function max>
     """
+    name = getattr(cfg, seam)
     if not name:
         return default
+    function, known = named(seam, name), vars(cfg) | at_hand
+    wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return functools.partial(function, **{key: known[key] for key in wanted if key in known})
+
+
+@functools.cache
+def named(seam: str, name: str) -> Callable:
+    """A function of variants/SEAM.py, or of a file of the user's own: `my_file.py:mine`."""
     file, _, function = name.rpartition(":")
     try:
         if file:
@@ -28,9 +42,41 @@ def find(option: str, name: str, default: Callable) -> Callable:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
-            module = importlib.import_module(f"variants.{option}")
+            module = importlib.import_module(f"variants.{seam}")
         return getattr(module, function)
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise UserError(
-            f"--{option} {name}: no such function ({error}); give a name of variants/{option}.py, or my_file.py:mine"
+            f"--{seam} {name}: no such function ({error}); give a name of variants/{seam}.py, or my_file.py:mine"
         ) from error
+
+
+def needs(**settings) -> Callable[[Callable], Callable]:
+    """Says of a variant that it is itself only beside these settings; `check` refuses it without them."""
+
+    def mark(function: Callable) -> Callable:
+        function.needs = settings
+        return function
+
+    return mark
+
+
+def check(cfg) -> None:
+    """Every variant that is named exists, and has beside it what it needs; or UserError, in one line."""
+    for seam in SEAMS:
+        name = getattr(cfg, seam)
+        beside = getattr(named(seam, name), "needs", {}) if name else {}
+        for option, value in beside.items():
+            if getattr(cfg, option) != value:
+                raise UserError(f"--{seam} {name} needs {as_option(option, value)}")
+
+
+def as_option(option: str, value) -> str:
+    """How a setting is given on the command line.
+
+    >>> as_option("ratio_mask", False), as_option("aggregation", "seq-mean-token-mean"), as_option("ratio", "")
+    ('--no-ratio-mask', '--aggregation seq-mean-token-mean', 'no --ratio beside it')
+    """
+    flag = option.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}" if value else f"no --{flag} beside it"
