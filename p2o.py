@@ -251,7 +251,7 @@ def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
 
 
 def remember(state: State, rollouts: list[grpo.Rollout]) -> None:
-    """Add each question's success rate to its past: bare and templated apart, for a template's is not the policy's own."""
+    """Add each question's success rate to its past: bare and templated apart, a template's is not the policy's own."""
     for group in grpo.groups_of(rollouts):
         for past, templated in ((state.history, False), (state.templated, True)):
             rewards = [r.reward for r in group if bool(r.template) == templated]

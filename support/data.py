@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -19,6 +19,7 @@ class Question:
     id: str
     text: str
     reference: str  # the answer that is right
+    row: dict = field(default_factory=dict, repr=False, compare=False)  # of a file, whole: for a --reward of one's own
 
 
 # -------------------------------------------------------------------------------------------------- known data sets
@@ -186,7 +187,7 @@ def _read(path: str) -> list[Question]:
                 found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
             key = str(row.get("id", f"{file.stem}-{number}"))
-            questions.append(Question(key, str(row["question"]), str(row["answer"])))
+            questions.append(Question(key, str(row["question"]), str(row["answer"]), row))
     if not questions:
         raise UserError(f"{path}: holds no questions")
     if len({p.id for p in questions}) < len(questions):
