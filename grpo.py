@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from support import pretrained
+from support import pretrained, shared_prompt
 from support.memory import halve_when_out_of_memory
 from support.seams import find
 from support.settings import Settings
@@ -436,11 +437,9 @@ def sample(
         drawn = policy.engine.sample(contexts, policy.stop_ids, seed, temperature, length, adapter)
     else:
         policy.model.eval()
-        # One number for each token to come, whatever batch it will be drawn in: so batches do not matter to the draw.
-        uniform = (
-            None if seed is None else torch.rand(len(contexts), length, generator=torch.Generator().manual_seed(seed))
-        )
-        drawn, size = [], policy.cfg.sample_batch
+        # A number for each token to come, whatever batch it will be drawn in: so batches do not matter to the draw.
+        generator, size, drawn = torch.Generator().manual_seed(seed or 0), policy.cfg.sample_batch, []
+        uniform = None if seed is None else torch.rand(len(contexts), length, generator=generator)
         with nullcontext() if adapter else policy.model.disable_adapter():
             for i in range(0, len(contexts), size):
                 part = None if uniform is None else uniform[i : i + size].to(policy.device)
@@ -469,9 +468,8 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
             cache.reorder_cache(torch.tensor(rows, device=policy.device))
         logprobs = (logits.float() / temperature).log_softmax(dim=-1)  # [B, V]
         tokens = _draw(logprobs, None if uniform is None else uniform[going, t])  # [B, 1]
-        for i, token, value in zip(
-            going, tokens[:, 0].tolist(), logprobs.gather(1, tokens)[:, 0].tolist(), strict=True
-        ):
+        chosen = logprobs.gather(1, tokens)[:, 0].tolist()
+        for i, token, value in zip(going, tokens[:, 0].tolist(), chosen, strict=True):
             drawn[i][0].append(token)
             drawn[i][1].append(value)
         rows = (~torch.isin(tokens[:, 0], stop)).nonzero()[:, 0]
@@ -547,17 +545,19 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     computes each chunk again.
     """
     # --- solution: part 4 ---
-    sequences = [c + r for c, r in zip(contexts, responses, strict=True)]
-    width = max(map(len, sequences))
-    pad = policy.tokenizer.pad_token_id
-    ids = torch.tensor([s + [pad] * (width - len(s)) for s in sequences], device=policy.device)  # [B, L]
-    # The hidden state at position p predicts token p + 1, so a response that begins at p = len(context) is predicted
-    # from len(context) - 1 on.
+    causal_lm, pad = policy.model.get_base_model(), policy.tokenizer.pad_token_id
     rows = [b for b, r in enumerate(responses) for _ in r]
-    positions = [len(c) - 1 + t for c, r in zip(contexts, responses, strict=True) for t in range(len(r))]
     columns = [t for r in responses for t in range(len(r))]
-    causal_lm = policy.model.get_base_model()
-    hidden = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, D]
+    if shared_prompt.pays(causal_lm, contexts):
+        hidden = shared_prompt.hidden_states(causal_lm, contexts, responses, pad)  # [N, D]
+    else:
+        sequences = [c + r for c, r in zip(contexts, responses, strict=True)]
+        width = max(map(len, sequences))
+        ids = torch.tensor([s + [pad] * (width - len(s)) for s in sequences], device=policy.device)  # [B, L]
+        # The hidden state at position p predicts token p + 1: a response that begins at p = len(context) is predicted
+        # from len(context) - 1 on.
+        positions = [len(contexts[b]) - 1 + t for b, t in zip(rows, columns, strict=True)]
+        hidden = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, D]
     tokens = torch.tensor([token for r in responses for token in r], device=policy.device)  # [N]
     head, temperature = causal_lm.get_output_embeddings(), policy.cfg.temperature
     chunk = max(1, LOGIT_CHUNK // head.weight.shape[0])
@@ -592,12 +592,8 @@ def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
     A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here, and nowhere else.
     """
     trainer = logprobs_of(policy, [r.sampled_context for r in rollouts], [r.response_ids for r in rollouts])
-    gaps = [
-        abs(a - b)
-        for r, own in zip(rollouts, trainer, strict=True)
-        for a, b in zip(own, r.sampled_logprobs, strict=True)
-    ]
-    return sum(gaps) / len(gaps), max(gaps)
+    gap = (torch.tensor(sum(trainer, [])) - torch.tensor(sum((r.sampled_logprobs for r in rollouts), []))).abs()
+    return gap.mean().item(), gap.max().item()
 
 
 # ---------------------------------------------------------------------------------------------------------- update
@@ -617,13 +613,11 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
         elif number:
             r.old_logprobs = r.sampled_logprobs
     values = logprobs_of(policy, [r.trained_context for r in scored], [r.response_ids for r in scored])
+    weigh = partial(template_ratio_weight, ratio_min=cfg.ratio_min, ratio_max=cfg.ratio_max, soft=cfg.soft_clip)
     for r, old_logprobs in zip(scored, values, strict=True):
         r.old_logprobs = old_logprobs
         if r.distilled and cfg.ratio_mask:
-            bare, templated = torch.tensor(old_logprobs), torch.tensor(r.sampled_logprobs)
-            r.token_weight = template_ratio_weight(
-                bare, templated, cfg.ratio_min, cfg.ratio_max, cfg.soft_clip
-            ).tolist()
+            r.token_weight = weigh(torch.tensor(old_logprobs), torch.tensor(r.sampled_logprobs)).tolist()
 
 
 def warmed_up(done: float, cfg: UpdateConfig) -> float:
@@ -671,11 +665,7 @@ def loss_of(
 
 @halve_when_out_of_memory("micro_batch_tokens", smallest=64)
 def update_policy(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    rollouts: list[Rollout],
-    cfg: UpdateConfig,
-    rate: float | None = None,
+    policy: Policy, optimizer: Optimizer, rollouts: list[Rollout], cfg: UpdateConfig, rate: float | None = None
 ) -> dict[str, float]:
     """One optimizer step on these rollouts, by accumulation over micro-batches; returns its metrics.
 

@@ -20,7 +20,6 @@ python p2o.py report runs/a runs/b          the report of runs, made again or si
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 import random
@@ -39,9 +38,9 @@ import gepa_loop
 import grpo
 import verify
 from support.data import Question, label, load_questions, that_fit
-from support.errors import UserError
+from support.errors import UserError, exit_code_of
 from support.presets import QWEN3
-from support.run import Run, RunConfig
+from support.run import Run, RunConfig, seed_for
 from support.seams import check, find
 from support.teacher import teacher
 
@@ -56,7 +55,7 @@ def train(cfg: Config) -> dict:
     batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, in which every question comes once
     kept: list[grpo.Rollout] = []
     if state.step == 0:
-        run.log_epoch(0, held_out_accuracy(policy, held_out, cfg))
+        run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
 
     for step in run.progress(range(state.step, cfg.epochs * batches), batches):
         epoch, batch = divmod(step, batches)
@@ -84,12 +83,13 @@ def train(cfg: Config) -> dict:
         grpo.score_old(policy, updates, cfg)  # before it moves
         rate = grpo.warmed_up((step + 1) / (cfg.epochs * batches), cfg)
         for part in updates:
+            run.look(part, policy.tokenizer.batch_decode, partial(grpo.logprobs_of, policy))
             run.log_update(epoch + 1, grpo.update_policy(policy, optimizer, part, cfg, rate), part)
 
         # 4. Measure, keep: a run that is stopped goes on from here.
         state.step = step + 1
         if batch == batches - 1:
-            run.log_epoch(epoch + 1, held_out_accuracy(policy, held_out, cfg), len(state.hard))
+            run.log_epoch(epoch + 1, held_out_accuracy(policy, held_out, cfg, run), len(state.hard))
         run.save(state)
     return run.finish()
 
@@ -169,7 +169,7 @@ def evolve_templates(
 
     evolution = gepa_loop.evolve(
         hard, journal("respond", respond), journal("reflect", reflection_model(policy, cfg, epoch)), cfg,
-        judge=judge_of(cfg), fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
+        judge=verify.judge_of(cfg.reward), fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
         seed=seed_for(cfg, "gepa", epoch), log=run.note,
     )  # fmt: skip
     rng = random.Random(seed_for(cfg, "assign", epoch))
@@ -222,7 +222,9 @@ def sample_groups(
     sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(z, q.text)) for q, z in pairs]  # T(x, z)
     trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled  # x
     samples = grpo.sample(policy, sampled, seed=seed)
-    verdicts = judge_of(cfg)([s.text for s in samples], [q for q, _ in pairs], [s.truncated for s in samples])
+    verdicts = verify.judge_of(cfg.reward)(
+        [s.text for s in samples], [q for q, _ in pairs], [s.truncated for s in samples]
+    )
     rollouts = []
     for (q, z), context, target, drawn, verdict in zip(pairs, sampled, trained, samples, verdicts, strict=True):
         earned = {"reward": verdict.reward, "well_formed": verdict.well_formed}
@@ -233,14 +235,6 @@ def sample_groups(
         for rollout, advantage in zip(group, advantages_of(group), strict=True):
             rollout.advantage = advantage
     return rollouts
-
-
-def judge_of(cfg: Config) -> verify.Judge:
-    """The reward and its feedback: the verifier's, or those of `--reward`, a function of (response, question)."""
-    reward = find("reward", cfg, None)
-    if reward is None:
-        return verify.judge
-    return lambda texts, questions, _: [verify.Verdict(*reward(*pair)) for pair in zip(texts, questions, strict=True)]
 
 
 def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
@@ -272,19 +266,17 @@ def in_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Roll
     return [sum(groups[i : i + size], []) for i in range(0, len(groups), size)]
 
 
-def held_out_accuracy(policy: grpo.Policy, held_out: dict[str, list[Question]], cfg: Config) -> dict[str, float]:
+def held_out_accuracy(
+    policy: grpo.Policy, held_out: dict[str, list[Question]], cfg: Config, run: Run
+) -> dict[str, float]:
     """Share of each held-out file's questions that greedy decoding of the bare prompt solves."""
     accuracy = {}
     for name, questions in held_out.items():
         samples = grpo.respond(policy, [q.text for q in questions], seed=None)
-        verdicts = judge_of(cfg)([s.text for s in samples], questions, [s.truncated for s in samples])
+        verdicts = verify.judge_of(cfg.reward)([s.text for s in samples], questions, [s.truncated for s in samples])
         accuracy[name] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
+        run.note_families(name, questions, verdicts)
     return accuracy
-
-
-def seed_for(cfg: Config, *what: object) -> int:
-    """A seed of its own for every draw of a run, so that no generator's state has to be kept."""
-    return int.from_bytes(hashlib.sha256(repr((cfg.seed, *what)).encode()).digest()[:6])
 
 
 # ------------------------------------------------------------------------------------------ preparing; command line
@@ -317,22 +309,18 @@ def parse_config(argv: list[str]) -> Config:
 TOOLS = {"demo": "demo", "study": "study", "eval": "evaluate", "fit": "fit", "report": "report"}  # files of tools/
 
 
+def command(argv: list[str]) -> None:
+    if argv and argv[0] in TOOLS:
+        tool, rest = TOOLS[argv[0]], argv[1:]
+    else:
+        cfg = parse_config(argv)
+        train(cfg)
+        tool, rest = "report", [str(cfg.folder)]
+    importlib.import_module(f"tools.{tool}").main(rest)  # tools stand on this module, which knows them by name only
+
+
 def main(argv: list[str]) -> int:
-    try:
-        tool, rest = (TOOLS[argv[0]], argv[1:]) if argv and argv[0] in TOOLS else ("report", None)
-        if rest is None:
-            cfg = parse_config(argv)
-            train(cfg)
-            rest = [str(cfg.folder)]
-        # Tools stand on this module, which therefore knows them by name only.
-        importlib.import_module(f"tools.{tool}").main(rest)
-    except KeyboardInterrupt:
-        print("p2o: stopped; the same command with --resume goes on with the run", file=sys.stderr)
-        return 130
-    except UserError as error:
-        print(f"p2o: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code_of(partial(command, argv))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from typing import NamedTuple
 
 from support.boxes import boxes_in
 from support.data import Question
+from support.seams import named
 
 TIME_LIMIT = 1.0  # seconds of the worker's CPU for one comparison, so that a busy machine does not turn verdicts
 PATIENCE = 4  # times as long by the clock, whatever the worker is doing (its start, a second or two, is not counted)
@@ -575,6 +576,14 @@ def judge(responses: list[str], questions: list[Question], truncated: list[bool]
     references = [question.reference for question in questions]
     graded = zip(grade_batch(responses, references), references, truncated, strict=True)
     return [Verdict(g.reward, feedback(g, reference, cut), g.well_formed) for g, reference, cut in graded]
+
+
+def judge_of(reward: str) -> Judge:
+    """`judge`, or what `--reward` names instead: a function of (response, question) that gives (reward, feedback)."""
+    if not reward:
+        return judge
+    mine = named("reward", reward)
+    return lambda responses, questions, _: [Verdict(*mine(*pair)) for pair in zip(responses, questions, strict=True)]
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--worker"]:

@@ -53,11 +53,11 @@ def greedy_cover(dev_scores):
 
 
 # part 6
-def assign_templates(evolution, group_size, rng, one_per_group=False):
-    """A gepa_loop.Evolution, G and a random.Random -> {question id: list of G templates}"""
+def assign_templates(evolution, group_size, rng, cfg=None):
+    """A gepa_loop.Evolution, G, a random.Random and an EvolutionConfig -> {question id: list of G templates}"""
     import gepa_loop
 
-    return gepa_loop.assign_templates(evolution, group_size, rng, one_per_group)
+    return gepa_loop.assign_templates(evolution, group_size, rng, cfg)
 
 
 # part 7
@@ -69,18 +69,18 @@ def grade_batch(responses, references):
 
 
 # part 8
-def mine_hard(rollouts, group_size, near_hard):
-    """Rollouts, group by group -> ids of the hard questions"""
+def mine_hard(rollouts, cfg):
+    """Rollouts, group by group, and a p2o.Config -> ids of the hard questions"""
     import p2o
 
-    return p2o.mine_hard(rollouts, group_size, near_hard)
+    return p2o.mine_hard(rollouts, cfg)
 
 
-def sample_groups(run, problems):
-    """A p2o.Run and problems -> graded rollouts, group by group, ready to be trained on"""
+def sample_groups(policy, questions, templates, cfg, seed):
+    """Questions and {question id: its G templates} -> rewarded rollouts with advantages, group by group"""
     import p2o
 
-    return p2o.sample_groups(run, problems)
+    return p2o.sample_groups(policy, questions, templates, cfg, seed)
 
 
 def train(cfg):

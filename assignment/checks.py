@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
-import sys
 import tempfile
 from collections import Counter
 from functools import cache
@@ -196,7 +194,7 @@ def scored():
     for context, response in zip(contexts, responses, strict=True):
         with torch.no_grad():
             logits = policy.model(TENSOR([context + response])).logits[0]  # [L, V]
-        logprobs = (logits / policy.temperature).log_softmax(-1)
+        logprobs = (logits / policy.cfg.temperature).log_softmax(-1)
         expected.append([logprobs[len(context) + t - 1, token].item() for t, token in enumerate(response)])
     return contexts, responses, expected
 
@@ -214,7 +212,7 @@ def test_4_temperature_belongs_to_the_distribution(student):
     """Logits are divided by the temperature: these are log-probs of the distribution that was sampled from. Without it
     the ratio compares two different distributions."""
     contexts, responses, expected = scored()
-    assert tiny_policy(temperature=0.6).temperature == 0.6
+    assert tiny_policy(temperature=0.6).cfg.temperature == 0.6
     close(
         student.token_logprobs(tiny_policy(temperature=0.6), contexts[1:2], responses[1:2]).detach(),
         expected[1:2],
@@ -309,11 +307,13 @@ def test_6_draws_are_weighted_by_mean_dev_score(student):
 
 
 def test_6_each_rollout_has_its_own_draw(student):
-    """G draws for each question, one for each rollout; a single draw for the whole group only with one_per_group."""
+    """G draws for each question, one for each rollout; a single draw for the whole group only with
+    cfg.one_template_per_group."""
     many = found([[1, 0], [0, 1]], [0, 1])
     many.train_ids = [f"t{i}" for i in range(30)]
     per_rollout = student.assign_templates(many, 6, random.Random(0))
-    per_group = student.assign_templates(many, 6, random.Random(0), one_per_group=True)
+    one = reference("gepa_loop").EvolutionConfig(one_template_per_group=True)
+    per_group = student.assign_templates(many, 6, random.Random(0), one)
     assert all(len(zs) == 6 for zs in [*per_rollout.values(), *per_group.values()])
     assert any(len(set(zs)) == 2 for zs in per_rollout.values())
     assert all(len(set(zs)) == 1 for zs in per_group.values())
@@ -359,128 +359,103 @@ def rollouts_of(rewards):
 
 def test_8_hard_is_no_success_and_near_hard_exactly_one(student):
     """Hard: no success in the group. Near-hard: at most one, and only when near_hard is on."""
+    import p2o
+
     rollouts = rollouts_of({"none": [0, 0, 0], "one": [0, 1, 0], "two": [1, 1, 0], "all": [1, 1, 1]})
-    assert list(student.mine_hard(rollouts, 3, True)) == ["none", "one"]
-    assert list(student.mine_hard(rollouts, 3, False)) == ["none"]
+    assert list(student.mine_hard(rollouts, p2o.Config())) == ["none", "one"]
+    assert list(student.mine_hard(rollouts, p2o.Config(near_hard=False))) == ["none"]
 
 
 TEMPLATE = "Add one digit at a time. Double and add for every bit."
-SETTINGS = {"group_size": 4, "questions_per_batch": 2, "questions_per_update": 2}
 
 
-@cache
 def sampled(student, **settings):
-    """(policy, problems, rollouts) of two questions, the first one under a template but for its last rollout."""
+    """(policy, questions, rollouts) of two questions, the first one under a template but for its last rollout."""
     import p2o
 
-    folder = Path(tempfile.mkdtemp())
-    cfg = p2o.Config(
-        model=str(ROOT / "tiny" / "model"), train_data=str(ROOT / "tiny" / "train.jsonl"), eval_data=(),
-        runs=str(folder), **SETTINGS, **settings,
-    )  # fmt: skip
-    problems = p2o.load_questions(cfg, cfg.train_data)[:2]
+    cfg = p2o.Config(group_size=4, **settings)
+    questions = p2o.load_questions(cfg.train_data)[:2]
     policy = tiny_policy(temperature=1.0)
-    run = SimpleNamespace(cfg=cfg, folder=folder, policy=policy, train=problems, state=p2o.State())
-    run.state.templates = {problems[0].id: [TEMPLATE] * 3 + [""]}
-    (folder / "transcripts.jsonl").write_text("")
-    rollouts = student.sample_groups(run, problems)
-    shutil.rmtree(folder)
-    return run.policy, problems, rollouts
+    templates = {questions[0].id: [TEMPLATE] * 3 + [""]}
+    return policy, questions, student.sample_groups(policy, questions, templates, cfg, 7)
 
 
-def contexts_of(policy, problem):
+def contexts_of(policy, question):
     grpo = reference("grpo")
-    templated = reference("gepa_loop").apply_template(TEMPLATE, problem.question)
-    return grpo.chat_ids(policy, problem.question), grpo.chat_ids(policy, templated)
+    templated = reference("gepa_loop").apply_template(TEMPLATE, question.text)
+    return grpo.chat_ids(policy, question.text), grpo.chat_ids(policy, templated)
 
 
 def test_8_sampled_under_the_template_and_trained_on_the_bare_question(student):
     """Context distillation: sampled_context is the templated one for rollouts with a template, trained_context the bare
     one for all. Without distillation both are what was sampled."""
-    policy, problems, rollouts = sampled(student)
-    bare, templated = contexts_of(policy, problems[0])
+    policy, questions, rollouts = sampled(student)
+    bare, templated = contexts_of(policy, questions[0])
     assert [r.sampled_context for r in rollouts[:4]] == [templated] * 3 + [bare]
     assert [r.trained_context for r in rollouts[:4]] == [bare] * 4
-    assert [r.question_id for r in rollouts] == [p.id for p in problems for _ in range(4)]
+    assert [r.question_id for r in rollouts] == [q.id for q in questions for _ in range(4)]
     _, _, rollouts = sampled(student, distill=False)
     assert [r.trained_context for r in rollouts[:4]] == [templated] * 3 + [bare]
 
 
-def test_8_old_logprobs_are_those_of_the_bare_question(student):
-    """`old` is log pi_old(y | x), scored under the trained context. The sampler's log-probs are those under the
-    template: taken as `old`, the first ratio is not 1 and the clip throws away just what the template unlocked."""
-    policy, problems, rollouts = sampled(student)
-    bare, templated = contexts_of(policy, problems[0])
+def test_8_sampled_logprobs_are_those_under_the_template(student):
+    """`sampled_logprobs` come from the sampler, under the context that was sampled from; `old_logprobs` stays None:
+    grpo.score_old fills it in, under the trained one, before the first update."""
+    policy, questions, rollouts = sampled(student)
+    _, templated = contexts_of(policy, questions[0])
     grpo = reference("grpo")
     for r in rollouts[:3]:
-        assert r.old_logprobs == pytest.approx(grpo.score(policy, [bare], [r.response_ids])[0], abs=1e-3)
-        assert r.sampled_logprobs == pytest.approx(grpo.score(policy, [templated], [r.response_ids])[0], abs=1e-3)
+        assert r.sampled_logprobs == pytest.approx(grpo.logprobs_of(policy, [templated], [r.response_ids])[0], abs=1e-3)
+        assert r.old_logprobs is None
 
 
 def test_8_reward_and_advantage(student):
     """Rewards are the verifier's for this question's answer; advantages are those of the group, in its order."""
-    _, problems, rollouts = sampled(student)
-    answers = [p.answer for p in problems for _ in range(4)]
+    _, questions, rollouts = sampled(student, scale_by_std=False)
+    answers = [q.reference for q in questions for _ in range(4)]
     rewards = [g.reward for g in reference("verify").grade_batch([r.text for r in rollouts], answers)]
     assert [r.reward for r in rollouts] == rewards
-    expected = reference("grpo").group_advantages(TENSOR(rewards), 4).tolist()
+    expected = reference("grpo").group_advantages(TENSOR(rewards), 4, scale_by_std=False).tolist()
     assert [r.advantage for r in rollouts] == pytest.approx(expected, abs=1e-5)
 
 
-def test_8_token_weight(student):
-    """Token weights come from the template ratio, for rollouts with a template; bare ones have weight 1 throughout, and
-    so has everything without the ratio mask."""
-    _, _, rollouts = sampled(student, ratio_min=0.9, ratio_max=1.1)
-    for r in rollouts[:3]:
-        bare, templated = TENSOR(r.old_logprobs), TENSOR(r.sampled_logprobs)
-        expected = reference("grpo").template_ratio_weight(bare, templated, 0.9, 1.1).tolist()
-        assert list(r.token_weight) == expected and len(expected) == len(r.response_ids)
-    assert any(w == 0 for r in rollouts[:3] for w in r.token_weight)
-    assert all(w == 1 for r in rollouts[3:] for w in r.token_weight)
-    _, _, rollouts = sampled(student, ratio_min=0.9, ratio_max=1.1, ratio_mask=False)
-    assert all(w == 1 for r in rollouts for w in r.token_weight)
+def mini_run(train, folder, **settings):
+    """The lines of metrics.jsonl of a run of two epochs on eight easy and eight hard questions."""
+    import p2o
+
+    rows = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()
+    (folder / "train.jsonl").write_text("\n".join(rows[:8] + rows[-8:]) + "\n")
+    (folder / "held.jsonl").write_text("\n".join(rows[8:12]) + "\n")
+    cfg = p2o.Config(
+        train_data=str(folder / "train.jsonl"), eval_data=(str(folder / "held.jsonl"),), runs=str(folder), epochs=2,
+        questions_per_batch=6, questions_per_update=3, group_size=4, hard_set_min=4, gepa_budget="60", **settings,
+    )  # fmt: skip
+    train(cfg)
+    assert (cfg.folder / "checkpoints").exists() and (cfg.folder / "summary.json").exists()
+    return [json.loads(line) for line in (cfg.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def traced(student, monkeypatch, **settings):
-    """What `train` does, in order, with the given functions replaced by ones that only write down that they ran."""
-    p2o = sys.modules.get("p2o") or __import__("p2o")
-    cfg = p2o.Config(epochs=3, **settings)
-    trace = []
-
-    def policy_epoch(run):
-        trace.append(("policy", run.state.epoch, list(run.state.hard)))
-        run.state.hard = run.state.hard + [f"q{run.state.epoch}"]
-
-    def evolve_templates(run):
-        trace.append(("evolve", run.state.epoch, list(run.state.hard)))
-
-    def finish_run(run):
-        trace.append(("finish", run.state.epoch))
-        return {"finished": True}
-
-    run = SimpleNamespace(cfg=cfg, state=p2o.State(), interrupted=False, folder=Path("."), stop_if_asked=lambda: None)
-    monkeypatch.setattr(p2o, "start_run", lambda *args, **kwargs: run)
-    monkeypatch.setattr(p2o, "policy_epoch", policy_epoch)
-    monkeypatch.setattr(p2o, "evolve_templates", evolve_templates)
-    monkeypatch.setattr(p2o, "finish_run", finish_run)
-    monkeypatch.setattr(p2o, "held_out_accuracy", lambda run: {})
-    monkeypatch.setattr(p2o, "log_epoch", lambda run, epoch, scores: trace.append(("log", epoch)))
-    monkeypatch.setattr(p2o, "save_checkpoint", lambda run: None)
-    assert student.train(cfg) == {"finished": True}
-    return trace
+@cache
+def expected_run(**settings):
+    with tempfile.TemporaryDirectory() as folder:
+        return mini_run(reference("p2o").train, Path(folder), **settings)
 
 
-def test_8_the_loop_alternates(student, monkeypatch):
-    """Policy epoch, its log line, then prompt evolution on the hard questions of just that epoch: empty the hard set
-    before the next. No evolution after the last epoch, since nobody would use the templates."""
-    assert traced(student, monkeypatch) == [
-        ("policy", 0, []), ("log", 1), ("evolve", 0, ["q0"]),
-        ("policy", 1, []), ("log", 2), ("evolve", 1, ["q1"]),
-        ("policy", 2, []), ("log", 3), ("finish", 3),
-    ]  # fmt: skip
+def same_lines(actual, expected):
+    assert [line["kind"] for line in actual] == [line["kind"] for line in expected]
+    for number, (line, right) in enumerate(zip(actual, expected, strict=True), start=1):
+        for name, value in right.items():
+            assert line[name] == pytest.approx(value, abs=1e-3), f"line {number}, {right['kind']}: {name}"
 
 
-def test_8_grpo_is_the_policy_epoch_alone(student, monkeypatch):
+def test_8_two_epochs(student, tmp_path):
+    """A run of two epochs writes the metrics.jsonl of the reference's: prompt evolution at an epoch's first batch, on
+    the hard questions of just the epoch before (empty `state.hard` then), rollouts, mining, updates, a checkpoint."""
+    same_lines(mini_run(student.train, tmp_path), expected_run())
+
+
+def test_8_grpo_is_the_same_loop_without_evolution(student, tmp_path):
     """The baseline is the same loop without evolution: --method grpo."""
-    trace = traced(student, monkeypatch, method="grpo")
-    assert [step[0] for step in trace] == ["policy", "log"] * 3 + ["finish"]
+    same_lines(
+        mini_run(student.train, tmp_path, method="grpo", near_hard=False), expected_run(method="grpo", near_hard=False)
+    )

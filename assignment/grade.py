@@ -58,12 +58,11 @@ def reference(name: str) -> ModuleType:
 @cache
 def tiny_policy(temperature: float):
     """The shipped model with a fresh adapter, loaded once for all checks of all submissions."""
-    return reference("grpo").load_policy(
-        str(ROOT / "tiny" / "model"), temperature=temperature, max_prompt_tokens=160, max_new_tokens=40
-    )
+    grpo = reference("grpo")
+    return grpo.load_policy(grpo.PolicyConfig(temperature=temperature))
 
 
-IMPORTS = {"verify": (), "grpo": (), "gepa_loop": ("verify",)}
+IMPORTS = {"verify": (), "grpo": (), "gepa_loop": ("verify",), "p2o": ("verify", "grpo", "gepa_loop")}
 
 
 @contextlib.contextmanager
@@ -84,7 +83,7 @@ def installed(modules: dict[str, ModuleType]):
 def students_code(folder: Path, part: int):
     """Imports find the student's modules; for part 8, the reference's below p2o."""
     sys.path.insert(0, str(folder))
-    modules = {name: reference(name) for name in IMPORTS} if part == 8 else {}
+    modules = {name: reference(name) for name in IMPORTS["p2o"]} if part == 8 else {}
     try:
         with installed(modules):
             yield

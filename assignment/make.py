@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("grpo.py", "gepa_loop.py", "verify.py", "p2o.py")
-SUPPORT = ("support", "tiny")  # what the modules need to run; nothing in there is part of the assignment
+SUPPORT = ("support", "tools", "tiny")  # what the modules need to run; nothing in there is part of the assignment
 MARKER = re.compile(r"^ +# --- solution: part (\d+) ---$")
 
 

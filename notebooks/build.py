@@ -5,7 +5,8 @@
     python notebooks/build.py --text     # after a change of text cells: put them in, keep the outputs
 
 A source is a Python file in "percent" format: `# %%` begins a code cell, `# %% [markdown]` a text cell whose lines are
-comments. A change of a notebook is a change of lines in a diff, and tests/test_notebooks.py runs the same cells.
+comments, and `# %% [start]` is the first cell of every notebook. A change of a notebook is a change of lines in a diff,
+and tests/test_notebooks.py runs the same cells.
 """
 
 from __future__ import annotations
@@ -19,6 +20,21 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
+START = """\
+# At home this finds the repository. In a fresh hosted notebook it clones and installs it first.
+import os
+import subprocess
+import sys
+
+if not os.path.exists("grpo.py") and not os.path.exists("../grpo.py"):
+    address = os.environ.get("P2O_REPOSITORY") or input("Where did you find this notebook? The repository's address: ")
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, "p2o"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-r", "p2o/requirements.txt"], check=True)
+    os.chdir("p2o")
+elif not os.path.exists("grpo.py"):
+    os.chdir("..")  # from notebooks/ to the repository's root
+sys.path.insert(0, os.getcwd())"""
+
 
 def cells_of(source: str) -> list[tuple[str, str]]:
     """[("markdown" or "code", text)]
@@ -31,6 +47,8 @@ def cells_of(source: str) -> list[tuple[str, str]]:
         head, _, body = block.partition("\n")
         if head.strip() == "[markdown]":
             cells.append(("markdown", re.sub(r"^# ?", "", body.strip("\n"), flags=re.MULTILINE)))
+        elif head.strip() == "[start]":
+            cells.append(("code", START))
         else:
             cells.append(("code", body.strip("\n")))
     return cells

@@ -19,7 +19,19 @@ class Question:
     id: str
     text: str
     reference: str  # the answer that is right
+    columns: dict[str, str] = field(default_factory=dict, compare=False)  # what else its row says: family, level, ...
     row: dict = field(default_factory=dict, repr=False, compare=False)  # of a file, whole: for a --reward of one's own
+
+
+def short_columns(row: dict) -> dict[str, str]:
+    """The columns of a row by which questions can be told apart; no long texts, they would be solutions.
+
+    >>> short_columns({"id": 7, "question": "1 + 1", "answer": "2", "level": 5, "solution": "One " * 99})
+    {'level': '5'}
+    """
+    known = ("id", "question", "problem", "answer")
+    short = {name: str(value) for name, value in row.items() if isinstance(value, str | int | float)}
+    return {name: value for name, value in short.items() if name not in known and len(value) <= 40}
 
 
 # -------------------------------------------------------------------------------------------------- known data sets
@@ -103,11 +115,13 @@ def load_source(name: str, local: str = "") -> list[Question]:
     if absent:
         raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {rows.column_names})")
     found: dict[str, Question] = {}  # by question: a repeated one could stand on both sides of a split
-    for number, row in enumerate(rows.select_columns(needed), start=1):
+    short = short_columns(rows[0]) if len(rows) else {}
+    for number, row in enumerate(rows.select_columns(list({*needed, *short})), start=1):
         question, answer = row[source.question].strip(), source.extract(row[source.answer]).strip()
         hard_enough = source.hardest is None or row[source.hardest[0]] >= source.hardest[1]
         if question and answer and hard_enough:
-            found.setdefault(question, Question(f"{name.removesuffix(HELD_OUT)}-{number}", question, answer))
+            key = f"{name.removesuffix(HELD_OUT)}-{number}"
+            found.setdefault(question, Question(key, question, answer, short_columns(row)))
     drawn = list(found.values())
     if source.sizes:
         # Held out comes first, so that it stays the same whatever the size of the training part.
@@ -187,7 +201,7 @@ def _read(path: str) -> list[Question]:
                 found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
             key = str(row.get("id", f"{file.stem}-{number}"))
-            questions.append(Question(key, str(row["question"]), str(row["answer"]), row))
+            questions.append(Question(key, str(row["question"]), str(row["answer"]), short_columns(row), row))
     if not questions:
         raise UserError(f"{path}: holds no questions")
     if len({p.id for p in questions}) < len(questions):

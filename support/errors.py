@@ -1,5 +1,23 @@
-"""The one exception that is the user's to mend: main() prints it as one line and exits with code 2."""
+"""The one exception that is the user's to mend: one line on the screen, exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
     """Says what is wrong, where, and what to do."""
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do it; 0, or 2 after a UserError, or 130 after Ctrl-C."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        print("p2o: stopped; the same command with --resume goes on with the run", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"p2o: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import statistics
@@ -22,6 +24,8 @@ from support.settings import Settings
 from support.vital_signs import MAX_BAD_UPDATES, silent_failures
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"
+SHOWN_TOKENS = 500  # of each transcript come with their log-probs; its whole text is there anyway
+MAX_FAMILIES = 24  # a column with more values than that does not sort questions into families
 GROWING_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # a checkpoint holds how long they were
 
 
@@ -41,6 +45,11 @@ class RunConfig(Settings):
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("resume", "allow_changes")}
 
 
+def seed_for(cfg, *what: object) -> int:
+    """A seed of its own for every draw of a run, from the run's seed: so no generator's state has to be kept."""
+    return int.from_bytes(hashlib.sha256(repr((cfg.seed, *what)).encode()).digest()[:6])
+
+
 class Run:
     """A run's folder, and all that is written there.
 
@@ -53,6 +62,8 @@ class Run:
         """Look, but touch nothing: no run is written over, nor resumed under other settings without being asked."""
         self.cfg, self.folder, self.started = cfg, cfg.folder, time.time()
         self.earlier_seconds, self.saved, self.updates, self.bad_updates = 0.0, 0, 0, 0
+        self.shown: list[tuple] = []  # (rollout, its line of transcripts.jsonl), not written yet
+        self.families: dict[str, dict] = {}  # of each held-out file, as it was measured last
         check_folder(cfg)
         if cfg.track != "none":
             track.library(cfg.track)
@@ -96,6 +107,9 @@ class Run:
             self.model.save_pretrained(folder / "adapter")
             checkpoint.save_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
+        with (self.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for _, line in self.shown)
+        self.shown = []
         lengths = {name: (self.folder / name).stat().st_size for name in GROWING_FILES}
         record = {"state": dataclasses.asdict(state), "lengths": lengths, "base_model": self.fingerprint}
         record |= {"seconds": self.seconds, "updates": self.updates}
@@ -105,7 +119,7 @@ class Run:
             for journal in self.folder.glob("rollouts-*.json"):
                 journal.unlink()
         except OSError as error:
-            tqdm.write(f"checkpoint {self.saved + 1} was not written ({error}); the older ones are as they were")
+            self.warn(f"checkpoint {self.saved + 1} was not written ({error}); the older ones are as they were")
 
     def once(self, step: int, kind: type, make: Callable[[], list]) -> list:
         """The dataclasses `kind` that `make` gives for a step; from a journal if they were made before a stop."""
@@ -142,6 +156,12 @@ class Run:
         with (self.folder / "run.log").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def warn(self, sentence: str, **where) -> None:
+        """A sentence that somebody should read: on the screen, and in metrics.jsonl if the disk has room."""
+        tqdm.write(f"  WARNING: {sentence}")
+        with contextlib.suppress(OSError):
+            self.log("warning", text=sentence, **where)
+
     def log(self, kind: str, **numbers) -> None:
         """One line of metrics.jsonl, and of the tracker. JSON has no NaN: null stands for it."""
         line = {"kind": kind} | numbers
@@ -156,7 +176,11 @@ class Run:
         return [line for line in lines if line["kind"] == kind and having.items() <= line.items()]
 
     def log_rollouts(self, epoch: int, groups: list[list], questions: list, mismatch: tuple[float, float]) -> None:
-        """A batch in sums, from which the epoch's line is made; its first groups go into the transcripts."""
+        """A batch in sums, from which the epoch's line is made; some of its rollouts will be transcripts.
+
+        Entropy is estimated by the mean of -log p over the sampled tokens: unbiased for the distributions that they
+        were drawn from, with their templates and at the sampling temperature, and it costs nothing.
+        """
         rollouts, by_id = [r for group in groups for r in group], {question.id: question for question in questions}
         self.log(
             "rollouts",
@@ -166,25 +190,44 @@ class Run:
             groups=len(groups),
             zero_advantage=sum(not any(r.teaches for r in group) for group in groups),
             tokens=sum(len(r.response_ids) for r in rollouts),
+            entropy=-sum(sum(r.sampled_logprobs) for r in rollouts),
             templated=sum(bool(r.template) for r in rollouts),
             truncated=sum(r.truncated for r in rollouts),
             ill_formed=sum(not r.well_formed for r in rollouts),
             mismatch=mismatch[0],
             mismatch_max=mismatch[1],
         )
-        with (self.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
-            for r in (r for group in groups[:2] for r in group[:3]):
-                question = by_id[r.question_id]
-                line = {"epoch": epoch, "question": question.text, "reference": question.reference}
-                line |= {"template": r.template, "response": r.text, "reward": r.reward}
-                file.write(json.dumps(line) + "\n")
+        # The first group is in the batch's first update, where no token can be clipped yet; the last is in its last.
+        for r in (r for group in groups[:1] + groups[1:][-1:] for r in group[:3]):
+            question = by_id[r.question_id]
+            line = {"epoch": epoch, "id": r.question_id, "question": question.text, "reference": question.reference}
+            line |= {"template": r.template, "response": r.text, "reward": r.reward, "advantage": r.advantage}
+            self.shown.append((r, line))
+
+    def look(self, part: list, decode: Callable, score: Callable) -> None:
+        """The tokens of those transcripts that an update is about to train, seen as it sees them.
+
+        Log-probs: sampled_ of the sampler, in the context it saw; old_ of the bare question under the policy that
+        sampled, null where nothing had to score them; new_ likewise under the policy as it is now, after the batch's
+        earlier updates. old - sampled is the log template ratio, new - old the log importance ratio, which is clipped.
+        """
+        seen = [(r, line) for r, line in self.shown if any(r is other for other in part)]
+        moved = [r for r, _ in seen if r.teaches and r.old_logprobs is not None]
+        new = iter(score([r.trained_context for r in moved], [r.response_ids for r in moved]))
+        for r, line in seen:
+            values = {"sampled_logprobs": r.sampled_logprobs, "old_logprobs": r.old_logprobs}
+            values |= {"new_logprobs": next(new) if any(r is other for other in moved) else None}
+            values |= {"advantage": r.advantage, "token_weight": r.token_weight}
+            line["tokens"] = decode([[token] for token in r.response_ids[:SHOWN_TOKENS]])
+            line |= {name: rounded(value) if isinstance(value, list) else value for name, value in values.items()}
 
     def log_update(self, epoch: int, metrics: dict, rollouts: list) -> None:
         """An update's line. Those without a finite gradient are skipped; several in a row end the run."""
         self.updates += 1
         self.bad_updates = self.bad_updates + 1 if metrics["skipped"] else 0
         if self.bad_updates:
-            tqdm.write(f"update {self.updates}: the loss or gradient is not finite; skipped, no weight has moved")
+            sentence = f"update {self.updates}: the loss or gradient is not finite; skipped, no weight has moved"
+            self.warn(sentence, epoch=epoch)
         if self.bad_updates >= MAX_BAD_UPDATES:
             self._write("bad-batch.json", [dataclasses.asdict(r) for r in rollouts])
             raise UserError(
@@ -212,6 +255,10 @@ class Run:
         early = f" (ended early: {evolution.stopped_early})" if evolution.stopped_early else ""
         tqdm.write(f"  evolution, {evolution.metric_calls} responses: {said}{early}")
 
+    def note_families(self, name: str, questions: list, verdicts: list) -> None:
+        """The verdicts on a held-out file, for the next epoch's line: rewards by the questions' columns."""
+        self.families[name] = by_column([q.columns for q in questions], [verdict.reward for verdict in verdicts])
+
     def log_epoch(self, epoch: int, accuracy: dict[str, float], hard: int = 0) -> None:
         """An epoch's line in metrics.jsonl and on the screen. `accuracy`: of each held-out file, bare and greedy."""
         batches, updates = self.logged("rollouts", epoch=epoch), self.logged("update", epoch=epoch)
@@ -224,11 +271,11 @@ class Run:
                 f"reward {line['reward']:.2f} | zero-advantage groups {line['zero_advantage']:.0%} | "
                 f"hard set {hard:3d} | templated {line['templated']:.0%} | tokens masked {line['masked_tokens']:.1%}"
             )
-        self.log("epoch", **line, accuracy=accuracy)
+        self.log("epoch", **line, accuracy=accuracy, families=self.families)
         held_out = "  ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
         tqdm.write(f"epoch {epoch}/{self.cfg.epochs} | {text} | held out, bare: {held_out}")
         for warning in silent_failures(line, self.cfg) if batches else []:
-            tqdm.write(f"  WARNING: {warning}")
+            self.warn(warning, epoch=epoch)
 
     def finish(self) -> dict:
         """Adapter and summary; returns the summary."""
@@ -278,9 +325,28 @@ def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:
         "zero_advantage": sums["zero_advantage"] / sums["groups"],
         "masked_tokens": statistics.fmean(update["masked"] or 0.0 for update in updates) if updates else 0.0,
         "response_tokens": sums["tokens"] / sums["rollouts"],
+        "entropy": sums["entropy"] / sums["tokens"],
         "logprob_mismatch": sums["mismatch"] / len(batches),
         "logprob_mismatch_max": max(batch["mismatch_max"] for batch in batches),
     }
+
+
+def by_column(columns: list[dict[str, str]], rewards: list[float]) -> dict[str, dict[str, list[float]]]:
+    """{column: {value: [sum of rewards, number of questions]}}, for every column that has few values.
+
+    >>> by_column([{"family": "clock"}, {"family": "total"}, {"family": "total"}], [1.0, 0.0, 1.0])
+    {'family': {'clock': [1.0, 1], 'total': [1.0, 2]}}
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for row, reward in zip(columns, rewards, strict=True):
+        for column, value in row.items():
+            rewarded, asked = found.setdefault(column, {}).get(value, [0.0, 0])
+            found[column][value] = [rewarded + reward, asked + 1]
+    return {column: values for column, values in found.items() if len(values) <= MAX_FAMILIES}
+
+
+def rounded(values: list[float]) -> list[float]:
+    return [round(value, 4) for value in values[:SHOWN_TOKENS]]
 
 
 def read_lines(path: Path) -> list[dict]:

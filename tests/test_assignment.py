@@ -27,22 +27,25 @@ MISTAKES = {
     "loss: mask after the mean": (
         2,
         "grpo.py",
-        ("return sums.sum() / counts.sum().clamp(min=1)", "return (per_token.mean() * mask).sum() / mask.sum()"),
+        ("return sums.sum() / tokens", "return (per_token.mean() * mask).sum() / mask.sum()"),
     ),
     "loss: weighted tokens leave the denominator": (
         2,
         "grpo.py",
         (
-            "return aggregate(per_token, mask, aggregation), metrics",
+            "return aggregate(per_token, mask, aggregation, whole), metrics",
             "mask = mask if token_weight is None else mask * token_weight\n"
-            "    return aggregate(per_token, mask, aggregation), metrics",
+            "    return aggregate(per_token, mask, aggregation, whole), metrics",
         ),
     ),
-    "loss: optimistic clip": (2, "grpo.py", ("torch.max(unclipped, clipped)", "torch.min(unclipped, clipped)")),
+    "loss: optimistic clip": (2, "grpo.py", ("pessimistic = torch.max(", "pessimistic = torch.min(")),
     "loss: dual clip whatever the sign": (
         2,
         "grpo.py",
-        ("torch.where(advantages < 0, bounded, pessimistic)", "bounded"),
+        (
+            "torch.where(advantages < 0, torch.min(-advantages * dual_clip, pessimistic), pessimistic)",
+            "torch.min(-advantages * dual_clip, pessimistic)",
+        ),
     ),
     "weight: ratio the other way round": (
         3,
@@ -82,7 +85,7 @@ MISTAKES = {
     "assignment: one draw for the whole group": (
         6,
         "gepa_loop.py",
-        ("draws = 1 if one_per_group else", "draws = 1 or"),
+        ("draws = 1 if cfg.one_template_per_group else", "draws = 1 or"),
     ),
     "reward: any right box earns it": (7, "verify.py", ("float(correct and well_formed)", "float(correct)")),
     "reward: compares strings": (
@@ -90,22 +93,31 @@ MISTAKES = {
         "verify.py",
         ("_decide(answer, reference, boxed=True)\n            correct", "answer == reference\n            correct"),
     ),
-    "loop: templated log-probs as old": (8, "p2o.py", ("old_logprobs=old,", "old_logprobs=s.logprobs,")),
     "loop: the templated context is trained": (
         8,
         "p2o.py",
-        ("trained_contexts = bare_contexts if cfg.distill else", "trained_contexts = sampled_contexts if True else"),
+        (
+            "trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled",
+            "trained = sampled",
+        ),
     ),
-    "loop: near-hard always": (8, "p2o.py", ("most = 1 if near_hard else 0", "most = 1")),
-    "loop: the hard set grows for ever": (
+    "loop: near-hard always": (8, "p2o.py", ("most = 1 if cfg.near_hard else 0", "most = 1")),
+    "loop: the hard set grows for ever": (8, "p2o.py", ("            state.hard = []\n", "")),
+    "loop: the same seed for every batch": (
         8,
         "p2o.py",
-        ("state.hard, state.position, state.sums = [], 0, {}", "state.position, state.sums = 0, {}"),
+        ('seed_for(cfg, "rollout", step)', 'seed_for(cfg, "rollout", 0)'),
     ),
-    "loop: evolution after the last epoch": (
+    "loop: no templates in the rollouts": (
         8,
         "p2o.py",
-        ('if cfg.method == "p2o" and state.epoch + 1 < cfg.epochs:', 'if cfg.method == "p2o":'),
+        ("chosen, state.templates, cfg, seed", "chosen, {}, cfg, seed"),
+    ),
+    "loop: no checkpoint": (8, "p2o.py", ("        run.save(state)\n", "")),
+    "loop: evolution in the baseline, too": (
+        8,
+        "p2o.py",
+        ('hard, cfg, epoch, run) if cfg.method == "p2o" else {}', "hard, cfg, epoch, run)"),
     ),
 }
 
@@ -152,8 +164,9 @@ def test_a_usual_mistake_costs_its_part_and_no_other(mistake, worker, tmp_path):
     part, file, *replacements = MISTAKES[mistake]
     folder = submission(tmp_path / "student")
     plant(folder, file, *replacements)
-    outcomes = grade.grade(folder, worker)
-    assert grade.points(outcomes) == FULL | {part: 0}
+    parts = (8,) if part == 8 else tuple(range(1, 8))  # part 8 runs p2o.py alone, the others do not run it
+    outcomes = grade.grade(folder, worker, parts)
+    assert grade.points(outcomes) == {each: FULL[each] * (each != part) for each in parts}
     assert "hint: " in grade.report(outcomes)
 
 

@@ -247,7 +247,7 @@ def test_every_seam_takes_a_function_of_the_users_own(small, mine, tiny_policy, 
     assert all(r.reward == len(r.text) % 2 for r in rollouts)
     assert all(r.advantage == list(map(float, range(len(r.response_ids)))) for r in rollouts)
     assert {r.question_id for r in p2o.choose_rollouts(rollouts, cfg)} == {q.id for q in chosen if q.id.endswith("1")}
-    verdict = p2o.judge_of(cfg)(["abc"], [questions[0]], [False])[0]
+    verdict = verify.judge_of(cfg.reward)(["abc"], [questions[0]], [False])[0]
     assert verdict.feedback == f"{questions[0].id}: 3 characters"
 
 

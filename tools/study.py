@@ -21,11 +21,12 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import tyro
 from tqdm import tqdm
 
 from support.errors import UserError
-from tools.report import plt, read_run, spent
+from tools.report import read_run, spent
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,14 +9,9 @@
 #
 # It runs on a laptop in under a minute.
 
+# %% [start]
+
 # %%
-import os
-import sys
-
-if not os.path.exists("grpo.py"):
-    os.chdir("..")  # from notebooks/ to the repository's root
-sys.path.insert(0, os.getcwd())
-
 import math
 import random
 from dataclasses import replace
@@ -27,17 +22,17 @@ import torch
 import grpo
 import verify
 from gepa_loop import apply_template
-from support.data import load_problems
+from support.data import load_questions
 from tiny.problems import draw
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.25})
-policy = grpo.load_policy("tiny/model", temperature=1.0, max_prompt_tokens=160, max_new_tokens=40)
-problems = load_problems("tiny/train.jsonl")
-hard, easy = problems[:48], problems[144:]
+policy = grpo.load_policy(grpo.PolicyConfig())
+questions = load_questions("tiny/train.jsonl")
+hard, easy = questions[:48], questions[144:]
 print(f"{sum(p.numel() for p in policy.model.parameters() if not p.requires_grad):,} parameters")
-print("hard:", hard[1].question, "->", hard[1].answer)
-print("easy:", easy[1].question, "->", easy[1].answer)
+print("hard:", hard[1].text, "->", hard[1].reference)
+print("easy:", easy[1].text, "->", easy[1].reference)
 
 # %% [markdown]
 # The policy is tiny: it was trained from scratch on four kinds of questions (see `tiny/`). Hard questions have five or six
@@ -49,10 +44,9 @@ print("easy:", easy[1].question, "->", easy[1].answer)
 # and that answer is right.
 
 # %%
-for problem in (easy[1], hard[1]):
-    context = grpo.chat_ids(policy, problem.question)  # the question in the model's chat format, as token ids
-    rollout = grpo.sample(policy, [context], seed=0)[0]
-    print(problem.question, "\n  ", rollout.text, "\n  ", verify.grade(rollout.text, problem.answer), "\n")
+for question in (easy[1], hard[1]):
+    rollout = grpo.respond(policy, [question.text], seed=0)[0]
+    print(question.text, "\n  ", rollout.text, "\n  ", verify.grade(rollout.text, question.reference), "\n")
 
 # %% [markdown]
 # On the hard question it steps right, and stops too early. After each state the model decides with one token: `;` goes on, `.` stops. Without
@@ -68,17 +62,16 @@ G = 6
 
 
 def sample_rewards(questions, group_size, seed=0):
-    contexts = [grpo.chat_ids(policy, p.question) for p in questions for _ in range(group_size)]
-    answers = [p.answer for p in questions for _ in range(group_size)]
-    samples = grpo.sample(policy, contexts, seed=seed)
-    rewards = [grade.reward for grade in verify.grade_batch([s.text for s in samples], answers)]
+    asked = [q for q in questions for _ in range(group_size)]
+    samples = grpo.respond(policy, [q.text for q in asked], seed=seed)
+    rewards = [g.reward for g in verify.grade_batch([s.text for s in samples], [q.reference for q in asked])]
     return torch.tensor(rewards), samples  # [questions * G]
 
 
 INSTRUCTION = (
     "Add one digit at a time. Double and add for every bit. Apply one operation at a time. Move the hand step by step."
 )
-instructed = [replace(p, question=apply_template(INSTRUCTION, p.question)) for p in hard]
+instructed = [replace(q, text=apply_template(INSTRUCTION, q.text)) for q in hard]
 sets = {"easy": easy, "hard": hard, "hard, instructed": instructed}
 rewards_of = {name: sample_rewards(questions, G)[0] for name, questions in sets.items()}
 
@@ -130,20 +123,17 @@ def rollouts_of(questions, seed=0):
     advantages = grpo.group_advantages(rewards, G).tolist()
     rollouts = []
     for i, (s, reward, advantage) in enumerate(zip(samples, rewards.tolist(), advantages)):
-        p = questions[i // G]
-        context = grpo.chat_ids(policy, p.question)
+        q = questions[i // G]
+        contexts = dict.fromkeys(("sampled_context", "trained_context"), grpo.chat_ids(policy, q.text))
         rollouts.append(
-            grpo.Rollout(
-                p.id, "", context, context, s.response_ids, s.logprobs, s.truncated, s.text, reward,
-                advantage=advantage, old_logprobs=s.logprobs, token_weight=[1.0] * len(s.response_ids),
-            )
+            grpo.Rollout(question_id=q.id, reward=reward, advantage=advantage, **contexts, **vars(s))
         )
     return rollouts
 
 
-optimizer = torch.optim.SGD([p for p in policy.model.parameters() if p.requires_grad], lr=0.0)  # look, but do not step
+optimizer = torch.optim.SGD(policy.trainable, lr=0.0)  # look, but do not step
 for name, questions in sets.items():
-    metrics = grpo.update_policy(policy, optimizer, rollouts_of(questions[:16]))
+    metrics = grpo.update_policy(policy, optimizer, rollouts_of(questions[:16]), grpo.UpdateConfig())
     print(f"{name}: grad_norm {metrics['grad_norm']:.3f}, loss {metrics['loss']:.5f}")
 
 # %% [markdown]
@@ -163,7 +153,7 @@ for length in lengths:
     drawn = [draw(rng, family, (length,)) for family in ("total", "binary", "chain", "clock") for _ in range(10)]
     contexts = [grpo.chat_ids(policy, p.question) for p in drawn]
     right = [policy.tokenizer(f"{p.response()}<|end|>").input_ids for p in drawn]  # token ids of the right response
-    logprobs = grpo.score(policy, contexts, right)  # log pi(y_t | x, y_<t) of each token
+    logprobs = grpo.logprobs_of(policy, contexts, right)  # log pi(y_t | x, y_<t) of each token
     pass_rates.append(torch.tensor([sum(row) for row in logprobs]).exp().mean().item())
     print(f"{length} elements: pass rate {pass_rates[-1]:.1e}")
 print("one right response:", [policy.tokenizer.decode([i]) for i in right[0]])

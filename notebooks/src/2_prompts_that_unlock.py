@@ -6,14 +6,9 @@
 #
 # A **template** $z$ is an instruction put before the question $x$: $T(x, z) = z + $ empty line $+\, x$.
 
+# %% [start]
+
 # %%
-import os
-import sys
-
-if not os.path.exists("grpo.py"):
-    os.chdir("..")  # from notebooks/ to the repository's root
-sys.path.insert(0, os.getcwd())
-
 import random
 
 import matplotlib.pyplot as plt
@@ -22,27 +17,27 @@ import torch
 import gepa_loop
 import grpo
 import verify
-from support.data import load_problems
+from support.data import load_questions
 from tiny.problems import FAMILIES
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 90})
-policy = grpo.load_policy("tiny/model", temperature=1.0, max_prompt_tokens=160, max_new_tokens=40)
-hard = load_problems("tiny/train.jsonl")[:48]  # all with five or six elements
+policy = grpo.load_policy(grpo.PolicyConfig())
+hard = load_questions("tiny/train.jsonl")[:48]  # all with five or six elements
 
 
 def answer(messages):
     """Greedy responses: what GEPA scores templates with."""
-    samples = grpo.sample(policy, [grpo.chat_ids(policy, m) for m in messages], seed=None)
+    samples = grpo.respond(policy, messages, seed=None)
     return [(s.text, s.truncated) for s in samples]
 
 
-problem = hard[0]
+question = hard[0]
 for template in ("", "Add one digit at a time.", "Move the hand step by step."):
-    message = gepa_loop.apply_template(template, problem.question)
+    message = gepa_loop.apply_template(template, question.text)
     text, truncated = answer([message])[0]
-    grade = verify.grade(text, problem.answer)
-    print(f"{message}\n    {text}\n    {verify.feedback(grade, problem.answer, truncated)}\n")
+    grade = verify.grade(text, question.reference)
+    print(f"{message}\n    {text}\n    {verify.feedback(grade, question.reference, truncated)}\n")
 
 # %% [markdown]
 # The right hint makes the policy work all the way through. It had the skill; the bare prompt did not call for it. The hint of
@@ -54,15 +49,15 @@ for template in ("", "Add one digit at a time.", "Move the hand step by step."):
 
 # %%
 families = list(FAMILIES)
-by_family = {f: [p for p in hard if p.question.startswith(FAMILIES[f].ask)][:10] for f in families}
+by_family = {f: [q for q in hard if q.text.startswith(FAMILIES[f].ask)][:10] for f in families}
 templates = ["", *(FAMILIES[f].hints[0] for f in families), " ".join(FAMILIES[f].hints[0] for f in families)]
 table, solved_by = [], []  # [templates][families], [templates][all 40 questions]
 for template in templates:
     row = []
     solved_by.append([])
     for f in families:
-        replies = answer([gepa_loop.apply_template(template, p.question) for p in by_family[f]])
-        grades = verify.grade_batch([text for text, _ in replies], [p.answer for p in by_family[f]])
+        replies = answer([gepa_loop.apply_template(template, q.text) for q in by_family[f]])
+        grades = verify.grade_batch([text for text, _ in replies], [q.reference for q in by_family[f]])
         row.append(sum(g.reward for g in grades) / len(grades))
         solved_by[-1] += [g.reward for g in grades]
     table.append(row)
@@ -97,13 +92,8 @@ plt.show()
 
 
 def run_minibatch(template, minibatch):
-    replies = answer([gepa_loop.apply_template(template, p.question) for p in minibatch])
-    grades = verify.grade_batch([text for text, _ in replies], [p.answer for p in minibatch])
-    records = [
-        gepa_loop.reflection_record(p.question, text, verify.feedback(grade, p.answer, truncated))
-        for p, (text, truncated), grade in zip(minibatch, replies, grades)
-    ]
-    return [g.reward for g in grades], records
+    results = gepa_loop.run_templates([(template, q) for q in minibatch], answer, verify.judge)
+    return [reward for _, reward, _ in results], [record for _, _, record in results]
 
 
 parent = ""
@@ -121,8 +111,7 @@ print(prompt)
 
 
 def reflect_batch(prompts, seed):
-    contexts = [grpo.chat_ids(policy, p) for p in prompts]
-    return [s.text for s in grpo.sample(policy, contexts, seed=seed, adapter=False, max_new_tokens=60)]
+    return [s.text for s in grpo.respond(policy, prompts, seed=seed, adapter=False, max_new_tokens=60)]
 
 
 for reply in reflect_batch([prompt] * 6, seed=0):
@@ -146,14 +135,14 @@ for reply in reflect_batch([prompt] * 6, seed=0):
 calls = []
 
 
-def batch(prompts):  # GEPA sends the proposals of one iteration together
+def reflect(prompts):  # GEPA sends the proposals of one iteration together
     replies = reflect_batch(prompts, seed=len(calls) + 1)
     calls.extend(zip(prompts, replies))
     return replies
 
 
-reflect = gepa_loop.one_or_many(batch)
-evolution = gepa_loop.evolve(hard, answer, reflect, dev_size=16, budget="300", parents_per_iteration=4, seed=0)
+cfg = gepa_loop.EvolutionConfig(gepa_dev_size=16, gepa_budget="300", gepa_parents=4)
+evolution = gepa_loop.evolve(hard, answer, reflect, cfg, seed=0)
 print(f"{len(calls)} reflections, {len(evolution.candidates) - 1} accepted, {evolution.metric_calls} responses scored\n")
 print("  k  from  dev score  template")
 for k, (template, parents, scores) in enumerate(zip(evolution.candidates, evolution.parents, evolution.dev_scores)):
@@ -243,7 +232,7 @@ for shown in (templates[:-1], templates):
 
 # %%
 assignment = gepa_loop.assign_templates(evolution, 6, random.Random(0))
-questions = {p.id: p.question for p in hard}
+questions = {q.id: q.text for q in hard}
 for question_id in [evolution.dev_ids[0], evolution.dev_ids[1], evolution.train_ids[0]]:
     drawn = [evolution.candidates.index(z) for z in assignment[question_id]]
     print(f"{questions[question_id]:<42} candidates {drawn}")
@@ -254,10 +243,10 @@ for question_id in [evolution.dev_ids[0], evolution.dev_ids[1], evolution.train_
 # The mean reward of sampled groups, bare and under the assigned templates.
 
 # %%
-for name, templates_of in (("bare", lambda p: [""] * 6), ("assigned", lambda p: assignment[p.id])):
-    pairs = [(p, z) for p in hard for z in templates_of(p)]
-    contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(z, p.question)) for p, z in pairs]
-    grades = verify.grade_batch([s.text for s in grpo.sample(policy, contexts, seed=7)], [p.answer for p, _ in pairs])
+for name, templates_of in (("bare", lambda q: [""] * 6), ("assigned", lambda q: assignment[q.id])):
+    pairs = [(q, z) for q in hard for z in templates_of(q)]
+    samples = grpo.respond(policy, [gepa_loop.apply_template(z, q.text) for q, z in pairs], seed=7)
+    grades = verify.grade_batch([s.text for s in samples], [q.reference for q, _ in pairs])
     rewards = torch.tensor([g.reward for g in grades])
     collapsed = (grpo.group_advantages(rewards, 6).view(-1, 6) == 0).all(dim=1).float().mean()
     print(f"{name:>8}: mean reward {rewards.mean():.2f}, groups without any advantage {collapsed:.0%}")

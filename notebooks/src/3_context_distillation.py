@@ -7,14 +7,9 @@
 #
 # The notebook looks at one response under both contexts, token by token, and then trains with and without distillation.
 
+# %% [start]
+
 # %%
-import os
-import sys
-
-if not os.path.exists("grpo.py"):
-    os.chdir("..")  # from notebooks/ to the repository's root
-sys.path.insert(0, os.getcwd())
-
 import random
 
 import matplotlib.pyplot as plt
@@ -23,20 +18,16 @@ import torch
 import gepa_loop
 import grpo
 import verify
-from support.data import load_problems
+from support.data import load_questions
 from tiny.problems import FAMILIES
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 90})
 
 
-def fresh_policy():
-    return grpo.load_policy("tiny/model", temperature=1.0, max_prompt_tokens=160, max_new_tokens=40, seed=0)
-
-
-policy = fresh_policy()
-hard = load_problems("tiny/train.jsonl")[:48]
-held_out = load_problems("tiny/hard.jsonl")[:60]
+policy = grpo.load_policy(grpo.PolicyConfig())
+hard = load_questions("tiny/train.jsonl")[:48]
+held_out = load_questions("tiny/hard.jsonl")[:60]
 TEMPLATE = " ".join(family.hints[0] for family in FAMILIES.values())  # notebook 2 shows how such a template is found
 print(TEMPLATE)
 
@@ -46,16 +37,16 @@ print(TEMPLATE)
 # Sample under the template until a response is right. Then score the *same tokens* under the bare question with `grpo.score`.
 
 # %%
-problem = hard[0]
-bare = grpo.chat_ids(policy, problem.question)
-templated = grpo.chat_ids(policy, gepa_loop.apply_template(TEMPLATE, problem.question))
+question = hard[0]
+bare = grpo.chat_ids(policy, question.text)
+templated = grpo.chat_ids(policy, gepa_loop.apply_template(TEMPLATE, question.text))
 samples = grpo.sample(policy, [templated] * 20, seed=0)
-sample = next(s for s in samples if verify.grade(s.text, problem.answer).reward)
+sample = next(s for s in samples if verify.grade(s.text, question.reference).reward)
 
-under_template = grpo.score(policy, [templated], [sample.response_ids])[0]
-under_bare = grpo.score(policy, [bare], [sample.response_ids])[0]
+under_template = grpo.logprobs_of(policy, [templated], [sample.response_ids])[0]
+under_bare = grpo.logprobs_of(policy, [bare], [sample.response_ids])[0]
 tokens = [policy.tokenizer.decode([i]) for i in sample.response_ids]
-print(problem.question, "->", sample.text)
+print(question.text, "->", sample.text)
 print(f"log-prob of the whole response: {sum(under_template):.2f} under the template, {sum(under_bare):.2f} bare")
 
 # %%
@@ -91,12 +82,12 @@ for token, *values in zip(tokens, ratio.tolist(), weights.tolist(), strict.tolis
 # tokens that matter. How are the ratios spread over many rollouts?
 
 # %%
-contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(TEMPLATE, p.question)) for p in hard for _ in range(2)]
+contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(TEMPLATE, q.text)) for q in hard for _ in range(2)]
 samples = grpo.sample(policy, contexts, seed=1)
 responses = [s.response_ids for s in samples]
-bare_contexts = [grpo.chat_ids(policy, p.question) for p in hard for _ in range(2)]
-scored = grpo.score(policy, bare_contexts, responses)
-log_ratios = torch.tensor([x - y for s, row in zip(samples, scored) for x, y in zip(row, s.logprobs)])
+bare_contexts = [grpo.chat_ids(policy, q.text) for q in hard for _ in range(2)]
+scored = grpo.logprobs_of(policy, bare_contexts, responses)
+log_ratios = torch.tensor([x - y for s, row in zip(samples, scored) for x, y in zip(row, s.sampled_logprobs)])
 
 figure, axis = plt.subplots(figsize=(7, 3))
 axis.hist((log_ratios / torch.log(torch.tensor(10.0))).numpy(), bins=60, log=True)
@@ -117,32 +108,35 @@ print(f"masked: {((log_ratios.exp() < 0.01) | (log_ratios.exp() > 10)).float().m
 
 # %%
 G = 6
+cfg = grpo.UpdateConfig()
+
+
+def rollouts_of(policy, questions, distill, seed):
+    asked = [q for q in questions for _ in range(G)]
+    sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(TEMPLATE, q.text)) for q in asked]  # T(x, z)
+    trained = [grpo.chat_ids(policy, q.text) for q in asked] if distill else sampled  # x, or not
+    samples = grpo.sample(policy, sampled, seed=seed)
+    rewards = [g.reward for g in verify.grade_batch([s.text for s in samples], [q.reference for q in asked])]
+    advantages = grpo.group_advantages(torch.tensor(rewards), G).tolist()
+    return [
+        grpo.Rollout(
+            question_id=q.id, sampled_context=sampled[i], trained_context=trained[i],
+            reward=rewards[i], advantage=advantages[i], **vars(samples[i]),
+        )
+        for i, q in enumerate(asked)
+    ]
 
 
 def train(distill, passes=3, questions_per_update=8):
-    policy = fresh_policy()
-    optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+    policy = grpo.load_policy(grpo.PolicyConfig())
+    optimizer = torch.optim.AdamW(policy.trainable, lr=1e-3, weight_decay=0.0)
     curve = [accuracies(policy)]
     for step in range(passes):
         order = random.Random(step).sample(hard, len(hard))
         for start in range(0, len(order), questions_per_update):
-            pairs = [p for p in order[start : start + questions_per_update] for _ in range(G)]
-            sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(TEMPLATE, p.question)) for p in pairs]
-            trained = [grpo.chat_ids(policy, p.question) for p in pairs] if distill else sampled
-            samples = grpo.sample(policy, sampled, seed=100 * step + start)
-            grades = verify.grade_batch([s.text for s in samples], [p.answer for p in pairs])
-            rewards = [g.reward for g in grades]
-            advantages = grpo.group_advantages(torch.tensor(rewards), G).tolist()
-            old = grpo.score(policy, trained, [s.response_ids for s in samples])  # log pi_old under the trained context
-            rollouts = [
-                grpo.Rollout(
-                    p.id, TEMPLATE, sampled[i], trained[i], s.response_ids, s.logprobs, s.truncated, s.text, rewards[i],
-                    advantage=advantages[i], old_logprobs=old[i],
-                    token_weight=grpo.template_ratio_weight(torch.tensor(old[i]), torch.tensor(s.logprobs)).tolist(),
-                )
-                for i, (p, s) in enumerate(zip(pairs, samples))
-            ]
-            grpo.update_policy(policy, optimizer, rollouts)
+            rollouts = rollouts_of(policy, order[start : start + questions_per_update], distill, seed=100 * step + start)
+            grpo.score_old(policy, [rollouts], cfg)  # log pi_old under the trained context, and the mask
+            grpo.update_policy(policy, optimizer, rollouts, cfg)
         curve.append(accuracies(policy))
     return policy, curve
 
@@ -151,10 +145,8 @@ def accuracies(policy):
     """Held-out accuracy, greedy: (bare, under the template)"""
     result = []
     for template in ("", TEMPLATE):
-        contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(template, p.question)) for p in held_out]
-        grades = verify.grade_batch(
-            [s.text for s in grpo.sample(policy, contexts, seed=None)], [p.answer for p in held_out]
-        )
+        samples = grpo.respond(policy, [gepa_loop.apply_template(template, q.text) for q in held_out], seed=None)
+        grades = verify.grade_batch([s.text for s in samples], [q.reference for q in held_out])
         result.append(sum(g.reward for g in grades) / len(grades))
     return result
 
@@ -190,10 +182,10 @@ plt.show()
 go_on = policy.tokenizer.convert_tokens_to_ids(";")
 
 
-def going_on(policy, problem):
-    response = grpo.sample(policy, [grpo.chat_ids(policy, problem.question)], seed=None)[0].response_ids
-    context = grpo.chat_ids(policy, problem.question) + response[:1]  # the question and the first state
-    return torch.tensor(grpo.score(policy, [context], [[go_on]])[0][0]).exp().item()
+def going_on(policy, question):
+    response = grpo.respond(policy, [question.text], seed=None)[0].response_ids
+    context = grpo.chat_ids(policy, question.text) + response[:1]  # the question and the first state
+    return torch.tensor(grpo.logprobs_of(policy, [context], [[go_on]])[0][0]).exp().item()
 
 
 for name, p in (("before", policy), ("with distillation", distilled), ("without", undistilled)):

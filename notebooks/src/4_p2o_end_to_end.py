@@ -5,14 +5,9 @@
 # loop is written out from the modules' functions, without logging, checkpoints and command line. `p2o.train` is the same loop
 # with those.
 
+# %% [start]
+
 # %%
-import os
-import sys
-
-if not os.path.exists("grpo.py"):
-    os.chdir("..")  # from notebooks/ to the repository's root
-sys.path.insert(0, os.getcwd())
-
 import random
 
 import matplotlib.pyplot as plt
@@ -21,15 +16,18 @@ from matplotlib.ticker import MaxNLocator
 
 import gepa_loop
 import grpo
+import p2o
 import verify
-from p2o import mine_hard
-from support.data import load_problems
+from support.data import load_questions
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.25})
-questions = load_problems("tiny/train.jsonl")[:64]  # hard ones only, to be quick; the shipped runs take all 184
-held_out = load_problems("tiny/hard.jsonl")[:50]
-G, EPOCHS, QUESTIONS_PER_UPDATE, HARD_SET_MIN = 6, 4, 8, 12
+questions = load_questions("tiny/train.jsonl")[:64]  # hard ones only, to be quick; the shipped runs take all 184
+held_out = load_questions("tiny/hard.jsonl")[:50]
+cfg = p2o.Config(
+    epochs=4, questions_per_batch=8, questions_per_update=8, learning_rate=2e-3, gepa_dev_size=20, gepa_budget="250"
+)
+G = cfg.group_size
 print(len(questions), "questions to train on,", len(held_out), "held out")
 
 # %% [markdown]
@@ -41,27 +39,25 @@ print(len(questions), "questions to train on,", len(held_out), "held out")
 
 
 def sample_groups(policy, batch, templates, seed):
-    pairs = [(p, z) for p in batch for z in templates.get(p.id, [""] * G)]
-    sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(z, p.question)) for p, z in pairs]  # T(x, z)
-    trained = [grpo.chat_ids(policy, p.question) for p, _ in pairs]  # x
+    pairs = [(q, z) for q in batch for z in templates.get(q.id, [""] * G)]
+    sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(z, q.text)) for q, z in pairs]  # T(x, z)
+    trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs]  # x
     samples = grpo.sample(policy, sampled, seed=seed)
-    rewards = [g.reward for g in verify.grade_batch([s.text for s in samples], [p.answer for p, _ in pairs])]
+    rewards = [g.reward for g in verify.grade_batch([s.text for s in samples], [q.reference for q, _ in pairs])]
     advantages = grpo.group_advantages(torch.tensor(rewards), G).tolist()
-    old = grpo.score(policy, trained, [s.response_ids for s in samples])  # log pi_old(y | x)
     return [
         grpo.Rollout(
-            p.id, z, sampled[i], trained[i], s.response_ids, s.logprobs, s.truncated, s.text, rewards[i],
-            advantage=advantages[i], old_logprobs=old[i],
-            token_weight=grpo.template_ratio_weight(torch.tensor(old[i]), torch.tensor(s.logprobs)).tolist(),
+            question_id=q.id, template=z, sampled_context=sampled[i], trained_context=trained[i],
+            reward=rewards[i], advantage=advantages[i], **vars(samples[i]),
         )
-        for i, ((p, z), s) in enumerate(zip(pairs, samples))
+        for i, (q, z) in enumerate(pairs)
     ]
 
 
-def accuracy(policy, problems):
-    """Share of the problems that greedy decoding of the bare prompt solves."""
-    samples = grpo.sample(policy, [grpo.chat_ids(policy, p.question) for p in problems], seed=None)
-    grades = verify.grade_batch([s.text for s in samples], [p.answer for p in problems])
+def accuracy(policy, questions):
+    """Share of the questions that greedy decoding of the bare prompt solves."""
+    samples = grpo.respond(policy, [q.text for q in questions], seed=None)
+    grades = verify.grade_batch([s.text for s in samples], [q.reference for q in questions])
     return sum(g.reward for g in grades) / len(grades)
 
 
@@ -76,18 +72,14 @@ def accuracy(policy, problems):
 
 def evolve(policy, hard_ids, seed):
     def answer(messages):
-        samples = grpo.sample(policy, [grpo.chat_ids(policy, m) for m in messages], seed=None)
-        return [(s.text, s.truncated) for s in samples]
+        return [(s.text, s.truncated) for s in grpo.respond(policy, messages, seed=None)]
 
-    def batch(prompts):
-        contexts = [grpo.chat_ids(policy, prompt) for prompt in prompts]
+    def reflect(prompts):
         rng = random.Random(f"{seed}/{prompts}")
-        replies = grpo.sample(policy, contexts, seed=rng.randrange(2**31), adapter=False, max_new_tokens=60)
-        return [s.text for s in replies]
+        return [s.text for s in grpo.respond(policy, prompts, seed=rng.getrandbits(31), max_new_tokens=60, adapter=False)]
 
-    reflect = gepa_loop.one_or_many(batch)
-    hard = [p for p in questions if p.id in hard_ids]
-    return gepa_loop.evolve(hard, answer, reflect, dev_size=20, budget="250", parents_per_iteration=4, seed=seed)
+    hard = [q for q in questions if q.id in hard_ids]
+    return gepa_loop.evolve(hard, answer, reflect, cfg, seed=seed)
 
 
 # %% [markdown]
@@ -99,22 +91,23 @@ def evolve(policy, hard_ids, seed):
 
 
 def train(method):
-    policy = grpo.load_policy("tiny/model", temperature=1.0, max_prompt_tokens=160, max_new_tokens=40, seed=0)
-    optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
+    policy = grpo.load_policy(grpo.PolicyConfig())
+    optimizer = torch.optim.AdamW(policy.trainable, lr=cfg.learning_rate, weight_decay=0.0)
     templates, rollouts, metric_calls = {}, 0, 0
     history = [{"accuracy": accuracy(policy, held_out), "responses": 0}]
     transcripts, evolutions = [], []
-    for epoch in range(EPOCHS):
+    for epoch in range(cfg.epochs):
         epoch_rollouts = []
         order = random.Random(epoch).sample(questions, len(questions))
-        for start in range(0, len(order), QUESTIONS_PER_UPDATE):  # policy epoch
-            batch = order[start : start + QUESTIONS_PER_UPDATE]
-            group = sample_groups(policy, batch, templates, seed=1000 * epoch + start)
-            grpo.update_policy(policy, optimizer, group)
-            epoch_rollouts += group
-        hard_ids = mine_hard(epoch_rollouts, G, near_hard=True)  # hard-sample mining
+        for start in range(0, len(order), cfg.questions_per_update):  # policy epoch
+            batch = order[start : start + cfg.questions_per_update]
+            sampled = sample_groups(policy, batch, templates, seed=1000 * epoch + start)
+            grpo.score_old(policy, [sampled], cfg)  # log pi_old(y | x) and the ratio mask, where a template was used
+            grpo.update_policy(policy, optimizer, sampled, cfg)
+            epoch_rollouts += sampled
+        hard_ids = p2o.mine_hard(epoch_rollouts, cfg)  # hard-sample mining
         templates = {}
-        if method == "p2o" and len(hard_ids) >= HARD_SET_MIN and epoch + 1 < EPOCHS:  # prompt evolution
+        if method == "p2o" and len(hard_ids) >= cfg.hard_set_min and epoch + 1 < cfg.epochs:  # prompt evolution
             evolution = evolve(policy, hard_ids, seed=epoch)
             templates = gepa_loop.assign_templates(evolution, G, random.Random(epoch))
             metric_calls += evolution.metric_calls
@@ -162,7 +155,7 @@ plt.show()
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))
 for method, run in runs.items():
-    history, epochs = run["history"][1:], range(1, EPOCHS + 1)
+    history, epochs = run["history"][1:], range(1, cfg.epochs + 1)
     axes[0].plot(epochs, [h["hard"] for h in history], "o-", color=COLOURS[method], label=method)
     axes[1].plot(epochs, [h["collapsed"] for h in history], "o-", color=COLOURS[method], label=method)
 axes[0].set(xlabel="epoch", ylabel="questions", title="hard set (at most 1 of 6 right)", ylim=(-2, len(questions) + 2))
@@ -193,9 +186,9 @@ for number, evolution in enumerate(runs["p2o"]["evolutions"], start=1):
 
 # %%
 name = next(r.question_id for r in runs["p2o"]["transcripts"][1] if r.template and r.reward)
-problem = next(p for p in questions if p.id == name)
-print(problem.question, "  answer:", problem.answer)
-for epoch in (0, 1, EPOCHS - 1):
+question = next(q for q in questions if q.id == name)
+print(question.text, "  answer:", question.reference)
+for epoch in (0, 1, cfg.epochs - 1):
     group = [r for r in runs["p2o"]["transcripts"][epoch] if r.question_id == name]
     shown = max(group, key=lambda r: r.reward)
     print(f"\nepoch {epoch + 1}, {sum(r.reward for r in group):.0f} of {G} right")
@@ -207,7 +200,7 @@ for epoch in (0, 1, EPOCHS - 1):
 # What the trained policy does with harder questions than it has ever seen (seven and eight elements), bare.
 
 # %%
-harder = load_problems("tiny/ood.jsonl")[:50]
+harder = load_questions("tiny/ood.jsonl")[:50]
 for method, run in runs.items():
     print(f"{method}: held out {run['history'][-1]['accuracy']:.2f}, out of distribution {accuracy(run['policy'], harder):.2f}")
 

@@ -4,13 +4,9 @@
 # From a file of questions to a trained adapter. Everything runs here on a CPU with the tiny model. Each step says what to change
 # for **Qwen3-4B** in 4 bits on one card with 24 GB.
 
-# %%
-import os
-import sys
+# %% [start]
 
-if not os.path.exists("grpo.py"):
-    os.chdir("..")  # from notebooks/ to the repository's root
-sys.path.insert(0, os.getcwd())
+# %%
 os.environ["TQDM_DISABLE"] = "1"  # progress bars do not read well in a notebook
 
 import dataclasses
@@ -22,7 +18,7 @@ from pathlib import Path
 import grpo
 import p2o
 import verify
-from support.data import load_problems
+from support.data import load_questions
 from tiny.problems import EASY, HARD, draw_many
 
 folder = Path("runs/notebook-5")
@@ -36,7 +32,7 @@ folder.mkdir(parents=True)
 # so none of them is in the shipped files.
 
 # %%
-rng, taken = random.Random(5), {p.question for name in ("train", "hard") for p in load_problems(f"tiny/{name}.jsonl")}
+rng, taken = random.Random(5), {q.text for name in ("train", "hard") for q in load_questions(f"tiny/{name}.jsonl")}
 sets = {
     "mine": draw_many(rng, 48, HARD, taken) + draw_many(rng, 8, EASY, taken),
     "held-out": draw_many(rng, 40, HARD, taken),
@@ -55,14 +51,14 @@ print((folder / "mine.jsonl").read_text()[:180])
 #   all solved, too.
 
 # %%
-problems = load_problems(str(folder / "mine.jsonl"))
-print("not understood:", verify.unparseable([p.answer for p in problems]))
-policy = grpo.load_policy("tiny/model", temperature=1.0, max_prompt_tokens=160, max_new_tokens=40)
-lengths = [len(grpo.chat_ids(policy, p.question)) for p in problems]
+questions = load_questions(str(folder / "mine.jsonl"))
+print("not understood:", verify.unparseable([q.reference for q in questions]))
+policy = grpo.load_policy(grpo.PolicyConfig())
+lengths = [len(grpo.chat_ids(policy, q.text)) for q in questions]
 print("longest prompt:", max(lengths), "tokens")
-samples = grpo.sample(policy, [grpo.chat_ids(policy, p.question) for p in problems], seed=0)
+samples = grpo.respond(policy, [q.text for q in questions], seed=0)
 print("longest response:", max(len(s.response_ids) for s in samples), "tokens; cut off:", sum(s.truncated for s in samples))
-grades = verify.grade_batch([s.text for s in samples], [p.answer for p in problems])
+grades = verify.grade_batch([s.text for s in samples], [q.reference for q in questions])
 print(f"solved at the first try, bare: {sum(g.reward for g in grades):.0f} of {len(grades)}")
 
 # %% [markdown]
@@ -135,14 +131,11 @@ for path in sorted((folder / "run").rglob("*")):
 # `adapter/` is a plain peft adapter: load it on top of the base model, here, in vLLM, or anywhere peft adapters go.
 
 # %%
-trained = grpo.load_policy(
-    "tiny/model", temperature=1.0, max_prompt_tokens=160, max_new_tokens=40, adapter=str(folder / "run" / "adapter")
-)
-problem = load_problems(str(folder / "held-out.jsonl"))[0]
-context = grpo.chat_ids(trained, problem.question)
-print(problem.question, "->", problem.answer)
-print("base:   ", grpo.sample(trained, [context], seed=None, adapter=False)[0].text)
-print("adapter:", grpo.sample(trained, [context], seed=None)[0].text)
+trained = grpo.load_policy(grpo.PolicyConfig(), adapter=str(folder / "run" / "adapter"))
+question = load_questions(str(folder / "held-out.jsonl"))[0]
+print(question.text, "->", question.reference)
+print("base:   ", grpo.respond(trained, [question.text], seed=None, adapter=False)[0].text)
+print("adapter:", grpo.respond(trained, [question.text], seed=None)[0].text)
 
 # %% [markdown]
 # **What you have seen.** A file, a configuration, a command, a folder. To change the method itself, see

@@ -1,0 +1,177 @@
+"""Pictures for the report as inline SVG: curves, sparklines, the lineage of templates.
+
+They have classes rather than colours (tools/page/style.css), so that they follow the page into the dark and onto paper.
+All text goes through Markup.format, which escapes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from markupsafe import Markup
+
+COLOURS = 8  # classes c0, c1, ... of the style sheet; a ninth run begins again
+WIDTH, HEIGHT = 340, 210
+LEFT, RIGHT, TOP, BOTTOM = 44, 322, 26, 174  # the frame inside
+
+Point = tuple[float, float | None]
+
+
+def nice_step(span: float, most: int = 5) -> float:
+    """The smallest of 1, 2, 5, 10, ... with which at most `most` steps cover the span.
+
+    >>> nice_step(1.0), nice_step(37)
+    (0.2, 10)
+    """
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / most * (1 - 1e-9))
+    return int(step) if step >= 1 else step
+
+
+def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`.
+
+    >>> ticks(0, 0.83), ticks(0, 3, whole=True)
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0, 1, 2, 3])
+    """
+    step = nice_step(high - low or 1)
+    step = max(1, step) if whole else step
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(n * step, 10) for n in range(first, max(last, first + 1) + 1)]
+
+
+def short(number: float) -> str:
+    """
+    >>> short(0.25), short(20000)
+    ('0.25', '20k')
+    """
+    return f"{number / 1000:g}k" if abs(number) >= 10_000 else f"{number:g}"
+
+
+def join(parts: Iterable[Markup]) -> Markup:
+    return Markup("").join(parts)
+
+
+def chart(title: str, x_label: str, curves: list[tuple[str, list[Point]]], share: bool = False) -> Markup:
+    """One curve for each run, in the run's colour; a point says its numbers when the mouse is on it.
+
+    share: the axis goes from 0 to 1. Points without a value are left out; without any there is no picture.
+    """
+    known = [[(x, y) for x, y in points if y is not None and math.isfinite(y)] for _, points in curves]
+    xs, ys = [x for points in known for x, _ in points], [y for points in known for _, y in points]
+    if not xs:
+        return Markup("")
+    across, up = ticks(min(xs), max(xs), whole=True), [0, 0.25, 0.5, 0.75, 1] if share else ticks(min(0, *ys), max(ys))
+
+    def place(x: float, y: float) -> tuple[str, str]:
+        right = LEFT + (RIGHT - LEFT) * (x - across[0]) / (across[-1] - across[0])
+        return f"{right:.1f}", f"{BOTTOM + (TOP - BOTTOM) * (y - up[0]) / (up[-1] - up[0]):.1f}"
+
+    grid = [
+        Markup('<path class="grid" d="M{} {}H{}"/><text class="y" x="{}" y="{}" dy="4">{}</text>').format(
+            *place(across[0], y), RIGHT, LEFT - 6, place(0, y)[1], short(y)
+        )
+        for y in up
+    ]
+    grid += [
+        Markup('<text class="x" x="{}" y="{}">{}</text>').format(place(x, 0)[0], BOTTOM + 15, short(x)) for x in across
+    ]
+    drawn = []
+    for i, ((label, _), points) in enumerate(zip(curves, known, strict=True)):
+        dots = [
+            Markup('<circle cx="{}" cy="{}" r="3"><title>{}</title></circle>').format(
+                *place(x, y), f"{label}: {y:.4g} at {x_label} {x:g}"
+            )
+            for x, y in points
+        ]
+        line = " ".join(",".join(place(x, y)) for x, y in points)
+        many = "many" if len(points) > 30 else ""
+        drawn.append(
+            Markup('<g class="curve c{} {}"><polyline points="{}"/>{}</g>').format(i % COLOURS, many, line, join(dots))
+        )
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"><text class="title" x="{}" y="14">{}</text>'
+        '{}<text class="x" x="{}" y="{}">{}</text>{}</svg>'
+    ).format(
+        WIDTH, HEIGHT, title, LEFT, title, join(grid), (LEFT + RIGHT) / 2, HEIGHT - 4, x_label, join(drawn)
+    )  # fmt: skip
+
+
+def sparkline(shares: list[float], colour: int) -> Markup:
+    """How a share went from epoch to epoch, small enough for a table's cell, in the colour of its run."""
+    step = 72 / max(1, len(shares) - 1)
+    line = " ".join(f"{4 + i * step:.1f},{18 - 16 * share:.1f}" for i, share in enumerate(shares))
+    said = " → ".join(f"{share:.2f}" for share in shares)
+    return Markup(
+        '<svg class="spark c{}" viewBox="0 0 80 20" role="img"><title>{}</title><polyline points="{}"/></svg>'
+    ).format(colour % COLOURS, said, line)
+
+
+def strip(scores: list[float]) -> Markup:
+    """Which dev questions a template solves: a cell for each, filled where it does."""
+    width = 160 / len(scores)
+    cells = "".join(f"M{n * width:.2f} 1h{width:.2f}v10h-{width:.2f}z" for n, score in enumerate(scores) if score > 0)
+    return Markup(
+        '<svg class="strip" viewBox="0 0 160 12" role="img"><title>{} of {} solved</title>'
+        '<rect width="160" height="12"/><path d="{}"/></svg>'
+    ).format(sum(score > 0 for score in scores), len(scores), cells)
+
+
+# ------------------------------------------------------------------------------------------------------- the lineage
+
+
+def family_tree(parents: list[list[int | None]]) -> list[tuple[float, int]]:
+    """(column, generation) of each candidate: every leaf has a column, a parent stands over the middle of its children.
+
+    A merged candidate hangs under its first parent.
+
+    >>> family_tree([[None], [0], [0], [1]])
+    [(0.5, 0), (0.0, 1), (1.0, 1), (0.0, 2)]
+    """
+    children: dict[int | None, list[int]] = {}
+    for k, above in enumerate(parents):
+        children.setdefault(above[0] if above else None, []).append(k)
+    places: dict[int, tuple[float, int]] = {}
+    leaves = 0
+
+    def settle(k: int, generation: int) -> float:
+        nonlocal leaves
+        below = [settle(child, generation + 1) for child in children.get(k, [])]
+        leaves += not below
+        column = (below[0] + below[-1]) / 2 if below else leaves - 1.0
+        places[k] = column, generation
+        return column
+
+    for root in children[None]:
+        settle(root, 0)
+    return [places[k] for k in range(len(parents))]
+
+
+def lineage(evolution: dict, anchor: str) -> Markup:
+    """Who came from whom. The fuller a node, the better its dev score; a ring marks the cover.
+
+    A node leads to the candidate's row, whose id is `anchor` and its number.
+    """
+    scores = [sum(row) / len(row) for row in evolution["dev_scores"]]
+    at = [(36 + 64 * column, 24 + 80 * generation) for column, generation in family_tree(evolution["parents"])]
+    edges, nodes = [], []
+    for k, (x, y) in enumerate(at):
+        for number, parent in enumerate(p for p in evolution["parents"][k] if p is not None):
+            above_x, above_y = at[parent][0], at[parent][1] + 34  # below its score
+            middle = (above_y + y - 16) / 2
+            path = f"M{above_x} {above_y}C{above_x} {middle} {x} {middle} {x} {y - 16}"
+            edges.append(Markup('<path class="{}" d="{}"/>').format("edge merged" if number else "edge", path))
+        nodes.append(
+            Markup(
+                '<a href="#{}{}"><title>{}</title><circle class="{}" cx="{}" cy="{}" r="16" fill-opacity="{:.2f}"/>'
+                '<text x="{}" y="{}" dy="4">{}</text><text class="score" x="{}" y="{}">{:.2f}</text></a>'
+            ).format(
+                anchor, k, evolution["candidates"][k] or "(empty: the bare question)",
+                "chosen" if k in evolution["chosen"] else "", x, y, 0.7 * scores[k], x, y, k, x, y + 29, scores[k],
+            )
+        )  # fmt: skip
+    width, height = max(x for x, _ in at) + 36, max(y for _, y in at) + 36
+    return Markup(
+        '<div class="wide"><svg class="lineage" width="{}" height="{}" role="img" aria-label="lineage">{}{}</svg></div>'
+    ).format(width, height, join(edges), join(nodes))
