@@ -32,7 +32,7 @@ from transformers import DynamicCache
 
 from support import pretrained, shared_prompt
 from support.memory import halve_when_out_of_memory
-from support.seams import find
+from support.seams import filled
 from support.settings import Settings
 
 TINY = Path(__file__).resolve().parent / "tiny"
@@ -152,7 +152,7 @@ def advantages_of(group: list[Rollout], cfg: UpdateConfig, **at_hand) -> list[fl
 
     A seam: a variant sees the rollouts with their texts, lengths and log-probs, and may ask for what is `at_hand`.
     """
-    variant = find("advantage", cfg, None, **at_hand)
+    variant = filled("advantage", cfg, None, **at_hand)
     if variant is not None:
         return variant(group)
     return group_advantages(torch.tensor([r.reward for r in group]), len(group), cfg.scale_by_std).tolist()
@@ -651,8 +651,8 @@ def loss_of(
     loss, metrics = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
         dual_clip=cfg.dual_clip, token_weight=token_weight, aggregation=cfg.aggregation, whole=whole,
-        ratio=find("ratio", cfg, importance_ratio, sampled_logprobs=sampled_logprobs),
-        loss=find("loss", cfg, surrogate),
+        ratio=filled("ratio", cfg, importance_ratio, sampled_logprobs=sampled_logprobs),
+        loss=filled("loss", cfg, surrogate),
     )  # fmt: skip
     metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", whole).item()
     if cfg.kl_coef:

@@ -41,7 +41,7 @@ from support.data import Question, label, load_questions, that_fit
 from support.errors import UserError, exit_code_of
 from support.presets import QWEN3
 from support.run import Run, RunConfig, seed_for
-from support.seams import check, find
+from support.seams import check, filled
 from support.teacher import teacher
 
 
@@ -205,7 +205,7 @@ def choose_questions(
     start = batch * cfg.questions_per_batch
     count = min(cfg.questions_per_batch, len(order) - start)
     in_turn, rng = order[start:] + order[:start], random.Random(seed_for(cfg, "select", step))
-    select = find("select", cfg, None, policy=policy, templated=state.templated)
+    select = filled("select", cfg, None, policy=policy, templated=state.templated)
     return select(in_turn, state.history, count, rng) if select else in_turn[:count]
 
 
@@ -255,7 +255,7 @@ def remember(state: State, rollouts: list[grpo.Rollout]) -> None:
 
 def choose_rollouts(rollouts: list[grpo.Rollout], cfg: Config, **at_hand) -> list[grpo.Rollout]:
     """Those that are trained; all by default. A group of which `--keep` leaves nothing does not fill an update."""
-    keep = find("keep", cfg, list, **at_hand)
+    keep = filled("keep", cfg, list, **at_hand)
     kept = [r for group in grpo.groups_of(rollouts) for r in keep(group)]
     return [r for r in kept if r.reward or not r.template] if cfg.drop_failed_templated else kept
 

@@ -55,7 +55,7 @@ from typing import NamedTuple
 
 from support.boxes import boxes_in
 from support.data import Question
-from support.seams import named
+from support.seams import find
 
 TIME_LIMIT = 1.0  # seconds of the worker's CPU for one comparison, so that a busy machine does not turn verdicts
 PATIENCE = 4  # times as long by the clock, whatever the worker is doing (its start, a second or two, is not counted)
@@ -580,9 +580,9 @@ def judge(responses: list[str], questions: list[Question], truncated: list[bool]
 
 def judge_of(reward: str) -> Judge:
     """`judge`, or what `--reward` names instead: a function of (response, question) that gives (reward, feedback)."""
-    if not reward:
+    mine = find("reward", reward, None)
+    if mine is None:
         return judge
-    mine = named("reward", reward)
     return lambda responses, questions, _: [Verdict(*mine(*pair)) for pair in zip(responses, questions, strict=True)]
 
 

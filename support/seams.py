@@ -14,27 +14,34 @@ from support.errors import UserError
 SEAMS = ("select", "reward", "advantage", "keep", "ratio", "loss")
 
 
-def find(seam: str, cfg, default: Callable | None, **at_hand) -> Callable | None:
+def filled(seam: str, cfg, default: Callable | None, **at_hand) -> Callable | None:
     """The function that stands in a seam: the one that the option `--SEAM` names, or `default`.
 
     What comes after `*` in the variant's signature is filled in here, by name: an option (`max_response_tokens`), or
     something that is at hand where the seam is (`policy`). So a variant asks for what it needs, and no other one does.
 
     >>> from types import SimpleNamespace
-    >>> find("advantage", SimpleNamespace(advantage=""), max)
+    >>> filled("advantage", SimpleNamespace(advantage=""), max)
     <built-in function max>
     """
-    name = getattr(cfg, seam)
-    if not name:
+    function = find(seam, getattr(cfg, seam), default)
+    if function is default:
         return default
-    function, known = named(seam, name), vars(cfg) | at_hand
+    known = vars(cfg) | at_hand
     wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return functools.partial(function, **{key: known[key] for key in wanted if key in known})
+    return functools.partial(function, **{name: known[name] for name in wanted if name in known})
 
 
 @functools.cache
-def named(seam: str, name: str) -> Callable:
-    """A function of variants/SEAM.py, or of a file of the user's own: `my_file.py:mine`."""
+def find(option: str, name: str, default: Callable) -> Callable:
+    """The function that `--option name` means: `default` if the name is empty, one of variants/<option>.py, or one of a
+    file of the user's own.
+
+    >>> find("loss", "", max)
+    <built-in function max>
+    """
+    if not name:
+        return default
     file, _, function = name.rpartition(":")
     try:
         if file:
@@ -42,11 +49,11 @@ def named(seam: str, name: str) -> Callable:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
-            module = importlib.import_module(f"variants.{seam}")
+            module = importlib.import_module(f"variants.{option}")
         return getattr(module, function)
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise UserError(
-            f"--{seam} {name}: no such function ({error}); give a name of variants/{seam}.py, or my_file.py:mine"
+            f"--{option} {name}: no such function ({error}); give a name of variants/{option}.py, or my_file.py:mine"
         ) from error
 
 
@@ -64,8 +71,7 @@ def check(cfg) -> None:
     """Every variant that is named exists, and has beside it what it needs; or UserError, in one line."""
     for seam in SEAMS:
         name = getattr(cfg, seam)
-        beside = getattr(named(seam, name), "needs", {}) if name else {}
-        for option, value in beside.items():
+        for option, value in getattr(find(seam, name, None), "needs", {}).items():
             if getattr(cfg, option) != value:
                 raise UserError(f"--{seam} {name} needs {as_option(option, value)}")
 

@@ -18,7 +18,7 @@ import verify
 from p2o import Config
 from support.data import Question, load_questions
 from support.errors import UserError
-from support.seams import SEAMS, check, find
+from support.seams import SEAMS, check, filled
 from tiny.problems import FAMILIES
 from variants import advantage, example, gps, keep, loss, ratio, reward, select
 from variants.example import advantaged, asked, rewarded
@@ -54,7 +54,7 @@ def ours(name, **settings):
     value, _ = grpo.policy_loss(
         logprobs, old, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip,
         aggregation=cfg.aggregation, whole=(4, int(mask.sum()), 10),
-        ratio=find("ratio", cfg, grpo.importance_ratio), loss=find("loss", cfg, grpo.surrogate),
+        ratio=filled("ratio", cfg, grpo.importance_ratio), loss=filled("loss", cfg, grpo.surrogate),
     )  # fmt: skip
     value.backward()
     return value.item(), logprobs.grad
