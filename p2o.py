@@ -117,6 +117,7 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
     """JSONL or parquet file with `question` and `answer`, or a name of support/data.py: deepmath, gsm8k, ..."""
     eval_data: tuple[str, ...] = (str(grpo.TINY / "hard.jsonl"), str(grpo.TINY / "ood.jsonl"))
     """Held-out files or names (aime24, math500, ...), scored after every epoch: bare prompt, greedy."""
+    sampled_eval: bool = False  # score one sampled response of each held-out question rather than the greedy one
     question_suffix: str = ""  # put behind every question, after an empty line: the request for a boxed answer
     seed: int = 0  # Same seed, same machine, same numbers
     epochs: int = 6  # Passes over the training questions
@@ -124,6 +125,7 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
     questions_per_update: int = 16  # Questions per optimizer step
     group_size: int = 6  # G, responses per question
     near_hard: bool = True  # Questions with exactly one success count as hard, too
+    mine_bare: bool = False  # where a group has bare rollouts they alone say whether it is hard: see --leave-one-bare
     distill: bool = True  # context distillation: train the bare question, not the context that was sampled from
     drop_failed_templated: bool = False  # Templated rollouts with reward 0 are left out of the loss
     select: str = ""  # which questions are sampled: a function of variants/select.py or of my_file.py:mine; all in turn
@@ -139,6 +141,9 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
             f"--epochs {self.epochs}: at least 1": self.epochs >= 1,
             f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}": 1 <= update <= batch,
             "--soft-clip --no-distill: without distillation every ratio is 1": self.distill or not self.soft_clip,
+            "--mine-bare needs --leave-one-bare: no templated group has a bare rollout without it": (
+                self.leave_one_bare or not self.mine_bare
+            ),
             f"--method grpo: it samples no templates, so it cannot have {' '.join(templated)}": (
                 self.method == "p2o" or not templated
             ),
@@ -240,8 +245,13 @@ def sample_groups(
 def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
     """Ids of the questions with no success in their group, or (near-hard) exactly one, as they were sampled."""
     # --- solution: part 8 ---
-    most = 1 if cfg.near_hard else 0
-    return [group[0].question_id for group in grpo.groups_of(rollouts) if sum(r.reward for r in group) <= most]
+    hard = []
+    for group in grpo.groups_of(rollouts):
+        counted = [r for r in group if cfg.mine_bare and not r.template] or group
+        most = 1 if cfg.near_hard and len(counted) > 1 else 0  # of a single rollout, one success is all
+        if sum(r.reward for r in counted) <= most:
+            hard.append(group[0].question_id)
+    return hard
 
 
 def remember(state: State, rollouts: list[grpo.Rollout]) -> None:
@@ -269,10 +279,10 @@ def in_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Roll
 def held_out_accuracy(
     policy: grpo.Policy, held_out: dict[str, list[Question]], cfg: Config, run: Run
 ) -> dict[str, float]:
-    """Share of each held-out file's questions that greedy decoding of the bare prompt solves."""
-    accuracy = {}
+    """Share of each held-out file's questions that the bare prompt solves, by greedy decoding or sampled once."""
+    accuracy, seed = {}, seed_for(cfg, "held out") if cfg.sampled_eval else None
     for name, questions in held_out.items():
-        samples = grpo.respond(policy, [q.text for q in questions], seed=None)
+        samples = grpo.respond(policy, [q.text for q in questions], seed=seed)
         verdicts = verify.judge_of(cfg.reward)([s.text for s in samples], questions, [s.truncated for s in samples])
         accuracy[name] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
         run.note_families(name, questions, verdicts)

@@ -76,6 +76,17 @@ def test_hard_questions_are_those_whose_group_failed_or_all_but_one():
     assert p2o.mine_hard(rollouts, Config(near_hard=False)) == ["none"]
 
 
+def test_on_request_a_bare_rollout_says_whether_a_templated_question_is_still_hard():
+    def group(name, templated, bare):
+        return [rollout(name, r, template="z") for r in templated] + [rollout(name, r) for r in bare]
+
+    rollouts = (
+        group("still", [1.0, 1.0], [0.0]) + group("learned", [0.0, 0.0], [1.0]) + group("no bare", [1.0, 1.0], [])
+    )
+    assert p2o.mine_hard(rollouts, Config()) == ["learned"]
+    assert p2o.mine_hard(rollouts, Config(mine_bare=True, leave_one_bare=True)) == ["still"]
+
+
 def test_groups_are_found_by_question_and_may_differ_in_size():
     rollouts = [rollout("a", 1.0), rollout("b", 0.0), rollout("a", 0.0), rollout("a", 0.0)]
     assert [len(group) for group in grpo.groups_of(rollouts)] == [3, 1]
@@ -376,6 +387,8 @@ def refused(capsys, *argv):
         (["--reflection", "teacher"], "--teacher-url"),
         (["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m"], "need each other"),
         (["--method", "grpo", "--leave-one-bare"], "samples no templates"),
+        (["--mine-bare"], "--mine-bare needs --leave-one-bare"),
+        (["--ratio", "gspo"], "--ratio gspo needs --aggregation seq-mean-token-mean"),
     ],
 )
 def test_bad_settings_get_one_line_and_exit_code_2(argv, complaint, capsys, tmp_path):

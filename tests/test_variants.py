@@ -312,10 +312,11 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evolved = lambda policy, hard, cfg, epoch, run: {q.id: [ALL_HINTS] * cfg.group_size for q in hard}  # noqa: E731
     monkeypatch.setattr(p2o, "evolve_templates", evolved)  # what it finds is tested elsewhere
-    few = str(tmp_path / "few.jsonl")
+    (tmp_path / "one.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    files = {"train_data": str(tmp_path / "few.jsonl"), "eval_data": (str(tmp_path / "one.jsonl"),)}
     return Config(
-        train_data=few, eval_data=(few,), runs=str(tmp_path / "runs"), name="run", epochs=2, questions_per_batch=4,
-        questions_per_update=2, group_size=4, hard_set_min=4, temperature=1.8, learning_rate=1e-5,
+        **files, runs=str(tmp_path / "runs"), name="run", epochs=2, questions_per_batch=4,
+        questions_per_update=2, group_size=4, hard_set_min=4, temperature=2.2, learning_rate=1e-5,
     )  # fmt: skip
 
 

@@ -104,7 +104,8 @@ def lead(group: Group, alpha: float = 0.05) -> list[float]:
     [2.239, -0.475, -0.475, -0.475]
     """
     lengths, right = torch.tensor([float(len(r.response_ids)) for r in group]), rewards_of(group) > 0
-    z = (lengths - lengths[right].mean()) / (lengths[right].std(correction=0) + 1e-6)
+    mean = lengths[right].mean()  # of none: not a number, and not used
+    z = (lengths - mean) / ((lengths[right] - mean).square().mean().sqrt() + 1e-6)
     share = right.float().mean().item()
     advantages = scaled(torch.where(right, (-alpha * z).exp(), -1.0))
     return [a * (0.4 + 1.1 / (1 + math.exp(10 * ((share if a > 0 else 1 - share) - 0.75)))) for a in advantages]
