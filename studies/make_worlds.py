@@ -2,10 +2,11 @@
 
     python studies/make_worlds.py         # runs/worlds/selection.jsonl, selection-held-out.jsonl, pattern.jsonl, ...
 
-selection    A world in which selection can show itself: a third of the questions is always solved (two elements), a third
-             impossible, and readable as such (seven or eight elements, and no state is the answer), a third between: the
-             answer is the state at a depth that depends on the family, so there are four lessons. The model is one whose
-             bare responses go on with probability 0.5 (studies/dials.sh): it hits depths 2, 3, 4, 5 with 1/4 to 1/16.
+selection    A world in which selection can show itself. A third of the questions is always solved (two elements), a
+             third impossible, and readable as such (seven or eight elements, and no state is the answer), a third
+             between: the answer is the state at a depth that depends on the family, so there are four lessons. The
+             model is one whose bare responses go on with probability 0.5 (studies/dials.sh): it stops at depths 2, 3,
+             4, 5 with probability 1/4 to 1/32, or 1/16 where 5 is the last.
 pattern      Any verifiable task: the response has to write down at least five states, whatever they are. No reference
              answer; `--reward pattern` reads the regular expression from the row.
 """

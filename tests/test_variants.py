@@ -6,21 +6,27 @@ import importlib
 import itertools
 import json
 import random
+import shutil
 import statistics
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import ROOT
 
+import gepa_loop
 import grpo
 import p2o
 import verify
 from p2o import Config
+from studies import make_worlds
 from support.data import Question, load_questions
 from support.errors import UserError
 from support.seams import SEAMS, check, filled
 from tiny.problems import FAMILIES
-from variants import advantage, example, gps, keep, loss, ratio, reward, select
+from tools import study
+from variants import advantage, example, gps, keep, loss, ratio, reward, select, table
 from variants.example import advantaged, asked, rewarded
 from variants.rivals import given
 
@@ -36,7 +42,7 @@ NAMES = {
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
 
 
-@pytest.mark.parametrize("module", [advantage, example, gps, keep, loss, ratio, reward, select, given])
+@pytest.mark.parametrize("module", [advantage, example, gps, keep, loss, ratio, reward, select, table, given])
 def test_the_worked_examples_are_right(module):
     makers = {f.__name__: f for f in (rewarded, advantaged, asked)}
     result = doctest.testmod(module, extraglobs=makers)
@@ -397,3 +403,84 @@ def test_a_variant_is_refused_in_one_line_without_what_it_needs(settings, compla
 
 def test_every_seam_has_a_file():
     assert all((ROOT / "variants" / f"{seam}.py").is_file() for seam in SEAMS)
+
+
+# --------------------------------------------------------------------------------------- the table, studies, the diff
+
+
+def test_the_table_is_up_to_date():
+    page = (ROOT / "variants" / "README.md").read_text(encoding="utf-8")
+    assert page.endswith(f"{table.MARK}\n{table.table()}"), "python -m variants.table writes it anew"
+
+
+def test_a_variant_is_at_most_ten_lines_and_says_what_it_changes():
+    assert len(table.variants()) >= 30
+    for seam, function in table.variants():
+        method, change = table.described(function)
+        assert method and change and table.code_lines(function) <= 10, f"{seam} {function.__name__}"
+
+
+def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    runs = [{"accuracy": {"hard": 0.5}}, {"accuracy": {"hard": 1.0}}]
+    (tmp_path / "results" / "some.json").write_text(
+        json.dumps({"results": {"P2O, --advantage rloo": runs, "P2O": runs}})
+    )
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    assert table.measured("`--advantage rloo`") == "P2O 0.75 (some)"
+    assert table.measured("`--advantage lead`") == "not yet measured"
+
+
+@pytest.mark.parametrize("name", ["advantages", "selection", "rivals"])
+def test_a_study_names_options_that_there_are(name):
+    _, variants = study.read_study(ROOT / "studies" / f"{name}.toml")
+    for options in variants.values():
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        of_the_diff = options.pop("sample_bare", None)
+        cfg = Config(**options)
+        assert of_the_diff is None or cfg.advantage == "sdpo"
+        check(cfg)
+
+
+def test_the_worlds_of_the_studies_are_what_they_say():
+    rows, held_out = make_worlds.selection(random.Random(0), set())
+    kinds = [row["kind"] for row in rows]
+    assert [kinds.count(kind) for kind in ("solved", "impossible", "between")] == [48, 48, 48] and len(held_out) == 100
+    between = [row for row in rows if row["kind"] == "between"]
+    for row in between:
+        states = given.states_of(Question("q", row["question"], row["answer"]))
+        family = next(name for name, f in FAMILIES.items() if row["question"].startswith(f.ask))
+        assert states.index(row["answer"]) + 1 == make_worlds.DEPTHS[family] and states.count(row["answer"]) == 1
+    assert len({make_worlds.DEPTHS[name] for name in FAMILIES}) == 4
+
+
+def test_a_pattern_is_a_task_that_hints_solve(tiny_policy):
+    rows, _ = make_worlds.pattern(random.Random(0), set())
+    questions = [Question(row["id"], row["question"], row["answer"], row=row) for row in rows[:12]]
+    judge, rewards = verify.judge_of("pattern"), {}
+    for hints in ("", ALL_HINTS):
+        asked_for = [gepa_loop.apply_template(hints, q.text) for q in questions]
+        texts = [s.text for s in grpo.respond(tiny_policy, asked_for, seed=None)]
+        verdicts = judge(texts, questions, [False] * 12)
+        rewards[hints] = statistics.mean(v.reward for v in verdicts)
+        assert all(("right" if v.reward else make_worlds.FIVE_STATES) in v.feedback for v in verdicts)
+    assert rewards[""] < 0.1 and rewards[ALL_HINTS] > 0.9
+
+
+def test_sdpo_applies_samples_bare_and_lets_the_templated_self_score(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("runs", ".git", "notebooks", "results"))
+    diff = ROOT / "variants" / "rivals" / "sdpo.diff"
+    subprocess.run(["git", "apply", str(diff)], cwd=tmp_path / "copy", check=True)
+    script = f"""
+import p2o, grpo
+from support.data import load_questions
+cfg = p2o.Config(sample_bare=True, advantage="sdpo", group_size=3)
+policy, questions = grpo.load_policy(cfg), load_questions(cfg.train_data)[:2]
+rollouts = p2o.sample_groups(policy, questions, {{questions[0].id: [{ALL_HINTS!r}] * 3}}, cfg, 0)
+assert all(r.sampled_context == r.trained_context for r in rollouts), "the student works bare"
+templated, bare = rollouts[:3], rollouts[3:]
+assert all(r.template for r in templated) and all(len(set(r.advantage)) > 1 for r in templated)
+assert all(len(set(r.advantage)) == 1 for r in bare), "no template, no teacher"
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "copy", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

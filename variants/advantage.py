@@ -197,7 +197,7 @@ def disco(group: Group) -> list[float]:
 
 @needs(loss="reinforce")
 def successes(group: Group) -> list[float]:
-    r"""SFT on one's own successes (rejection fine-tuning, RAFT: arXiv:2304.06767). A_i = r_i.
+    r"""SFT on one's own successes (arXiv:2304.06767, RAFT). A_i = r_i.
 
     Against GRPO: no baseline, so failures teach nothing, and groups that are all right go on teaching. Given what P2O
     is given. Under P2O it distils the templates by supervised learning.

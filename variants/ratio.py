@@ -31,7 +31,7 @@ def sampler(
 ) -> torch.Tensor:
     r"""The true importance ratio instead of P2O's mask. rho_t = pi(y_t | x) / pi_old(y_t | T(x, z)).
 
-    Against GRPO, and P2O: what a template has moved is weighed by how likely the bare policy is to do it, and clipped;
+    Against GRPO: what a template has moved is weighed by how likely the bare policy is to do it, and clipped;
     unbiased token by token, but the lesson (rho = 0.08 for a step that only the template takes) counts a twelfth.
 
     >>> bare, templated = torch.tensor([[0.07]]).log(), torch.tensor([[0.9]]).log()
