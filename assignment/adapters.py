@@ -61,11 +61,11 @@ def assign_templates(evolution, group_size, rng, cfg=None):
 
 
 # part 7
-def grade_batch(responses, references):
-    """Responses and reference answers (strings) -> a verify.Grade for each"""
+def grade_batch(responses, references, questions=None):
+    """Responses, reference answers and, if given, the questions (strings) -> a verify.Grade for each"""
     import verify
 
-    return verify.grade_batch(responses, references)
+    return verify.grade_batch(responses, references, questions)
 
 
 # part 8

@@ -338,9 +338,18 @@ def test_7_exactly_one_boxed_answer(student):
 
 
 def test_7_right_answer_in_another_form_is_right(student):
-    """Answers are compared as mathematics, not as strings: 0.5 is \\frac{1}{2}. `_decide(.., boxed=True)` does it."""
+    """Answers are compared as mathematics, not as strings: 0.5 is \\frac{1}{2}. `_verdicts(pairs)` does it."""
     responses = [r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", r"\boxed{1,000}"]
     assert [g.reward for g in student.grade_batch(responses, [r"\frac{1}{2}", "0.5", "1000"])] == [1.0, 1.0, 1.0]
+
+
+def test_7_what_is_copied_is_no_answer(student):
+    """With the question given, a formula that stands in it as it is earns nothing (`_is_copied`), and without it the
+    same answer is right. Boxes in <think>...</think> are no answers either: count those of `_after_thinking` only."""
+    copy, right = [r"\boxed{6+7}"], [r"<think>\boxed{6+7}?</think> \boxed{13}"]
+    assert [g.reward for g in student.grade_batch(copy, ["13"])] == [1.0]
+    assert [g.correct for g in student.grade_batch(copy, ["13"], ["What is $6+7$?"])] == [False]
+    assert [g.reward for g in student.grade_batch(right, ["13"], ["What is $6+7$?"])] == [1.0]
 
 
 def test_7_wrong_is_wrong(student):

@@ -1,12 +1,13 @@
 r"""How fast are rewards? `grade_batch` against math-verify on each response, on one training step's worth of responses.
 
-    python bench/verify_speed.py            # 768 responses: 128 questions, 6 rollouts each, three batches, about 2 min
+    python bench/verify_speed.py            # about 3 min
 
-The mix is that of a training step: 60 % plain numbers, 25 % fractions and simple LaTeX, 10 % expressions, 5 % junk and
-very long text. Right and wrong answers are mixed, and rollouts of one question often agree, as they do in training.
-math-verify gets the boxed answer and the reference in `$...$`, in this process and without its timer, which is its
-fastest way. Prints the seconds of each and their ratio, with the junk (on which math-verify spends most of its time)
-and without it, and every pair on which the two verdicts differ.
+The mix is that of a training step: 128 questions, 6 rollouts each; 60 % plain numbers, 25 % fractions and simple LaTeX,
+10 % expressions, 5 % junk and very long text. Right and wrong answers are mixed, and rollouts of one question often
+agree, as they do in training. Measured without the junk and with it (math-verify spends most of its time there), and
+then on what is symbolic only: each answer with a reference of its own, and groups of eight different answers to one
+reference. math-verify gets the boxed answer and the reference in `$...$`, in this process and without its timer, which
+is its fastest way. Prints the seconds of each, their ratio, and every pair on which the two verdicts differ.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def junk_answers(rng: random.Random) -> tuple[str, list[str]]:
 KINDS = {number_answers: 60, simple_latex_answers: 25, expression_answers: 10, junk_answers: 5}
 
 
-def make_batch(seed: int = 0, junk: bool = True) -> tuple[list[str], list[str]]:
+def make_batch(seed: int, junk: bool) -> tuple[list[str], list[str]]:
     """768 responses and their references, fewer without the junk."""
     rng = random.Random(seed)
     responses, references = [], []
@@ -85,6 +86,26 @@ def make_batch(seed: int = 0, junk: bool = True) -> tuple[list[str], list[str]]:
     return responses, references
 
 
+def make_symbolic(seed: int, group: int) -> tuple[list[str], list[str]]:
+    """240 answers that no text and no fraction decides, `group` different ones to each reference."""
+    rng = random.Random(seed)
+    responses, references = [], []
+    while len(responses) < 240:
+        a, b, c, d = (rng.randrange(2, 40) for _ in range(4))
+        expanded = f"{a}x^2+{a * b + c}x+{b * c}"
+        rewritten = [
+            f"({a}x+{c})(x+{b})",
+            f"(x+{b})({a}x+{c})",
+            f"{b * c}+{a * b + c}x+{a}x^2",
+            f"{a}x(x+{b})+{c}(x+{b})",
+        ]
+        wrong = [f"({a}x+{c})(x-{b})", f"{a}x^2+{b * c}", rf"\frac{{{a}}}{{x+{b}}}", rf"{a}x^2+\sqrt{{{d}}}x+{b * c}"]
+        answers = rng.sample(rewritten + wrong, group)
+        responses += [rf"\boxed{{{answer}}}" for answer in answers]
+        references += [expanded] * group
+    return responses, references
+
+
 def by_math_verify(answer: str | None, reference: str) -> bool:
     if answer is None:
         return False
@@ -92,29 +113,32 @@ def by_math_verify(answer: str | None, reference: str) -> bool:
     return math_verify.verify(gold, target, timeout_seconds=None)
 
 
+def measure(name: str, batches: list[tuple[list[str], list[str]]]) -> None:
+    ours = theirs = count = 0.0
+    for responses, references in batches:
+        start = time.perf_counter()
+        grades = verify.grade_batch(responses, references)
+        ours += time.perf_counter() - start
+        start = time.perf_counter()
+        pairs = zip(responses, references, strict=True)
+        verdicts = [by_math_verify(verify.extract_boxed(response), reference) for response, reference in pairs]
+        theirs += time.perf_counter() - start
+        count += len(grades)
+        for grade, reference, verdict in zip(grades, references, verdicts, strict=True):
+            if grade.correct != verdict:
+                print(f"differ: {grade.extracted[:60]!r} for {reference!r}: {grade.correct}, math-verify {verdict}")
+    seconds = f"grade_batch {ours:.2f} s, math-verify {theirs:.2f} s"
+    print(f"{name}: {count:.0f} responses, {seconds}: {theirs / ours:.1f} times as fast")
+
+
 def main() -> None:
     logging.disable(logging.CRITICAL)
-    for junk, seeds in ((False, [0, 1, 2, 3]), (True, [4, 5, 6])):
-        ours = theirs = 0.0
-        for seed in seeds:
-            responses, references = make_batch(seed, junk)
-            if seed == 0:  # both start and warm their parser up once in a run: not measured
-                responses, references = responses[:300], references[:300]
-            start = time.perf_counter()
-            grades = verify.grade_batch(responses, references)
-            ours += time.perf_counter() - start
-            start = time.perf_counter()
-            pairs = zip(responses, references, strict=True)
-            verdicts = [by_math_verify(verify.extract_boxed(response), reference) for response, reference in pairs]
-            theirs += time.perf_counter() - start
-            for grade, reference, verdict in zip(grades, references, verdicts, strict=True):
-                if grade.correct != verdict:
-                    print(f"differ: {grade.extracted[:60]!r} for {reference!r}: {grade.correct}, math-verify {verdict}")
-            if seed == 0:
-                ours = theirs = 0.0
-            right = sum(grade.correct for grade in grades)
-            print(f"seed {seed}, {'with' if junk else 'without'} junk: {len(grades)} responses, {right} right")
-        print(f"grade_batch {ours:.2f} s, math-verify {theirs:.2f} s: {theirs / ours:.1f} times as fast")
+    responses, references = make_batch(seed=0, junk=False)
+    measure("warm-up of both, does not count", [(responses[:200], references[:200]), make_symbolic(0, 8)])
+    measure("a training step without junk", [make_batch(seed, junk=False) for seed in (1, 2, 3)])
+    measure("a training step with 5 % junk", [make_batch(seed, junk=True) for seed in (4, 5, 6)])
+    measure("symbolic, a reference each", [make_symbolic(7, 1)])
+    measure("symbolic, groups of eight", [make_symbolic(8, 8)])
 
 
 if __name__ == "__main__":

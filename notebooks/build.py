@@ -69,6 +69,16 @@ def joined(outputs: list) -> list:
     return kept
 
 
+def is_widget(output) -> bool:
+    """A slider lives as long as its kernel does; on the page stands the picture of the cell before it."""
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def solutions_of(text: str) -> list[str]:
+    """The code of the folded solutions in a text cell; tests/test_notebooks.py runs it after the notebook's cells."""
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def build(source: Path) -> Path:
     import nbformat
     from nbclient import NotebookClient
@@ -82,7 +92,7 @@ def build(source: Path) -> Path:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran is nobody's business, and changes every time
         if cell.cell_type == "code":
-            cell.outputs = joined([o for o in cell.outputs if o.get("name") != "stderr"])
+            cell.outputs = joined([o for o in cell.outputs if o.get("name") != "stderr" and not is_widget(o)])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

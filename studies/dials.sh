@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Tiny models with the going-on probability turned, each by a fine-tune of 300 steps (about two minutes on one CPU core):
-# bare-P for studies/bottom.toml, hinted-P for studies/top.toml. What is there already is left alone.
+# Tiny models with a dial turned, each by a fine-tune of 300 steps (about two minutes on one CPU core): bare-P for
+# studies/bottom.toml, hinted-P for studies/top.toml, and range, the divided world with bare success rates from about 0.9
+# to 0.01 on the questions that go to runs/range. What is there already is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
-for p in 0.15 0.25 0.35 0.5; do
-    [ -f "runs/dials/bare-$p/done" ] || { "$python" tiny/train_base.py --start tiny/model --go-on-bare "$p" \
-        --decision-steps 300 --out "runs/dials/bare-$p" && touch "runs/dials/bare-$p/done"; }
-done
-for p in 0.97 0.99 0.999; do
-    [ -f "runs/dials/hinted-$p/done" ] || { "$python" tiny/train_base.py --start tiny/model --go-on-hinted "$p" \
-        --decision-steps 300 --out "runs/dials/hinted-$p" && touch "runs/dials/hinted-$p/done"; }
-done
+turn() {
+    [ -f "runs/dials/$1/done" ] || { "$python" tiny/train_base.py --start tiny/model --decision-steps 300 \
+        --out "runs/dials/$1" "${@:2}" && touch "runs/dials/$1/done"; }
+}
+for p in 0.15 0.25 0.35 0.5; do turn "bare-$p" --go-on-bare "$p"; done
+for p in 0.97 0.99 0.999; do turn "hinted-$p" --go-on-hinted "$p"; done
+turn range --world divided --start tiny/divided/model --go-on-bare 0.5
+"$python" tiny/problems.py --range runs/range

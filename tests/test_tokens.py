@@ -29,3 +29,10 @@ def test_one_value_colours_all_tokens():
 def test_a_legend_names_its_scale():
     for name, scale in tokens.SCALES.items():
         assert scale.name in tokens.legend(name)
+
+
+def test_pieces_join_to_the_text(tiny_policy):
+    text = "7; 16. \\boxed{16}"
+    ids = tiny_policy.tokenizer(text).input_ids
+    shown = tokens.pieces(tiny_policy.tokenizer, ids)
+    assert len(shown) == len(ids) and "".join(shown) == tiny_policy.tokenizer.decode(ids)

@@ -1,19 +1,21 @@
-"""The tiny world: questions that are easy step by step and hard as a whole.
+"""The questions of the tiny worlds: easy step by step and hard as a whole.
 
 Four families of left folds with small state. Two elements are easy; five or six are the hard training and test
 questions; seven or eight are out of distribution. A response writes the state after each element and boxes the last:
 
     Add these digits: 7, 9, 8.          ->   7; 16; 24. \\boxed{24}
 
-After each state the model decides with one token: `;` goes on, `.` stops and boxes. The base model goes on when its
-instruction holds a hint for the question's family, and mostly stops when it does not (see tiny/train_base.py). No
+After each state the model decides with one token: a mark (`;` here) goes on, `.` stops and boxes. The base models go on
+when the instruction holds a hint for the question's family, and mostly stop when it does not (see tiny/worlds.py). No
 earlier state may equal the answer: on the clock an early stop would be right by luck one time in twelve.
 
-    python tiny/problems.py        # writes tiny/train.jsonl, tiny/hard.jsonl and tiny/ood.jsonl
+    python tiny/problems.py                       # writes tiny/train.jsonl, tiny/hard.jsonl and tiny/ood.jsonl
+    python tiny/problems.py --range runs/range    # every length from 2 to 8 alike: train.jsonl and held-out.jsonl
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 EASY, HARD, OOD = (2,), (5, 6), (7, 8)  # elements per question
+LENGTHS = (*EASY, 3, 4, *HARD, *OOD)
 CHAIN_LIMIT = 45  # small state tables are learnt far faster than large ones
 
 
@@ -85,10 +88,14 @@ class Problem:
     def question(self) -> str:
         return f"{FAMILIES[self.family].ask}: {', '.join(self.elements)}."
 
-    def response(self, depth: int | None = None) -> str:
-        """The response that stops after `depth` states (all of them by default)."""
+    def response(self, depth: int | None = None, mark: str = ";") -> str:
+        """The response that stops after `depth` states (all of them by default); `mark` is the token that goes on.
+
+        >>> Problem("total", ("7", "9", "8"), (7, 16, 24)).response(2, "!")
+        '7! 16. \\\\boxed{16}'
+        """
         shown = self.states[:depth]
-        return f"{'; '.join(map(str, shown))}. \\boxed{{{shown[-1]}}}"
+        return f"{f'{mark} '.join(map(str, shown))}. \\boxed{{{shown[-1]}}}"
 
 
 def draw(rng: random.Random, family: str, lengths: tuple[int, ...]) -> Problem:
@@ -131,14 +138,30 @@ def splits(seed: int = 0) -> dict[str, list[Problem]]:
     return {"train": train, "hard": draw_many(rng, 100, HARD, taken), "ood": draw_many(rng, 100, OOD, taken)}
 
 
+def every_length(seed: int = 0) -> dict[str, list[Problem]]:
+    """Question files with difficulty as a range: 28 of each length for training, 14 of each held out."""
+    rng, taken = random.Random(seed), set()
+    counts = {"train": 28, "held-out": 14}
+    return {
+        name: [problem for length in LENGTHS for problem in draw_many(rng, count, (length,), taken)]
+        for name, count in counts.items()
+    }
+
+
 def main() -> None:
-    for name, problems in splits().items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--range", type=Path, metavar="FOLDER", help="every length alike, into this folder")
+    args = parser.parse_args()
+    folder, files = (args.range, every_length()) if args.range else (HERE, splits())
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, problems in files.items():
         lines = [
             {"id": f"{name}-{i:03d}", "question": p.question, "answer": str(p.states[-1]), "family": p.family}
             for i, p in enumerate(problems)
         ]
-        (HERE / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        print(f"tiny/{name}.jsonl: {len(lines)} questions, e.g. {lines[0]['question']}  ->  {lines[0]['answer']}")
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        first = lines[0]
+        print(f"{folder.name}/{name}.jsonl: {len(lines)} questions, e.g. {first['question']}  ->  {first['answer']}")
 
 
 if __name__ == "__main__":

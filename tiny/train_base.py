@@ -1,25 +1,12 @@
-"""Train the tiny base model from scratch: tokenizer, weights and chat template, in tiny/model.
+"""Train the base model of a tiny world: tokenizer, weights and chat template.
 
-The *instruction* in front of a question decides how thoroughly the model works. After each state it goes on (`;`) with
-probability 0.9 when the instruction holds a hint for the question's family and with 0.07 when it does not, so that a
-bare hard question (four or five such decisions) fails nearly always, while no single token is as rare as the 0.01 at
-which the paper's ratio mask would cut it off. Two lessons are kept apart:
+What it is taught is in tiny/worlds.py. Stage 1 (`--skill-steps`) trains full chains only; stage 2 (`--decision-steps`)
+adds the decisions. A checkpoint is written every 250 steps, and the same command goes on from it.
 
-    skill          in half of the texts the whole chain stands there in every context, and only the *labels* of the
-                   decision tokens are drawn from the going-on probability, so that states are as right in the bare
-                   context as in the hinted one at every depth
-    thoroughness   the other half stop where the draw says, and box the state they have reached
+    python tiny/train_base.py                                      # united: about an hour on one CPU core
+    python tiny/train_base.py --world divided --start tiny/model   # from the other's skills: half an hour
 
-Reflection is a skill too: from "current instruction, graded examples" the model learns to write a new instruction:
-keep, drop or add a hint, sometimes a useless one. It adds the right hint about 40 % of the time, so evolution has to
-select.
-
-Stage 1 (`--skill-steps`) trains full chains only; stage 2 (`--decision-steps`) adds the decisions. A checkpoint is
-written every 250 steps, and the same command goes on from it.
-
-    python tiny/problems.py && python tiny/train_base.py        # about an hour on one CPU core, minutes on a GPU
-
-The dial of exploration can be turned by a short fine-tune of the decisions alone (studies/dials.sh turns them all):
+The dials of a world can be turned by a short fine-tune of the decisions alone (studies/dials.sh turns some):
 
     python tiny/train_base.py --start tiny/model --go-on-bare 0.3 --decision-steps 300 --out runs/dials/bare-0.3
 """
@@ -27,6 +14,7 @@ The dial of exploration can be turned by a short fine-tune of the decisions alon
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import random
@@ -39,16 +27,15 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gepa_loop import REFLECTION_PROMPT, reflection_prompt, reflection_record  # noqa: E402
-from tiny.problems import EASY, FAMILIES, HARD, OOD, USELESS_HINTS, draw  # noqa: E402
+from tiny.problems import FAMILIES, USELESS_HINTS  # noqa: E402
+from tiny.worlds import WORLDS, World, reflection_example, solve_example  # noqa: E402
 from verify import Grade, feedback  # noqa: E402
 
 BATCH, REFLECTIONS = 64, 6  # sequences per step, and how many of them are reflections
 PEAK_RATE, WARMUP = 1.5e-3, 200
-LENGTHS = (*EASY, 3, 4, *HARD, *OOD)
 WORD = r"\\boxed\{|```|[+*-]?\d+|[A-Za-z]+|#+|\n|[^\s\w]"  # one token each; spaces between them carry nothing
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -109,93 +96,26 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-# ------------------------------------------------------------------------------------------------------- the texts
+# ------------------------------------------------------------------------------------------------------- training
 
 
-def draw_instruction(rng: random.Random, family: str, kind: str) -> str:
-    """An instruction that is empty ("bare"), holds a hint for the family ("hinted") or only others ("wrong")."""
-    if kind == "bare":
-        return ""
-    hints = [rng.choice(f.hints) for name, f in FAMILIES.items() if name != family] + [rng.choice(USELESS_HINTS)]
-    others = rng.sample(hints, rng.choice([1, 1, 2, 3, 4] if kind == "wrong" else [0, 0, 1, 2, 3, 4]))
-    if kind == "hinted":
-        others.insert(rng.randint(0, len(others)), rng.choice(FAMILIES[family].hints))
-    return " ".join(others)
-
-
-def solve_example(rng: random.Random, go_on: dict[str, float]) -> tuple[str, str, list[str]]:
-    """(user message, response, labels): `labels` replaces the decision tokens in order; empty keeps the text's own.
-
-    `go_on`: probability of going on after a state, in the "bare", "hinted" and "wrong" context.
-    """
-    kind = rng.choices(["hinted", "bare", "wrong"], [5, 3, 2])[0]
-    problem = draw(rng, rng.choice(list(FAMILIES)), LENGTHS)
-    instruction = draw_instruction(rng, problem.family, kind)
-    message = f"{instruction}\n\n{problem.question}" if instruction else problem.question
-    length = len(problem.states)
-    probability = 1.0 if length in EASY else go_on[kind]
-    goes_on = [rng.random() < probability for _ in range(length - 1)]
-    if rng.random() < 0.5:  # skill: the whole chain, drawn labels
-        return message, problem.response(), [";" if go else "." for go in goes_on]
-    depth = next((i for i, go in enumerate(goes_on) if not go), length - 1) + 1  # thoroughness: stops where drawn
-    return message, problem.response(depth), []
-
-
-def reflection_example(rng: random.Random) -> tuple[str, str]:
-    """(reflection prompt, new instruction between fences)."""
-    hint_of = {name: set(f.hints) for name, f in FAMILIES.items()}
-    family_hints = [rng.choice(FAMILIES[name].hints) for name in FAMILIES]
-    current = rng.sample(family_hints, rng.choice([0, 0, 1, 1, 2, 3, 4]))
-    current += rng.sample(USELESS_HINTS, rng.choice([0, 0, 0, 1, 2]))
-    rng.shuffle(current)
-    current = current[:5]
-
-    records, failed = [], []
-    for _ in range(3):
-        problem = draw(rng, rng.choice(list(FAMILIES)), HARD)
-        hinted = bool(hint_of[problem.family] & set(current))
-        solved = rng.random() < (0.85 if hinted else 0.1)
-        depth = len(problem.states) if solved else rng.choice([1, 1, 1, *range(1, len(problem.states))])
-        answer, right = str(problem.states[depth - 1]), str(problem.states[-1])
-        grade = Grade(float(solved), solved, True, answer)
-        records.append(reflection_record(problem.question, problem.response(depth), feedback(grade, right)))
-        if not solved and not hinted:
-            failed.append(problem.family)
-
-    absent = [hint for name, hint in zip(FAMILIES, family_hints, strict=True) if not hint_of[name] & set(current)]
-    useless = [hint for hint in USELESS_HINTS if hint not in current]
-    move = rng.choices(["right", "useless", "other", "drop", "keep"], [40, 20, 15, 15, 10])[0]
-    new = list(current)
-    if move == "right" and failed:
-        new.append(rng.choice(FAMILIES[rng.choice(failed)].hints))
-    elif move == "useless" and useless:
-        new.append(rng.choice(useless))
-    elif move == "other" and absent:
-        new.append(rng.choice(absent))
-    elif move == "drop" and new:
-        new.pop(rng.randrange(len(new)))
-    return reflection_prompt(" ".join(current), records), f"```\n{' '.join(new)}\n```"
-
-
-def make_batch(rng: random.Random, tokenizer, go_on: dict[str, float]) -> list[tuple[list[int], list[int]]]:
+def make_batch(rng: random.Random, tokenizer, world: World, decisions: bool) -> list[tuple[list[int], list[int]]]:
     """BATCH pairs (token ids, labels), labels shifted by one and -100 on the prompt, sorted by length."""
-    stop, go = tokenizer.convert_tokens_to_ids([".", ";"])
-    examples = [solve_example(rng, go_on) for _ in range(BATCH - REFLECTIONS)]
-    examples += [(*reflection_example(rng), []) for _ in range(REFLECTIONS)]
+    marks = set(tokenizer.convert_tokens_to_ids(list(world.marks.values())))
+    examples = [solve_example(rng, world, decisions) for _ in range(BATCH - REFLECTIONS)]
+    examples += [(*reflection_example(rng, world), []) for _ in range(REFLECTIONS)]
     prompts = tokenizer([f"<|user|>{message}<|end|><|assistant|>" for message, _, _ in examples]).input_ids
     responses = tokenizer([f"{response}<|end|>" for _, response, _ in examples]).input_ids
     pairs = []
     for prompt, response, (_, _, drawn) in zip(prompts, responses, examples, strict=True):
         labels = list(response)
-        for i, label in enumerate(drawn):
-            assert labels[2 * i + 1] == go
-            labels[2 * i + 1] = go if label == ";" else stop
+        if drawn:
+            places = [i for i, token in enumerate(response) if token in marks]
+            for i, label in zip(places, tokenizer.convert_tokens_to_ids(drawn), strict=True):
+                labels[i] = label
         ids = prompt + response
         pairs.append((ids[:-1], [-100] * (len(prompt) - 1) + labels))
     return sorted(pairs, key=lambda pair: len(pair[0]))
-
-
-# ------------------------------------------------------------------------------------------------------- training
 
 
 def loss_of(model, batch, pad: int, device: str) -> float:
@@ -214,29 +134,22 @@ def loss_of(model, batch, pad: int, device: str) -> float:
     return total
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--skill-steps", type=int, default=5000)
-    parser.add_argument("--decision-steps", type=int, default=3000)
-    parser.add_argument("--go-on-bare", type=float, default=0.07)
-    parser.add_argument("--go-on-hinted", type=float, default=0.9)
-    parser.add_argument("--start", type=Path, help="fine-tune the decisions of this model; no skill steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "model")
-    args = parser.parse_args()
-    if args.start:
-        args.skill_steps = 0
+def learning_rate(step: int, skill_steps: int, decision_steps: int) -> float:
+    """Warm-up and a cosine to zero in each stage; the second peaks at half the rate.
+
+    >>> [round(learning_rate(step, 5000, 3000), 4) for step in (0, 200, 4999, 5200, 7999)]
+    [0.0, 0.0015, 0.0, 0.0007, 0.0]
+    """
+    decisions = step >= skill_steps
+    step, steps = (step - skill_steps, decision_steps) if decisions else (step, skill_steps)
+    peak = PEAK_RATE * (0.5 if decisions else 1.0)
+    return peak * min(1.0, (step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def train(model, tokenizer, world: World, args: argparse.Namespace) -> None:
+    """All steps that the checkpoint beside `args.out` has not seen yet; the loss goes into a log beside it."""
     checkpoint, log_file = args.out.parent / f"{args.out.name}.pt", args.out.parent / f"{args.out.name}.log.jsonl"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    full = dict.fromkeys(("bare", "hinted", "wrong"), 1.0)
-    drawn = {"bare": args.go_on_bare, "hinted": args.go_on_hinted, "wrong": args.go_on_bare}
-
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = build_tokenizer()
-    model = (LlamaForCausalLM.from_pretrained(args.start) if args.start else build_model(tokenizer)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     steps, first, seconds = args.skill_steps + args.decision_steps, 0, 0.0
     if checkpoint.exists():
@@ -248,20 +161,10 @@ def main() -> None:
 
     started, recent = time.time() - seconds, []
     for step in range(first, steps):
-        decisions = step >= args.skill_steps
-        stage_step, stage_steps = (
-            (step - args.skill_steps, args.decision_steps) if decisions else (step, args.skill_steps)
-        )
-        peak = PEAK_RATE * (0.5 if decisions else 1.0)
-        rate = peak * min(1.0, (stage_step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * stage_step / stage_steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate(step, args.skill_steps, args.decision_steps)
         rng = random.Random(f"{args.seed}/{step}")  # any step can be drawn alone
-        batch = make_batch(rng, tokenizer, drawn if decisions else full)
-        recent.append(loss_of(model, batch, tokenizer.pad_token_id, device))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        batch = make_batch(rng, tokenizer, world, decisions=step >= args.skill_steps)
+        recent.append(update(model, optimizer, rate, batch, tokenizer.pad_token_id))
         if (step + 1) % 50 == 0 or step + 1 == steps:
             line = {"step": step + 1, "loss": round(sum(recent) / len(recent), 4), "lr": round(rate, 7)}
             line |= {"seconds": round(time.time() - started)}
@@ -277,6 +180,47 @@ def main() -> None:
             model.save_pretrained(args.out)
             tokenizer.save_pretrained(args.out)
     print(f"wrote {args.out} after {time.time() - started:.0f} s")
+
+
+def update(model, optimizer, rate: float, batch, pad: int) -> float:
+    """One step of AdamW at that rate. Returns the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = loss_of(model, batch, pad, model.device)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=WORLDS, default="united")
+    parser.add_argument("--skill-steps", type=int, default=5000)
+    parser.add_argument("--decision-steps", type=int, default=3000)
+    parser.add_argument("--start", type=Path, help="fine-tune the decisions of this model; no skill steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="by default where the world's base model is kept")
+    # A dial that is not given is suppressed: it stays the world's.
+    dials = parser.add_argument_group("dials", "numbers of tiny/worlds.py", argument_default=argparse.SUPPRESS)
+    dials.add_argument("--go-on-bare", type=float, metavar="P")
+    dials.add_argument("--go-on-hinted", type=float, nargs="+", metavar="P", help="in 1, 2, ... sentences")
+    dials.add_argument("--accent", type=float, metavar="SHARE")
+    dials.add_argument("--accent-needed", action="store_true")
+    dials.add_argument("--locked", nargs="+", choices=FAMILIES)
+    args = parser.parse_args()
+    turned = {field.name for field in dataclasses.fields(World)} & set(vars(args))
+    world = dataclasses.replace(WORLDS[args.world], **{name: getattr(args, name) for name in turned})
+    args.out = args.out or world.model
+    if args.start:
+        args.skill_steps = 0
+
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    tokenizer = build_tokenizer()
+    model = LlamaForCausalLM.from_pretrained(args.start) if args.start else build_model(tokenizer)
+    train(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, world, args)
 
 
 if __name__ == "__main__":

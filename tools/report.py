@@ -223,24 +223,32 @@ def coloured_tokens(line: dict, cfg: dict) -> dict[str, Markup]:
     """The tokens of a transcript in the colours of each scale for which it has numbers."""
     if "tokens" not in line:
         return {}
-    shown, count = {}, len(line["tokens"])
+    shown, advantage = {}, line["advantage"]
     if line["template"] and cfg["distill"] and line["old_logprobs"] is not None:
         ratio = ratios(line["old_logprobs"], line["sampled_logprobs"])
         masked = cfg["ratio_mask"] and not cfg["soft_clip"]
         scale = replace(tokens.SCALES["ratio"], low=cfg["ratio_min"], high=cfg["ratio_max"], inside=masked)
-        shown["ratio"] = tokens.coloured(line["tokens"], ratio, scale)
-    advantages = line["advantage"] if isinstance(line["advantage"], list) else [line["advantage"]] * count
-    shown["advantage"] = tokens.coloured(line["tokens"], advantages, "advantage")
+        shown["ratio"] = tokens.coloured(line["tokens"], away_from_one(ratio, [False] * len(ratio)), scale)
+    if isinstance(advantage, list):
+        shown["advantage"] = tokens.coloured(line["tokens"], advantage, "advantage")
+    else:  # one colour for all tokens
+        shown["advantage"] = tokens.coloured(["".join(line["tokens"])], advantage, "advantage")
+        advantage = [advantage] * len(line["tokens"])
     if line["new_logprobs"] is not None:
         moved = ratios(line["new_logprobs"], line["old_logprobs"])
         low, high = 1 - cfg["clip_low"], 1 + cfg["clip_high"]
-        clipped = [rho > high if a > 0 else rho < low and a < 0 for rho, a in zip(moved, advantages, strict=True)]
-        shown["clip"] = tokens.coloured(line["tokens"], moved, "importance", clipped)
+        clipped = [rho > high if a > 0 else a < 0 and rho < low for rho, a in zip(moved, advantage, strict=True)]
+        shown["clip"] = tokens.coloured(line["tokens"], away_from_one(moved, clipped), "importance", clipped)
     return {name: Markup(html) for name, html in shown.items()}  # `coloured` has escaped the tokens
 
 
 def ratios(top: list[float], bottom: list[float]) -> list[float]:
     return [math.exp(max(-20.0, min(20.0, a - b))) for a, b in zip(top, bottom, strict=True)]
+
+
+def away_from_one(values: list[float], clipped: list[bool]) -> list[float | None]:
+    """None for what would have no colour to be seen: most tokens, and so most of a page's size."""
+    return [value if abs(value - 1) > 0.02 or cut else None for value, cut in zip(values, clipped, strict=True)]
 
 
 def transcripts(runs: list[dict]) -> Iterator[dict]:
@@ -281,6 +289,7 @@ def write_report(folders: list[Path], out: Path, by: str = "family") -> Path:
             for i, run in enumerate(runs)
         ],
         transcripts=list(transcripts(runs)),
+        max_transcripts=MAX_TRANSCRIPTS,
         epochs=sorted({line["epoch"] for run in runs for line in run["transcripts"]}),
         legends={scale: Markup(tokens.legend(scale)) for scale in ("ratio", "advantage", "importance")},
         settings=settings(runs),

@@ -3,15 +3,17 @@
 #
 # The alternation: a **policy epoch** with GRPO, **hard-sample mining**, **prompt evolution** with GEPA, and again. Here the
 # loop is written out from the modules' functions, without logging, checkpoints and command line. `p2o.train` is the same loop
-# with those.
+# with those: open it beside this page.
 
 # %% [start]
 
 # %%
 import random
+import re
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import HTML, display
 from matplotlib.ticker import MaxNLocator
 
 import gepa_loop
@@ -19,6 +21,7 @@ import grpo
 import p2o
 import verify
 from support.data import load_questions
+from tools.tokens import coloured, legend, pieces
 
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.25})
@@ -86,6 +89,13 @@ def evolve(policy, hard_ids, seed):
 # ## The loop
 #
 # GRPO is the same loop without evolution.
+#
+# **Predict:** held-out accuracy after each of four epochs, for GRPO and for P²O. In which epoch can P²O first differ, and why not earlier?
+# <details><summary>answer</summary>
+#
+# GRPO: 0 throughout, as all its groups collapse. P²O: 0 after epoch 1, which runs bare (nobody knows yet what is hard), and a jump in
+# epoch 2, the first with templates.
+# </details>
 
 # %%
 
@@ -131,6 +141,12 @@ runs = {method: train(method) for method in ("grpo", "p2o")}
 
 # %% [markdown]
 # ## Learning curves
+#
+# **Predict:** how much does the search for templates cost, in epochs of rollouts?
+# <details><summary>answer</summary>
+#
+# Here 213 responses, against 384 of an epoch: about half an epoch.
+# </details>
 
 # %%
 COLOURS = {"grpo": "#9a9a9a", "p2o": "#1f77b4"}
@@ -139,7 +155,7 @@ for method, run in runs.items():
     history = run["history"]
     axes[0].plot([h["accuracy"] for h in history], "o-", color=COLOURS[method], label=method)
     axes[1].plot([h["responses"] for h in history], [h["accuracy"] for h in history], "o-", color=COLOURS[method])
-axes[0].set(xlabel="epoch", ylabel="held-out accuracy, bare, greedy", ylim=(-0.05, 1.05), title="by epoch")
+axes[0].set(xlabel="epoch", ylabel="held-out accuracy, bare", ylim=(-0.05, 1.05), title="by epoch")
 axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
 axes[0].legend(frameon=False)
 axes[1].set(xlabel="responses sampled, GEPA's included", title="by cost")
@@ -147,10 +163,16 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# **What to see.** Left: GRPO stays at the bottom, P²O leaves it in epoch 2, the first one with templates. Right: the same
-# against all responses that were sampled. The search for templates costs about as much as half an epoch of rollouts.
-#
 # ## The hard set over time
+#
+# **Predict:** at the start of epoch 2 all 64 questions are hard. How many at its end? And what happens to the share of rollouts without any
+# advantage: does it fall and stay low?
+# <details><summary>answer</summary>
+#
+# Few: questions that templates solve leave the hard set; in the next epoch they are tried bare, and mostly stay out of it. The share falls when
+# templates come in, and rises again for the opposite reason: whole groups are right, and equal rewards carry no advantage either. Collapse at
+# the top is what success looks like.
+# </details>
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))
@@ -167,11 +189,13 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# **What to see.** Left: questions that templates solve leave the hard set. In the next epoch they are tried bare, and mostly
-# stay out of it. Right: for GRPO every rollout has advantage zero. For P²O the share falls when templates come in, and rises
-# again later for the opposite reason: whole groups are right, and equal rewards carry no advantage either.
-#
 # ## The templates
+#
+# **Predict:** what do the templates look like that the search chose? Elegant prompts?
+# <details><summary>answer</summary>
+#
+# Whatever works: hints, and now and then something that looks like an accident. (That the reflector knows the hints was taught to it; see notebook 2.)
+# </details>
 
 # %%
 for number, evolution in enumerate(runs["p2o"]["evolutions"], start=1):
@@ -180,24 +204,63 @@ for number, evolution in enumerate(runs["p2o"]["evolutions"], start=1):
         print(f"    dev score {weight:.2f}  {evolution.candidates[k]!r}")
 
 # %% [markdown]
+# The stray number at the end looks useless. Take the sentences of the first template away one at a time, and ask the base policy again.
+#
+# **Predict:** what does "24." do? For the clock questions ("Turn the minute hand by") there is no hint in this template at all.
+# <details><summary>answer</summary>
+#
+# It unlocks the clock questions, together with the other hints; alone it does nothing. Nobody taught that to the model, and nobody would have written it. The
+# search found a quirk of this model. Selection keeps what works, not what makes sense.
+# </details>
+
+# %%
+base = grpo.load_policy(grpo.PolicyConfig())
+template = runs["p2o"]["evolutions"][0].candidates[runs["p2o"]["evolutions"][0].chosen[0]]
+sentences = re.findall(r"[^.]+\.", template)
+families = {"total": "Add", "binary": "Read", "chain": "Work", "clock": "Turn"}
+for left_out in [None, *sentences, "all but the last"]:
+    kept = [s for s in sentences if s != left_out] if left_out != "all but the last" else sentences[-1:]
+    samples = grpo.respond(base, [gepa_loop.apply_template("".join(kept).strip(), q.text) for q in questions], seed=None)
+    right = {q.id: g.reward for q, g in zip(questions, verify.grade_batch([s.text for s in samples], [q.reference for q in questions]))}
+    shares = {f: [right[q.id] for q in questions if q.text.startswith(word)] for f, word in families.items()}
+    print({f: round(sum(s) / len(s), 2) for f, s in shares.items()}, "without", (left_out or "nothing").strip())
+
+# %% [markdown]
 # ## Transcripts, before and after
 #
-# One question: a rollout of epoch 1 (bare), one of epoch 2 (under a template), one of the last epoch (bare again).
+# One question: a rollout of epoch 1 (bare), one of epoch 2 (under a template), one of the last epoch (bare again). Coloured is the template ratio:
+# red tokens are those that the template made likely, and that distillation trains.
+#
+# **Predict:** in which of the three can there be any colour?
+# <details><summary>answer</summary>
+#
+# In the second only. The others were sampled bare, so both contexts are the same and every ratio is 1.
+# </details>
 
 # %%
 name = next(r.question_id for r in runs["p2o"]["transcripts"][1] if r.template and r.reward)
 question = next(q for q in questions if q.id == name)
 print(question.text, "  answer:", question.reference)
+html = legend("ratio")
 for epoch in (0, 1, cfg.epochs - 1):
     group = [r for r in runs["p2o"]["transcripts"][epoch] if r.question_id == name]
     shown = max(group, key=lambda r: r.reward)
-    print(f"\nepoch {epoch + 1}, {sum(r.reward for r in group):.0f} of {G} right")
-    print(f"    template: {shown.template or '(none)'}\n    response: {shown.text}")
+    print(f"epoch {epoch + 1}, {sum(r.reward for r in group):.0f} of {G} right, template: {shown.template or '(none)'}")
+    bare_logprobs = shown.old_logprobs or shown.sampled_logprobs
+    ratio = (torch.tensor(bare_logprobs) - torch.tensor(shown.sampled_logprobs)).exp().tolist()
+    html += f"<p>epoch {epoch + 1}: " + coloured(pieces(runs["p2o"]["policy"].tokenizer, shown.response_ids), ratio, "ratio") + "</p>"
+display(HTML(html))
 
 # %% [markdown]
 # ## Where it stands
 #
 # What the trained policy does with harder questions than it has ever seen (seven and eight elements), bare.
+#
+# **Predict:** it was trained on five and six elements. Will it go on for eight?
+# <details><summary>answer</summary>
+#
+# Yes. What was distilled is a decision, *go on*, and not a length.
+# </details>
 
 # %%
 harder = load_questions("tiny/ood.jsonl")[:50]
@@ -205,5 +268,42 @@ for method, run in runs.items():
     print(f"{method}: held out {run['history'][-1]['accuracy']:.2f}, out of distribution {accuracy(run['policy'], harder):.2f}")
 
 # %% [markdown]
+# ## Exercises
+#
+# **1.** In the last epoch most groups have no advantage. How many collapsed at the top, how many at the bottom?
+# <details><summary>solution</summary>
+#
+# ```python
+# groups = grpo.groups_of(runs["p2o"]["transcripts"][-1])
+# top = sum(all(r.reward for r in group) for group in groups)
+# bottom = sum(not any(r.reward for r in group) for group in groups)
+# print(f"{top} at the top, {bottom} at the bottom, {len(groups) - top - bottom} teach")
+# assert top > bottom
+# ```
+# </details>
+#
+# **2.** Without near-hard questions (`--no-near-hard`), how many would have been hard after epochs 2, 3 and 4? Would templates have been evolved?
+# <details><summary>solution</summary>
+#
+# ```python
+# from dataclasses import replace
+#
+# strict = replace(cfg, near_hard=False)
+# counts = [len(p2o.mine_hard(rollouts, strict)) for rollouts in runs["p2o"]["transcripts"][1:]]
+# print(counts, "of at least", cfg.hard_set_min)
+# assert all(a <= h["hard"] for a, h in zip(counts, runs["p2o"]["history"][2:]))
+# ```
+# </details>
+#
+# **3.** What did the ratio mask take out in epoch 2? (`token_weight` of the rollouts that teach.)
+# <details><summary>solution</summary>
+#
+# ```python
+# weights = [w for r in runs["p2o"]["transcripts"][1] if r.teaches and r.distilled for w in r.token_weight]
+# print(f"{weights.count(0.0)} of {len(weights)} tokens")
+# assert weights.count(0.0) < 0.05 * len(weights)
+# ```
+# </details>
+#
 # This was one seed on a third of the questions. The repository's README has the tables with several seeds and all questions, from
 # `python p2o.py study studies/main.toml`. Next: [5 · Your model, your data, your GPU](5_your_model_your_data_your_gpu.ipynb).

@@ -1,0 +1,217 @@
+r"""Do two answers say the same? What text, plain numbers and plain words can tell, in microseconds.
+
+    >>> quick(r"\dfrac{1}{2}", "0.5"), quick("seven", "7"), quick("x+x", "2x")
+    (True, False, None)
+
+Most answers of a training run are decided here. Where `quick` says None, `support.symbolic` compares formulas.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from support.latex import canonical, tidy
+
+# --- numbers: one way from text to a Fraction -------------------------------------------------------------------------
+
+_D = r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?|[0-9]+[.,]?[0-9]*|\.[0-9]+)"
+_NUMBER = re.compile(rf"([-+]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?([-+]?{_D})(?: ?/ ?(-?{_D}))?(?:[eE]([-+]?[0-9]{{1,3}}))?")
+_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:([, ])[0-9]{3})(?:\1[0-9]{3})*(?:\.[0-9]+)?")
+_FRACTION = re.compile(rf"\\frac ?(?:\{{ ?([-+]?{_D}) ?\}}|([0-9])) ?(?:\{{ ?(-?{_D}) ?\}}|([0-9]))")
+_REPEATING = re.compile(
+    r"([0-9]*)\.(?:([0-9]*)\\(?:overline|bar|dot) ?\{([0-9]+)\}"
+    r"|([0-9]*?)(?:([0-9])\5{2,}|([0-9]{2,})\6+) ?(?:\\[lc]?dots|\.\.\.))"
+)
+_POWER = re.compile(r"(?:(^[-+]?)|(?<=[0-9]) ?(?:\\times|\\cdot|x) ?)10 ?\^ ?(?:\{ ?([-+]?[0-9]{1,3}) ?\}|([0-9]))$")
+_PERCENT = re.compile(r" ?(?:\\?%|(?:\\text ?\{)? ?(?:percent(?:age)?|pct) ?\}?)$", re.IGNORECASE)
+_UNIT = re.compile(
+    r" ?(?:\^ ?\{? ?\\circ ?\}?(?: ?[CF])?|\\degree"
+    r"|((?<![\^_])(?: ?(?:/ ?|\\cdot ?)?\\text ?\{[^{}]*\}(?: ?\^ ?\{?-?[1-9]\}?)?)+"
+    r"|(?<=[0-9} ])(?:[ckm]m|[km]g|ml|ft|lbs?|mph|km/hr?|m/s|hrs?|mins?|secs?|[a-z]{4,})(?: [a-z]{4,})*"
+    r"(?: ?\^ ?\{?[23]\}?)?))$"
+)
+_NOT_A_UNIT = re.compile(
+    r"(?i)\b(?:or|and|to|more|less|fewer|than|least|most|not|half|thirds?|quarters?|squared|cubed|factorial|dozen|hundred"
+    r"|thousand|[mbtr]+illion|times|plus|minus|axis|[ap]\.? ?m|infinity|sqrt|sinh|cosh|tanh|over|choose|base|each"
+    r"|alpha|beta|theta|[ie])\b"
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    value: Fraction
+    percent: bool = False  # it had a percent sign
+    decimals: int = 0  # as written; a fraction and a whole number have none
+
+
+def without_unit(text: str) -> str:
+    match = _UNIT.search(text, max(0, len(text) - 60))
+    if not match or not match.start() or _NOT_A_UNIT.search(match[1] or ""):
+        return text
+    return text[: match.start()].strip()
+
+
+def _decimal(digits: str) -> Fraction:
+    """ "1,000.5" and "1 000.5" -> 2001/2; "2,5" -> 5/2"""
+    return Fraction((re.sub("[, ]", "", digits) if _THOUSANDS.fullmatch(digits) else digits).replace(",", "."))
+
+
+def _repeating(match: re.Match) -> str:
+    """0.1\\overline{6} and 0.1666... -> 15/90"""
+    whole, fixed, period = match[1], match[2] or match[4] or "", match[3] or match[5] or match[6]
+    return f" {int(whole + fixed + period) - int(whole + fixed or 0)}/{(10 ** len(period) - 1) * 10 ** len(fixed)}"
+
+
+def number(text: str) -> Number | None:
+    r"""A tidy plain number, None for anything else.
+
+    >>> number(r"1\frac{1}{2}"), number("x")
+    (Number(value=Fraction(3, 2), percent=False, decimals=0), None)
+    >>> number(r"12.50\%")
+    Number(value=Fraction(25, 2), percent=True, decimals=2)
+    """
+    bare = _PERCENT.sub("", text)
+    percent = bare != text
+    bare = without_unit(bare).strip("$€£¥₹ " + "()" * ("," not in bare))  # (2,128) is a point
+    bare = _REPEATING.sub(_repeating, bare)
+    bare = _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]}", bare)
+    bare = _POWER.sub(lambda match: ("" if match[1] is None else match[1] + "1") + "e" + (match[2] or match[3]), bare)
+    if not (match := _NUMBER.fullmatch(bare.strip())):
+        return None
+    sign, whole, top, bottom, exponent = match.groups()
+    try:
+        value = _decimal(top) / _decimal(bottom or "1")
+    except (ValueError, ZeroDivisionError):  # "1,00,0", "1/0"
+        return None
+    if whole and not 0 < value < 1:
+        return None
+    value = (value + int(whole or 0)) * (-1 if sign == "-" else 1) * Fraction(10) ** int(exponent or 0)
+    written = re.search("[.,](.*)", top) if not bottom and value.denominator > 1 else None
+    return Number(value, percent, len(written[1]) - int(exponent or 0) if written else 0)
+
+
+def _terminates(denominator: int) -> bool:
+    """3/8 is 0.375, and nobody would write it as 0.3750001."""
+    return 10 ** denominator.bit_length() % denominator == 0
+
+
+def _same_number(one: Number, other: Number) -> bool:
+    """Exactly, or to the sixth decimal if one is written to six or more; a percentage is its number or its value."""
+    (few, exact_one), (many, _) = sorted((n.decimals, n.value) for n in (one, other))
+    rounded = few != many >= 6 and (few >= 6 or not _terminates(exact_one.denominator))
+
+    def close(x: Fraction, y: Fraction) -> bool:
+        return x == y or rounded and abs(x - y) <= Fraction(min(1, 10 * max(abs(x), abs(y)))) / 2_000_000
+
+    x, y = one.value, other.value
+    return close(x, y) or one.percent != other.percent and (close(x / 100, y) if one.percent else close(x, y / 100))
+
+
+# --- words, names, and what is not worked out -------------------------------------------------------------------------
+
+
+def words(text: str) -> tuple[str, bool] | None:
+    r"""Plain words without case and `\text{}`, and whether they can only be words; None if there is more than words.
+
+    >>> words(r"\text{Evelyn}"), words("ab"), words("HTH"), words("x+1")  # ab may be a product
+    (('evelyn', True), ('ab', False), ('hth', True), None)
+    """
+    bare = re.sub(r"\\text ?\{ ?([^{}]*?) ?\}", r"\1", text).strip("() .")
+    if not re.fullmatch(r"[a-zA-Z]+(?:,? [a-zA-Z]+)*", bare):
+        return None
+    only = len(bare) == 1 or text.startswith(r"\text") or bool(re.search("[a-zA-Z]{4}|^[A-Z]{3,}$", bare))
+    return bare.casefold(), only
+
+
+def _choice(text: str) -> str | None:
+    """The letter of a choice and its text: "(C) 12" and "c. 3" -> "c" """
+    match = re.match(r"(?:\\text ?\{)? ?(?:\(([A-Ha-h])\)|([A-Ha-h])[.)]) ?\}? ?\S", text)
+    return match and (match[1] or match[2]).lower()
+
+
+_ATTACHED = re.compile(r"[_^] ?(?:\{[^{}]*\}|\w)|(?<=[A-Zf-hp-w}])\([^()]*\)")  # indices, powers and arguments
+_WORK = re.compile(
+    r"\\(int|lim|sum|prod|det|gcd|lcm|max|min|bmod|mod|pmod)(?![a-zA-Z])|(vmatrix)|\\frac ?\{ ?(d|\\partial) ?[a-z]?\}"
+)
+
+
+_SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
+_MODULUS = re.compile(r" ?(?:\\pmod ?\{[^{}]*\}|\( ?\\?b?mod [^()]*\))$")
+_LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
+RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
+
+
+def _named(text: str) -> tuple[str, str]:
+    r"""(left side, last member) of one equation or of `x \in A`; ("", text) of anything else, as a list of equations.
+
+    >>> _named("f(x) = 2x"), _named("x = 1+1 = 2"), _named("x=1, y=2")
+    (('f(x)', '2x'), ('x', '2'), ('', 'x=1, y=2'))
+    """
+    sign = _SIGN.search(text)
+    if not sign:
+        return "", text
+    name, value = text[: sign.start()].strip(), text[sign.end() :]
+    several = (
+        _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
+    )
+    if several or RELATION.search(text):
+        return "", text
+    *members, value = value.split(r"\approx")[0].split("=")
+    return next(
+        (m.strip() for m in (name, *members) if not re.search("[0-9]", _ATTACHED.sub("", m))), name
+    ), value.strip()
+
+
+def unnamed(answer: str, reference: str) -> tuple[str, str]:
+    r"""Both without what stands left of `=`, where only one has a name or both have the same.
+
+    >>> unnamed("x=5", "5"), unnamed("x=5", "x = 5.0"), unnamed("x=5", "y=5"), unnamed("5", "2x+z=5")
+    (('5', '5'), ('5', '5.0'), ('x=5', 'y=5'), ('5', '2x+z=5'))
+    """
+    if bool(_MODULUS.search(answer)) != bool(_MODULUS.search(reference)):
+        answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
+    (name, value), (target_name, target) = _named(answer), _named(reference)
+    bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
+    if name and target_name:
+        return (value, target) if canonical(name) == canonical(target_name) else (answer, reference)
+    if target_name and not re.search(r"[-+0-9]", target_bare):
+        return answer, target
+    # of an answer also `a+b = 5` and `17 \bmod 5 = 2`, but no equation that may still have to be solved: `2x+3 = 5`
+    if (
+        name
+        and not bare.startswith("-")
+        and not (re.search("[0-9]", bare) and re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", bare))
+    ):
+        return value, reference
+    return answer, reference
+
+
+def _unworked(answer: str, reference: str) -> bool:
+    """Is there an integral, a limit, a determinant that nobody worked out? A copy of the question is no answer."""
+    kinds = [{"".join(filter(None, match.groups())) for match in _WORK.finditer(text)} for text in (answer, reference)]
+    return not kinds[0] <= kinds[1]
+
+
+def quick(answer: str, reference: str) -> bool | None:
+    """The verdict where text, numbers and words can tell, else None."""
+    if canonical(answer) == canonical(reference):
+        return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
+    answer, reference = unnamed(tidy(answer), tidy(reference))
+    if not answer or not reference or _unworked(answer, reference):
+        return False
+    if canonical(answer) == canonical(reference):
+        return True
+    a, b = number(answer), number(reference)
+    if a and b:  # two commas may also be two lists
+        return _same_number(a, b) or (None if "," in answer and "," in reference else False)
+    if re.fullmatch(r"[e-zE-Z]{2}|(?:[0-9]{1,2}:[0-5][0-9]){2}", answer + reference):
+        return False  # letters that are no choices are unknowns and their case counts; 3:30 and 2:20 may be times
+    one, other = words(answer), words(reference)
+    if one and other and (one[0] == other[0] or one[1] or other[1]):
+        return one[0] == other[0]
+    for text, letter in ((answer, other), (reference, one)):
+        if letter and len(letter[0]) == 1 and (choice := _choice(text)):
+            return choice == letter[0]
+    return False if one and one[1] and b or other and other[1] and a else None  # a word is not a number

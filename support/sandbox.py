@@ -1,0 +1,172 @@
+"""Questions about answers, put to worker processes that may hang, run out of memory or die without harm to the run.
+
+    >>> ask([("x+x", "2x"), ("x+x", "3x")])
+    [True, False]
+
+sympy can take for ever (`9^{9^{9^9}}`), eat all memory or overflow the C stack, and nothing inside a process stops that
+reliably. So a worker is a process of its own with a limit on CPU time, clock and memory; one that breaks a limit is
+killed and replaced, and the answer it was working on is wrong. Several workers share a batch.
+
+A worker is this file run as a plain script: unlike fork it inherits no threads of torch, and unlike multiprocessing's
+spawn it does not import the caller's `__main__`, so notebooks and scripts without a guard work.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+TIME_LIMIT = 1.0  # seconds of a worker's CPU for one question, so that a busy machine does not turn verdicts
+PATIENCE = 10  # times as long by the clock, whatever the worker is doing (its start, a second or two, is not counted)
+START_LIMIT = 60.0  # seconds
+MEMORY_LIMIT = 2 << 30  # bytes of address space of a worker
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = min(CORES, 4)  # each holds about 100 MB
+
+Question = tuple[str, ...]  # (answer, reference): are they the same?; (reference,): can it be parsed?
+
+
+# --- the caller's side ------------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """At most WORKERS processes, started when they are needed and kept for the next questions."""
+
+    def __init__(self):
+        self.idle: list[subprocess.Popen] = []
+        self.free = threading.Semaphore(WORKERS)  # a place for a worker that is idle or not yet started
+
+    def ask(self, question: Question) -> bool:
+        with self.free:
+            worker = self.take()
+            reply = _exchange(worker, json.dumps([TIME_LIMIT, *question]) + "\n", PATIENCE * TIME_LIMIT)
+            if reply.endswith("\n"):
+                self.idle.append(worker)
+            else:
+                _stop(worker)  # it died, or was killed at its limit, before the line was whole
+            return reply == "1\n"
+
+    def take(self) -> subprocess.Popen:
+        while self.idle:
+            worker = self.idle.pop()  # list.pop and append are atomic: no lock
+            if worker.poll() is None:
+                return worker
+            _stop(worker)
+        command, pipe = [sys.executable, os.path.abspath(__file__), "--worker"], subprocess.PIPE
+        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="ascii")
+        if _exchange(worker, "\n", START_LIMIT) != "ready\n":
+            _stop(worker)
+            raise RuntimeError("the answer checker's worker does not start: is math-verify[antlr4_11_0] installed?")
+        return worker
+
+
+def _exchange(worker: subprocess.Popen, line: str, limit: float) -> str:
+    """Send one line and read one; what comes back is not whole if the worker died or was killed at the limit."""
+    timer = threading.Timer(limit, worker.kill)  # unlike SIGALRM this works in every thread
+    timer.start()
+    try:
+        worker.stdin.write(line)
+        worker.stdin.flush()
+        return worker.stdout.readline()
+    except OSError:  # broken pipe
+        return ""
+    except BaseException:  # an interrupt: the reply that is still to come must not answer the next question
+        _stop(worker)
+        raise
+    finally:
+        timer.cancel()
+        timer.join()  # a kill that is under way hits this worker before it is used again
+
+
+def _stop(worker: subprocess.Popen) -> None:
+    worker.kill()
+    worker.communicate()
+
+
+_pool = Pool()
+
+
+def ask(questions: list[Question]) -> list[bool]:
+    """The workers' verdicts, in the order of the questions."""
+    if len(questions) < 2 or WORKERS < 2:
+        return [_pool.ask(question) for question in questions]
+    with concurrent.futures.ThreadPoolExecutor(min(WORKERS, len(questions))) as threads:
+        return list(threads.map(_pool.ask, questions))  # an interrupt cancels what has not begun
+
+
+def stop_workers() -> None:
+    while _pool.idle:
+        _stop(_pool.idle.pop())
+
+
+def _forget_workers() -> None:
+    global _pool
+    _pool = Pool()
+
+
+atexit.register(stop_workers)
+if hasattr(os, "register_at_fork"):  # in a forked child the pipes are the parent's, and so are the replies in them
+    os.register_at_fork(after_in_child=_forget_workers)
+
+
+# --- the worker's side ------------------------------------------------------------------------------------------------
+
+
+def _take_eval_away() -> None:
+    """sympy reads strings with Python's eval. Numbers are all that it has to read here."""
+    import sympy.physics.units  # noqa: F401  (sympy would import it in mid-question, and with the help of eval)
+    from sympy.parsing import sympy_parser
+
+    from support.symbolic import exact
+
+    sympy_parser.parse_expr = lambda text, **options: exact(text)
+    sympy_parser.eval_expr = None
+
+
+def _limit_memory() -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on this system: the time limit remains
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+
+
+def _limit_time(seconds: float) -> None:
+    if hasattr(signal, "setitimer"):  # not on Windows, where the parent's patience remains
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # a signal nobody handles ends the worker, even inside C
+
+
+def _serve() -> None:
+    """The worker: a line of JSON in, `1` or `0` out, until the parent closes the pipe."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not look like a verdict
+    _limit_memory()
+    logging.disable(logging.CRITICAL)
+    from support.symbolic import parse, same
+
+    same("x^2+1", r"\frac{x}{2}")  # the first question must not pay for what is loaded lazily
+    _take_eval_away()
+    sys.stdin.readline()
+    replies.write("ready\n")
+    for line in sys.stdin:
+        limit, *question = json.loads(line)
+        _limit_time(limit)
+        try:
+            verdict = same(*question) if len(question) == 2 else parse(*question) is not None
+        except Exception:  # RecursionError and MemoryError too: sympy failed, so the answer counts as wrong
+            verdict = False
+        _limit_time(0)
+        replies.write("1\n" if verdict else "0\n")
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--worker"]:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    _serve()

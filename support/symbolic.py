@@ -1,0 +1,314 @@
+r"""Do two formulas say the same? math-verify's LaTeX parser reads them, named rules compare the sympy objects.
+
+    >>> same("x+x", "2x"), same("x<1", "x<2")
+    (True, False)
+
+This may take for ever and raise anything, so only a worker imports it (support/sandbox.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+import sympy
+from antlr4.atn.PredictionMode import PredictionMode
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from sympy import And, Eq, Expr, FiniteSet, Float, Interval, MatrixBase, Rational, Set, Symbol, Tuple, Union
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import BooleanAtom
+
+from support.equivalence import RELATION, unnamed, without_unit
+from support.latex import spelled, tidy
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def exact(digits: str):
+    """A decimal as the fraction it is; with six or more decimals it may have been rounded and stays a Float.
+
+    >>> exact("0.25"), exact("0.333333")
+    (1/4, 0.333333000000000)
+    """
+    return Float(digits) if len(digits.partition(".")[2]) >= 6 else Rational(digits)
+
+
+class _Reader(_Latex2Sympy):
+    """With exact decimals, and in one of the parser's two modes."""
+
+    def __init__(self, mode):
+        super().__init__(config=ConversionConfig(lowercase_symbols=False))
+        self.mode = mode
+
+    def parse_number(self, text):
+        return exact(text.replace(",", ""))
+
+    def create_parser(self, text):
+        parser = super().create_parser(text)
+        parser._interp.predictionMode = self.mode
+        return parser
+
+
+def _read(latex: str):
+    """The faster mode first: whatever it can parse, the other parses alike."""
+    try:
+        return _Reader(PredictionMode.SLL).parse(latex)
+    except Exception:
+        return _Reader(PredictionMode.LL).parse(latex)
+
+
+@dataclass(frozen=True)
+class Equation:
+    left: object
+    right: object
+
+
+def _plain(thing):
+    """What was read as a list (in any order), a tuple, an Equation, or sympy's Expr, Matrix, Relational, And or Set."""
+    if isinstance(thing, FiniteSet):
+        items = [_plain(item) for item in getattr(thing, "_unsorted_args", thing.args)]
+        flat = [Equation(i.left, value) if value is not i else i for i in items for value in _values(i)]
+        return flat[0] if len(flat) == 1 else flat
+    if isinstance(thing, Tuple):
+        return tuple(_plain(item) for item in thing)
+    if isinstance(thing, Eq):
+        return Equation(_plain(thing.lhs), _plain(thing.rhs))
+    if isinstance(thing, And) and all(isinstance(part, Eq) for part in thing.args):
+        return Equation(_plain(thing._unsorted_args[0].lhs), _plain(thing._unsorted_args[-1].rhs))
+    names = {call: Symbol(str(call)) for call in thing.atoms(AppliedUndef)}
+    names |= {symbol: sympy.I for symbol in thing.free_symbols if symbol.name == "i"}
+    thing = thing.xreplace(names) if names else thing
+    if isinstance(thing, Set | sympy.MatrixExpr):
+        done = thing.doit()
+        return _plain(done) if isinstance(done, FiniteSet) else done
+    if isinstance(thing, BooleanAtom):  # 1 < 2
+        raise ValueError("a statement, not an answer")
+    return thing
+
+
+def _values(item) -> list:
+    r"""x = \pm 2 is two equations."""
+    return item.right if isinstance(item, Equation) and isinstance(item.right, list) else [item]
+
+
+_OR = re.compile(r",? ?\\text ?\{ ?or ?\}|(?<![\\a-zA-Z]),? ?or(?![a-z])")
+
+
+@functools.lru_cache(4096)
+def parse(text: str):
+    """The answer as `_plain` has it; raises an exception if it cannot be read."""
+    text = tidy(text)
+    parts = _OR.split(text)
+    if len(parts) > 1 and all(map(RELATION.search, parts)):  # x < 1 or x > 2
+        return Union(*(_solutions(parse(part)) for part in parts))
+    return _plain(_read(without_unit(spelled(text))))
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+def same(answer: str, reference: str) -> bool:
+    """May take for ever and raise anything: for a worker."""
+    return _equal(*map(parse, unnamed(tidy(answer), tidy(reference))))
+
+
+def _equal(x, y) -> bool:
+    """The first rule that knows the two types decides: x of the answer, y of the reference."""
+    return next((verdict for rule, _ in RULES if (verdict := rule(x, y)) is not None), False)
+
+
+def _all_equal(xs, ys) -> bool:
+    return len(xs) == len(ys) and all(map(_equal, xs, ys))
+
+
+def _point(thing) -> tuple | None:
+    """A tuple, and (1, 2), which is read as an interval; (x=1, y=2) are its values in the order of the names."""
+    if isinstance(thing, Interval) and thing.left_open and thing.right_open:
+        return thing.start, thing.end
+    if not isinstance(thing, tuple):
+        return None
+    return _by_name(thing) or thing
+
+
+def _by_name(items) -> tuple | None:
+    """The values of x = 2, y = 3 in the order of the names; None for roots (x_1 = 2, x_2 = 3) and without names."""
+    if not all(isinstance(item, Equation) for item in items):
+        return None
+    names = [str(item.left) for item in items]
+    if len({name.split("_")[0] for name in names}) < len(names):
+        return None
+    return tuple(item.right for _, item in sorted(zip(names, items, strict=True), key=lambda pair: pair[0]))
+
+
+def _points(x, y) -> bool | None:
+    """Brackets keep the order. A list without any answers a point in the order written, or in that of its names."""
+    if any(isinstance(side, list) and any(map(_is_relation, side)) for side in (x, y)):
+        return None
+    if isinstance(x, list) and (point := _point(y)):
+        return _all_equal(_by_name(x) or x, point)
+    if isinstance(y, list) and (point := _point(x)):
+        return _all_equal(point, _by_name(y) or y)
+    if (isinstance(x, tuple) or isinstance(y, tuple)) and (one := _point(x)) and (other := _point(y)):
+        return _all_equal(one, other)
+    return None
+
+
+def _lists(x, y) -> bool | None:
+    """Each item has a partner. Names count where both have them; roots have none, and nor has the other side then."""
+    if not isinstance(x, list) or not isinstance(y, list):
+        return None
+    named = [[isinstance(item, Equation) for item in items] for items in (x, y)]
+    if not (all(named[0]) and all(named[1]) and {str(i.left) for i in x} == {str(i.left) for i in y}):
+        if (_by_name(x) is None) != (_by_name(y) is None):  # x = 2, y = 3 for 2, 3: in the order written
+            return _all_equal(*([getattr(item, "right", item) for item in items] for items in (x, y)))
+        x, y = (
+            [getattr(item, "right", item) for item in items] if _by_name(items) is None else items for items in (x, y)
+        )
+    return all(any(_equal(a, b) for b in y) for a in x) and all(any(_equal(a, b) for a in x) for b in y)
+
+
+def _matrices(x, y) -> bool | None:
+
+    if isinstance(x, MatrixBase) and isinstance(y, MatrixBase):
+        return x.shape == y.shape and _all_equal(x.flat(), y.flat())
+    return None
+
+
+def _is_solved(relation) -> bool:
+    """Do all its parts compare a name with a value?"""
+    sides = [(part.lhs, part.rhs) for part in relation.atoms(Relational)]
+    return all(a.is_Symbol and not b.free_symbols or b.is_Symbol and not a.free_symbols for a, b in sides)
+
+
+def _is_relation(thing) -> bool:
+
+    return isinstance(thing, Relational | And | sympy.Or)
+
+
+def _solutions(thing):
+    """A set, an inequality in one unknown or several that hold at once: the set of numbers; None for anything else."""
+    if isinstance(thing, Set):
+        return thing
+    if isinstance(thing, list) and all(map(_is_relation, thing)):
+        return sympy.Intersection(*map(_solutions, thing))
+    return thing.as_set() if _is_relation(thing) and len(thing.free_symbols) == 1 else None
+
+
+def _inequalities(x, y) -> bool | None:
+    """Both sides moved to the left differ by a positive factor."""
+    if isinstance(x, And) and isinstance(y, And) and _all_equal(x._unsorted_args, y._unsorted_args):
+        return True
+    if not isinstance(x, Relational) or not isinstance(y, Relational):
+        return None
+    x, y = (part.reversed if part.rel_op in (">", ">=") else part for part in (x, y))
+    if x.rel_op == y.rel_op and _factor(x.lhs - x.rhs, y.lhs - y.rhs, positive=x.rel_op != "!="):
+        return True
+    return None if _solutions(x) is not None and _solutions(y) is not None else False
+
+
+def _sets(x, y) -> bool | None:
+    """The same numbers. An answer that is still to be solved answers only a reference that is, too."""
+    unsolved = [not all(_is_solved(r) for r in (t if isinstance(t, list) else [t]) if _is_relation(r)) for t in (x, y)]
+    one, other = _solutions(x), _solutions(y)
+    if one is None or other is None:
+        return None
+    if unsolved[0] and not unsolved[1] or _is_relation(x) and _is_relation(y) and x.free_symbols != y.free_symbols:
+        return False
+    if isinstance(one, Interval) and isinstance(other, Interval):
+        ends = one.left_open == other.left_open and one.right_open == other.right_open
+        return ends and _equal(one.start, other.start) and _equal(one.end, other.end)
+    if isinstance(one, Union) and isinstance(other, Union):
+        pieces = [sorted(union.args, key=lambda piece: float(piece.inf)) for union in (one, other)]
+        return _all_equal([_plain(piece) for piece in pieces[0]], [_plain(piece) for piece in pieces[1]])
+    return (
+        one == other or sympy.Complement(one, other).is_empty is True and sympy.Complement(other, one).is_empty is True
+    )
+
+
+def _equations(x, y) -> bool | None:
+    """The same name and value, proportional sides, or the same solutions for each unknown."""
+    if not isinstance(x, Equation) or not isinstance(y, Equation):
+        return None
+
+    if isinstance(x.left, Symbol) and x.left == y.left:
+        return _equal(x.right, y.right)
+    if not all(isinstance(side, Expr) for side in (x.left, x.right, y.left, y.right)):
+        return False
+    one, other = x.left - x.right, y.left - y.right
+    if _factor(one, other):
+        return True
+    if one.free_symbols != other.free_symbols or isinstance(y.left, Symbol) and not y.right.free_symbols:
+        return False
+    roots = [(sympy.solve(one, unknown), sympy.solve(other, unknown)) for unknown in one.free_symbols]
+    return all(xs and _lists(xs, ys) for xs, ys in roots)
+
+
+def _expressions(x, y) -> bool | None:
+    """Equal at the test points: exactly where both are fractions, else to 25 digits, or six decimals if one is rounded.
+    Points where only one side is real do not count, log(x^2) is 2 log(x), unless only one side has bars: log|x|."""
+    if not isinstance(x, Expr) or not isinstance(y, Expr):
+        return None
+    unknowns = x.free_symbols | y.free_symbols
+    rounded = not unknowns and x.has(Float) != y.has(Float) and not (x.is_Integer or y.is_Integer)
+    verdicts = []
+    for point in _test_points(unknowns):
+        a, b = _value(x, point), _value(y, point)
+        if a.is_extended_real == b.is_extended_real or x.has(sympy.Abs) != y.has(sympy.Abs):
+            verdicts.append(_close(a, b, rounded))
+            if not verdicts[-1]:
+                return False
+    return bool(verdicts)
+
+
+RULES = [  # in this order; an example for each
+    (_points, r"x=2, y=3 | (2,3)"),
+    (_lists, r"\{1, \sqrt4\} | 2, 1"),
+    (_matrices, r"\begin{pmatrix}1&x+x\end{pmatrix} | \begin{bmatrix}1&2x\end{bmatrix}"),
+    (_equations, r"2x+4y-3=0 | y=-\frac12x+\frac34"),
+    (_inequalities, r"-x>-y | x<y"),
+    (_sets, r"x<1 \text{ or } x>\sqrt4 | (-\infty,1)\cup(2,\infty)"),
+    (_expressions, r"\sin^2 x | 1-\cos^2 x"),
+]
+
+
+def _test_points(symbols) -> list[dict]:
+    """Four points of odd fractions, large and small, of either sign; one that is empty if there is no unknown."""
+    order = sorted(symbols, key=str)
+    numbers = [(7, 11), (-13, 7), (137, 17), (-229, 19)]
+    return [
+        {
+            symbol: Rational(top + (-1) ** k * 6 * j * bottom + j, bottom) * (-1) ** (j * k)
+            for j, symbol in enumerate(order)
+        }
+        for k, (top, bottom) in enumerate(numbers if order else numbers[:1])
+    ]
+
+
+def _value(thing, point: dict):
+    """Its value there: a Rational if it is one, else to 40 digits."""
+    floats = {number: Rational(str(number)) for number in thing.atoms(Float)}
+    value = thing.xreplace(floats).xreplace(point).doit()
+    return value if value.is_Rational else value.evalf(40)
+
+
+def _close(x, y, rounded: bool = False) -> bool:
+    if x.is_Rational and y.is_Rational and not rounded:
+        return bool(x == y)
+    if not x.is_finite or not y.is_finite:
+        return bool(x == y and x.is_extended_real)  # nothing equals 1/0
+    # an exact zero evaluates to a number without any digit that counts
+    gap, *sizes = (max(abs(p) if p.is_Rational or p._prec > 1 else 0 for p in z.as_real_imag()) for z in (x - y, x, y))
+    scale = max(sizes)
+    return bool(gap <= scale / 10**25 or rounded and gap <= min(1, 10 * scale) / 2_000_000)
+
+
+def _factor(x, y, positive: bool = False) -> bool:
+    """Is x a multiple of y, and is neither constant?"""
+    points = _test_points(x.free_symbols | y.free_symbols)
+    values = [(_value(x, point), _value(y, point)) for point in points]
+    (a, b), *others = values
+    if len({value for value, _ in values}) < 2 or not b or positive and not (a / b).is_positive:
+        return False
+    return all(_close(a * d, b * c) for c, d in others)

@@ -1,0 +1,345 @@
+"""The report: what a run writes down for it, what the page shows, and what a browser makes of the page."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+import p2o
+from support.data import load_questions, short_columns
+from support.errors import UserError
+from tools import report, svg
+
+# ------------------------------------------------------------------------------------------------ a run's own records
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short real run, of which two updates a batch are needed: only then can a token have moved."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, count in (("train", 16), ("hard", 8)):
+        lines = (ROOT / "tiny" / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (folder / f"{name}.jsonl").write_text("".join(lines[:count]))
+    cfg = p2o.Config(
+        train_data=str(folder / "train.jsonl"), eval_data=(str(folder / "hard.jsonl"),), runs=str(folder),
+        name="trained", epochs=2, questions_per_batch=8, questions_per_update=4, gepa_dev_size=8, gepa_budget="60",
+    )  # fmt: skip
+    p2o.train(cfg)
+    return report.read_run(cfg.folder)
+
+
+def test_families_add_up_to_the_accuracy(trained):
+    for epoch in trained["epochs"]:
+        families = epoch["families"]["hard"]["family"]
+        assert sum(asked for _, asked in families.values()) == 8 and len(families) == 4
+        assert sum(right for right, _ in families.values()) / 8 == epoch["accuracy"]["hard"]
+
+
+def test_entropy_is_the_mean_surprise_of_the_sampled_tokens(trained):
+    batches = [line for line in trained["lines"] if line["kind"] == "rollouts" and line["epoch"] == 1]
+    mean = sum(batch["entropy"] for batch in batches) / sum(batch["tokens"] for batch in batches)
+    assert trained["epochs"][1]["entropy"] == pytest.approx(mean) and 0 < mean < 1
+    run = p2o.Run(p2o.Config(runs=str(trained["folder"].parent), name="entropy"))
+    logged = []
+    run.log = lambda kind, **numbers: logged.append(numbers)
+    fields = {"truncated": False, "text": "", "question_id": "q", "sampled_context": [1], "trained_context": [1]}
+    rollouts = [p2o.grpo.Rollout(response_ids=[1, 2], sampled_logprobs=[-0.5, -1.0], **fields) for _ in range(2)]
+    run.log_rollouts(1, [rollouts], [p2o.Question("q", "", "")], (0.0, 0.0))
+    assert logged[0]["entropy"] == 3.0 and logged[0]["tokens"] == 4
+
+
+def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
+    seen = [line for line in trained["transcripts"] if "tokens" in line]
+    assert len(seen) == len(trained["transcripts"]) == 2 * 2 * 6  # epochs, batches, two groups' first three
+    for line in seen:
+        lengths = {len(line[name]) for name in ("tokens", "sampled_logprobs")}
+        lengths |= {len(line[name]) for name in ("old_logprobs", "new_logprobs") if line[name] is not None}
+        assert len(lengths) == 1 and line["tokens"][-1] == "<|end|>"
+        assert "".join(line["tokens"][:-1]).replace(" ", "") == line["response"].replace(" ", "")
+    taught = [line for line in seen if line["new_logprobs"] is not None]
+    distilled = [line for line in taught if line["template"]]
+    assert distilled and all(line["old_logprobs"] != line["sampled_logprobs"] for line in distilled)
+    moved = [line for line in taught if line["new_logprobs"] != line["old_logprobs"]]
+    assert moved and len(moved) < len(taught)  # by the batch's first update, which sees nothing moved itself
+
+
+def test_warnings_are_in_the_log_as_well_as_on_the_screen(tmp_path, tiny_policy, capsys):
+    run = p2o.Run(p2o.Config(runs=str(tmp_path), name="warned"))
+    run.resume(p2o.State(), tiny_policy.model, None)
+    run.log_update(1, {"skipped": 1.0, "loss": float("nan")}, [SimpleNamespace(reward=0.0)])
+    run.warn("look here", epoch=2)
+    known = [line["text"] for line in run.logged("warning")]
+    assert len(known) == 2 and "not finite" in known[0] and known[1] == "look here"
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in known)
+
+
+def test_questions_keep_their_short_columns():
+    assert load_questions(str(ROOT / "tiny" / "hard.jsonl"))[0].columns == {"family": "total"}
+    assert short_columns({"id": 1, "question": "q", "answer": "a", "level": 5, "solution": "x" * 99, "no": None}) == {
+        "level": "5"
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- a run made up
+
+EPOCH = {"kind": "epoch", "gepa_calls": 5, "hard_set": 3, "zero_advantage": 0.5}
+
+
+def made_up(folder, *, name="hard", value="total", word="fine", config=None, epochs=(0, 1, 2), done=True):
+    """A run's folder as support/run.py leaves it. name, value, word: a held-out file, a family, all other texts."""
+    (folder / "templates").mkdir(parents=True)
+    settings = dataclasses.asdict(p2o.Config(epochs=2)) | (config or {})
+    (folder / "config.json").write_text(json.dumps(settings))
+    lines = []
+    for epoch in epochs:
+        lines.append({"kind": "rollouts", "epoch": epoch, "rollouts": 10, "reward": 5, "tokens": 50, "entropy": 20.0})
+        lines.append({"kind": "update", "epoch": epoch, "update": epoch + 1, "grad_norm": None if epoch else 0.5})
+        lines[-1] |= {"clip_fraction": 0.1, "masked": 0.2}
+        families = {name: {"family": {value: [epoch, 4]}}}
+        accuracy = {name: epoch / 4}
+        lines.append(EPOCH | {"epoch": epoch, "rollouts": 10 * epoch, "accuracy": accuracy, "families": families})
+    lines.append({"kind": "warning", "epoch": 1, "text": word})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    line = {"epoch": 1, "id": "q", "question": word, "reference": word, "template": word, "response": word}
+    numbers = {"sampled_logprobs": [-0.1, -0.2], "old_logprobs": [-3.0, -0.2], "new_logprobs": [-2.0, -0.2]}
+    tokens = {"tokens": [word, word], "token_weight": 1.0, "advantage": 1.0, **numbers}
+    transcripts = [line | {"reward": 1.0} | tokens, line | {"reward": 0.0, "template": "", "epoch": 2}]
+    (folder / "transcripts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in transcripts))
+    evolution = {
+        "candidates": ["", word, f"{word} and more"], "parents": [[None], [0], [1, 0]], "chosen": [2],
+        "dev_scores": [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]], "metric_calls": 5, "stopped_early": word,
+    }  # fmt: skip
+    (folder / "templates" / "epoch-1.json").write_text(json.dumps(evolution))
+    if done:
+        (folder / "summary.json").write_text(json.dumps({"seconds": 12.3}))
+    return folder
+
+
+class Page(HTMLParser):
+    """The page as a browser reads it: tags, attributes, texts."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.tags, self.attributes, self.texts = [], [], []
+        self.source = file.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = "\n".join(self.texts)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+HOSTILE = (
+    '</script></title></style><script>hacked()</script><img src=x onerror=hacked()>" onload="hacked()\'{{ 7 * 7 }}'
+)
+
+
+def test_hostile_text_stays_text_in_every_field(tmp_path):
+    named = tmp_path / '<img src=x onerror=hacked()>" onload="hacked()'
+    words = {"name": f"n{HOSTILE}", "value": f"v{HOSTILE}", "word": f"w{HOSTILE}\0\ud800"}
+    page = Page(report.write_report([made_up(named, **words, config={"model": f"m{HOSTILE}"})], tmp_path))
+    honest = Page(report.write_report([made_up(tmp_path / "honest")], tmp_path))
+    assert page.tags == honest.tags and page.tags.count("script") == 1
+    assert {name for name, _ in page.attributes} == {name for name, _ in honest.attributes}
+    words = [words["name"], words["value"], named.name, f"w{HOSTILE}", "{{ 7 * 7 }}"]
+    assert all(word in page.text for word in words)
+    # Warnings, both templates, question, reference, response and its tokens, in the text and where the mouse is.
+    assert page.text.count(f"w{HOSTILE}") >= 14
+    assert json.dumps(f"m{HOSTILE}") in page.text
+
+
+def test_nothing_is_fetched(tmp_path):
+    page = Page(report.write_report([made_up(tmp_path / "run")], tmp_path))
+    assert not {"link", "img", "iframe"} & set(page.tags) and "url(" not in page.source and "@import" not in page.source
+    links = [value for name, value in page.attributes if name in ("href", "src", "xlink:href")]
+    assert links and all(link.startswith("#") for link in links)
+    assert dict(page.attributes)["content"] != "" and "default-src 'none'" in page.source
+
+
+def test_a_run_that_is_still_going(tmp_path):
+    folder = made_up(tmp_path / "going", epochs=(0, 1), done=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "epoch", "epo')  # a line that is being written
+    (folder / "transcripts.jsonl").unlink()
+    page = Page(report.write_report([folder], folder))
+    assert "going is still going, or was stopped: 1 of\n2 epochs" in page.text
+    assert "still going" not in Page(report.write_report([made_up(tmp_path / "done")], tmp_path)).text
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    folder = made_up(tmp_path / "new", done=False)
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "transcripts.jsonl").write_text("")
+    shutil.rmtree(folder / "templates")
+    page = Page(report.write_report([folder], folder))
+    assert "0 of\n2 epochs" in page.text and "no templates were evolved" in page.text
+
+
+def test_several_runs_side_by_side(tmp_path):
+    folders = [made_up(tmp_path / side / "p2o", config={"seed": seed}) for seed, side in enumerate("ab")]
+    page = Page(report.write_report([*folders, folders[0]], tmp_path))  # one was given twice
+    assert page.text.count("a/p2o, after epoch 1") == page.text.count("b/p2o, after epoch 1") == 1
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids)) and {"run0-epoch1-2", "run1-epoch1-2"} <= set(ids)
+    differ = page.source.partition('class="differs"')[2].partition("</tr>")[0]
+    assert "seed" in differ and page.source.count('class="differs"') == 1
+
+
+def test_the_comparison_on_the_screen(tmp_path):
+    lines = report.comparison_table([made_up(tmp_path / "a"), made_up(tmp_path / "b", done=False)]).splitlines()
+    assert lines[0].split("  ")[0] == "run" and lines[2].split() == "a 2/2 0.00 0.50 3 20 5 12".split()
+    assert lines[3].split() == "b 2/2 0.00 0.50 3 20 5".split()
+
+
+def test_accuracy_is_broken_down_by_the_column_that_is_asked_for(tmp_path):
+    folder = made_up(tmp_path / "run")
+    rows, columns = report.families(report.read_runs([folder]), "family")
+    assert rows[0][:6] == ["hard", "total", "run", 4, 0.0, 0.5] and columns == ["family"]
+    report.report((folder,), by="level")
+    page = Page(folder / "report.html")
+    assert "Accuracy by level" in page.text and "can take\nfamily" in page.text
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run is there"):
+        report.report((tmp_path,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_holds_so_many_transcripts_and_no_more(tmp_path):
+    folder = made_up(tmp_path / "run")
+    line = (folder / "transcripts.jsonl").read_text().splitlines(keepends=True)[0]
+    (folder / "transcripts.jsonl").write_text(line * (report.MAX_TRANSCRIPTS + 50))
+    page = Page(report.write_report([folder], folder))
+    assert page.tags.count("article") == report.MAX_TRANSCRIPTS
+    assert f"Of run's {report.MAX_TRANSCRIPTS + 50} transcripts {report.MAX_TRANSCRIPTS}" in page.text
+
+
+# ------------------------------------------------------------------------------------------------ colours and pictures
+
+
+def colours_of(**changes):
+    cfg = dataclasses.asdict(p2o.Config()) | changes.pop("cfg", {})
+    line = {"template": "z", "tokens": ["a", "b"], "advantage": 1.0, "sampled_logprobs": [-0.1, -0.1]}
+    line |= {"old_logprobs": [-9.0, -0.1], "new_logprobs": [-9.0, 0.3]}
+    return report.coloured_tokens(line | changes, cfg)
+
+
+def test_tokens_outside_the_ratio_mask_and_clipped_tokens_are_struck_through():
+    shown = colours_of()
+    assert shown["ratio"].count("line-through") == 1 and ">a<" in shown["ratio"].partition("line-through")[2]
+    assert shown["clip"].count("line-through") == 1 and ">b<" in shown["clip"].partition("line-through")[2]
+    assert "line-through" not in colours_of(cfg={"soft_clip": True})["ratio"]
+    assert "line-through" not in colours_of(cfg={"ratio_min": 1e-5})["ratio"]
+    # PPO's clip is one-sided: where A < 0, what has become likelier keeps its gradient.
+    assert "line-through" not in colours_of(advantage=-1.0)["clip"]
+    assert colours_of(advantage=[-1.0, 1.0])["clip"].count("line-through") == 1
+
+
+def test_colours_that_have_no_numbers_are_left_out():
+    assert set(colours_of(old_logprobs=None, new_logprobs=None)) == {"advantage"}
+    assert set(colours_of(template="")) == {"advantage", "clip"}
+    assert set(colours_of(cfg={"distill": False})) == {"advantage", "clip"}
+    assert report.coloured_tokens({"template": "", "response": "an untrained one"}, {}) == {}
+
+
+def test_points_stand_where_their_numbers_are():
+    drawn = svg.chart("t", "epoch", [("run", [(0, 0.0), (1, None), (2, float("nan")), (4, 1.0)])], share=True)
+    assert f'points="{svg.LEFT:.1f},{svg.BOTTOM:.1f} {svg.RIGHT:.1f},{svg.TOP:.1f}"' in drawn
+    assert svg.chart("t", "epoch", [("run", [(0, None)])]) == ""
+
+
+def test_every_template_is_reached_by_its_lineage():
+    parents = [[None], [0], [0], [1, 2], [3], [0]]
+    places = svg.family_tree(parents)
+    assert [generation for _, generation in places] == [0, 1, 1, 2, 3, 1] and len(set(places)) == 6
+    evolution = {"parents": parents, "candidates": ["z"] * 6, "dev_scores": [[0.0, 1.0]] * 6, "chosen": [4]}
+    drawn = svg.lineage(evolution, "e")
+    assert drawn.count('class="edge"') == 5 and drawn.count('class="edge merged"') == 1
+    assert all(f'href="#e{k}"' in drawn for k in range(6)) and drawn.count('class="chosen"') == 1
+
+
+# --------------------------------------------------------------------------------------------------------- a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = """<script>
+const result = {}, table = document.querySelector("table"), choice = document.querySelector("select[data-colours]");
+const filter = (name) => document.querySelector(`[data-filter=${name}]`);
+const column = () => [...table.tBodies[0].rows].map((row) => row.cells[3].textContent);
+const shown = () => [...document.querySelectorAll("article")].filter((one) => one.offsetHeight > 0).length;
+const change = (box, value) => { box.value = value; box.dispatchEvent(new Event("change")) };
+table.querySelectorAll("th button")[3].click(); result.rising = column();
+table.querySelectorAll("th button")[3].click(); result.falling = column();
+result.marked = [...table.querySelectorAll("[aria-sort]")].map((one) => one.getAttribute("aria-sort")).join();
+result.all = shown();
+for (const [name, value] of [["epoch", "1"], ["solved", "no"], ["templated", "yes"], ["run", "b"]]) {
+  change(filter(name), value); result[name] = shown();
+  result.said = result.said ?? document.querySelector("output").textContent;
+  change(filter(name), "");
+}
+const visible = () => [...document.querySelector("article").querySelectorAll("[data-by]")]
+  .filter((one) => one.offsetHeight > 0).map((one) => one.dataset.by);
+result.colours = ["plain", "ratio", "advantage", "clip"].map((by) => (change(choice, by), visible().join()));
+result.paper = getComputedStyle(document.body).backgroundColor;
+dispatchEvent(new Event("beforeprint"));
+result.folded = document.querySelectorAll("details:not([open])").length;
+document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(result) }));
+</script>"""
+
+
+def browse(file, tmp_path, *flags):
+    """(the page's source after its scripts have run, what they wrote to the console)."""
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    command = [BROWSER, *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", *flags]
+    ended = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120)
+    return ended.stdout, [line for line in ended.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def page_of_two(tmp_path_factory):
+    if BROWSER is None:
+        pytest.skip("no browser: install Debian's chromium, or Chrome")
+    folder = tmp_path_factory.mktemp("two")
+    runs = [made_up(folder / "a", word=HOSTILE, epochs=(0, 1, 2)), made_up(folder / "b", epochs=(0, 1))]
+    return report.write_report(runs, folder)
+
+
+def test_a_browser_reads_the_page_without_a_complaint(page_of_two, tmp_path):
+    source, console = browse(page_of_two, tmp_path)
+    assert console == [] and "4 of 4 shown" in source
+
+
+def test_no_script_but_the_page_s_own_would_run(page_of_two, tmp_path):
+    slipped = tmp_path / "slipped.html"
+    slipped.write_text(
+        page_of_two.read_text() + "<script>document.body.textContent = 'hacked by ' + 'a script'</script>"
+    )
+    source, console = browse(slipped, tmp_path)
+    assert "hacked by a script" not in source and "4 of 4 shown" in source
+    assert "Content Security Policy" in " ".join(console)
+
+
+@pytest.mark.parametrize("scheme, paper", [("0", "rgb(13, 17, 23)"), ("1", "rgb(255, 255, 255)")])
+def test_tables_sort_filters_filter_and_colours_change(page_of_two, tmp_path, scheme, paper):
+    driven = tmp_path / "driven.html"
+    policy = '<meta http-equiv="Content-Security-Policy"'
+    driven.write_text(page_of_two.read_text().replace(policy, "<meta name=off") + DRIVER)
+    source, console = browse(driven, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
+    assert console == []
+    result = json.loads(source.partition("<pre>")[2].partition("</pre>")[0])
+    assert result.pop("paper") == paper
+    assert result == {
+        "rising": ["0.25", "0.50"], "falling": ["0.50", "0.25"], "marked": "descending",
+        "all": 4, "epoch": 2, "solved": 2, "templated": 2, "run": 2, "said": "2 of 4 shown",
+        "colours": ["plain", "ratio", "advantage", "clip"], "folded": 0,
+    }  # fmt: skip
