@@ -209,9 +209,8 @@ def choose_questions(
     order = random.Random(f"{cfg.seed}/order/{epoch}").sample(questions, len(questions))
     start = batch * cfg.questions_per_batch
     count = min(cfg.questions_per_batch, len(order) - start)
-    in_turn, rng = order[start:] + order[:start], random.Random(seed_for(cfg, "select", step))
-    select = filled("select", cfg, None, policy=policy, templated=state.templated)
-    return select(in_turn, state.history, count, rng) if select else in_turn[:count]
+    select = filled("select", cfg, lambda order, *_: order[:count], policy=policy, templated=state.templated)
+    return select(order[start:] + order[:start], state.history, count, random.Random(seed_for(cfg, "select", step)))
 
 
 def sample_groups(
@@ -245,13 +244,9 @@ def sample_groups(
 def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
     """Ids of the questions with no success in their group, or (near-hard) exactly one, as they were sampled."""
     # --- solution: part 8 ---
-    hard = []
-    for group in grpo.groups_of(rollouts):
-        counted = [r for r in group if cfg.mine_bare and not r.template] or group
-        most = 1 if cfg.near_hard and len(counted) > 1 else 0  # of a single rollout, one success is all
-        if sum(r.reward for r in counted) <= most:
-            hard.append(group[0].question_id)
-    return hard
+    most = 1 if cfg.near_hard else 0
+    counted = [[r for r in group if cfg.mine_bare and not r.template] or group for group in grpo.groups_of(rollouts)]
+    return [group[0].question_id for group in counted if sum(r.reward for r in group) <= min(most, len(group) - 1)]
 
 
 def remember(state: State, rollouts: list[grpo.Rollout]) -> None:

@@ -200,6 +200,7 @@ def test_silent_failures_are_named(cfg):
         "ill_formed": 0.2,
         "reward": 0.3,
         "zero_advantage": 0.5,
+        "small_contrast": 0.05,
         "logprob_mismatch": 1e-6,
         "hard_set": 0,
     }
@@ -210,6 +211,7 @@ def test_silent_failures_are_named(cfg):
         ({"reward": 0.0}, "every reward is 0"),
         ({"zero_advantage": 1.0}, "advantage collapse"),
         ({"zero_advantage": 1.0, "reward": 1.0}, "harder questions"),
+        ({"small_contrast": 0.4}, "--no-scale-by-std"),
         ({"logprob_mismatch": 2.0}, "stale adapter"),
     ]:
         (warning,) = vital_signs.silent_failures(fine | change, cfg)

@@ -205,7 +205,7 @@ def test_a_token_subset_saves_its_passes_and_keeps_its_gradient(fresh_policy):
         r.advantage = row
     whole, all_bytes = gradient_of(fresh_policy, group)
     part, few_bytes = gradient_of(fresh_policy, keep.trained_part(group))
-    assert whole.norm() > 0 and torch.allclose(part, whole, atol=1e-6)
+    assert (part - whole).norm() < 1e-5 * whole.norm()
     assert few_bytes < 0.5 * all_bytes
 
 
@@ -406,6 +406,13 @@ def test_every_seam_has_a_file():
 
 
 # --------------------------------------------------------------------------------------- the table, studies, the diff
+
+
+def test_shaped_rewards_are_seen_in_the_metrics(small, tmp_path):
+    (tmp_path / "price.py").write_text("def price(response, question):\n    return -0.01 * len(response), ''\n")
+    p2o.train(dataclasses.replace(small, reward=f"{tmp_path / 'price.py'}:price", epochs=1, hard_set_min=8))
+    warned = (small.folder / "metrics.jsonl").read_text()
+    assert "differ by less than 0.5" in warned
 
 
 def test_the_table_is_up_to_date():

@@ -41,7 +41,7 @@ def advantaged(*advantages: float | list[float], length: int = 1) -> list[grpo.R
 def asked(*names: str) -> list[Question]:
     """Questions with these ids.
 
-    >>> asked("a")
-    [Question(id='a', text='a?', reference='1')]
+    >>> asked("a")[0].text
+    'a?'
     """
     return [Question(name, f"{name}?", "1") for name in names]

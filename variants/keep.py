@@ -6,8 +6,6 @@ what was sampled, or added to it. Behind `*` stand options, and what is at hand:
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 import grpo
@@ -68,13 +66,12 @@ def trained_part(group: Group) -> Group:
     >>> [(r.response_ids, r.advantage) for r in trained_part(advantaged([0.5, -0.5, 0.0], 0.0, length=3))]
     [([0, 0], [0.5, -0.5]), ([0, 0, 0], 0.0)]
     """
-    kept = []
     for r in group:
-        tokens = r.advantage if isinstance(r.advantage, list) and r.teaches else []
-        end = max((t + 1 for t, a in enumerate(tokens) if a), default=len(r.response_ids))
-        cut = {name: getattr(r, name)[:end] for name in ("response_ids", "sampled_logprobs")}
-        kept.append(dataclasses.replace(r, **cut, advantage=tokens[:end] or r.advantage))
-    return kept
+        if isinstance(r.advantage, list) and r.teaches:
+            end = max(t for t, a in enumerate(r.advantage) if a) + 1
+            for name in ("response_ids", "sampled_logprobs", "advantage"):
+                setattr(r, name, getattr(r, name)[:end])
+    return group
 
 
 @needs(loss="luffy", advantage="")
@@ -91,4 +88,6 @@ def luffy(group: Group, *, policy: grpo.Policy, questions: list) -> Group:
     shown = {"sampled_context": bare, "trained_context": bare, "truncated": False, "text": text, "reward": 1.0}
     mixed = [*group[:-1], grpo.Rollout(question_id=question.id, response_ids=ids, **sure, **shown)]
     advantages = grpo.group_advantages(torch.tensor([r.reward for r in mixed]), len(mixed)).tolist()
-    return [dataclasses.replace(r, advantage=a) for r, a in zip(mixed, advantages, strict=True)]
+    for r, advantage in zip(mixed, advantages, strict=True):
+        r.advantage = advantage
+    return mixed

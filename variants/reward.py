@@ -19,7 +19,7 @@ def pattern(response: str, question: Question) -> tuple[float, str]:
     Against GRPO: no answer is looked for, a form is. `python studies/make_worlds.py` writes such a task for the tiny
     model; patterns are the data's, so look at foreign ones before you run them: some take exponential time.
 
-    >>> steps = Question("q", "Add these digits: 7, 9, 8.", "", {"pattern": r"(\d+; ){2}\d+\..*"})
+    >>> steps = Question("q", "Add these digits: 7, 9, 8.", "", row={"pattern": r"(\d+; ){2}\d+\..*"})
     >>> pattern(r"7; 16; 24. \boxed{24}", steps)
     (1.0, 'The response is right.')
     >>> pattern(r"7. \boxed{7}", steps)[1]
