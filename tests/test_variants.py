@@ -20,7 +20,7 @@ import grpo
 import p2o
 import verify
 from p2o import Config
-from studies import make_worlds
+from studies import areas, make_worlds
 from support.data import Question, load_questions
 from support.errors import UserError
 from support.seams import SEAMS, check, filled
@@ -42,7 +42,7 @@ NAMES = {
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
 
 
-@pytest.mark.parametrize("module", [advantage, example, gps, keep, loss, ratio, reward, select, table, given])
+@pytest.mark.parametrize("module", [advantage, example, gps, keep, loss, ratio, reward, select, table, given, areas])
 def test_the_worked_examples_are_right(module):
     makers = {f.__name__: f for f in (rewarded, advantaged, asked)}
     result = doctest.testmod(module, extraglobs=makers)
@@ -459,6 +459,16 @@ def test_the_worlds_of_the_studies_are_what_they_say():
         family = next(name for name, f in FAMILIES.items() if row["question"].startswith(f.ask))
         assert states.index(row["answer"]) + 1 == make_worlds.DEPTHS[family] and states.count(row["answer"]) == 1
     assert len({make_worlds.DEPTHS[name] for name in FAMILIES}) == 4
+
+
+def test_areas_are_compared_seed_by_seed():
+    def runs(*heights):
+        points = [[(0, 0.0), (100, height), (200, height)] for height in heights]
+        return [{"seed": seed, "curve": [{"rollouts": x, "accuracy": {"hard": y}} for x, y in curve]}
+                for seed, curve in enumerate(points)]  # fmt: skip
+
+    shown = areas.table({"P2O": runs(0.4, 0.8), "better by 0.1": runs(0.5, 0.9), "of no seed": []}, "hard")
+    assert "| P2O | 0.450 |  | 2 |" in shown and "| better by 0.1 | 0.525 | +0.075 ± 0.000 | 2 |" in shown
 
 
 def test_a_pattern_is_a_task_that_hints_solve(tiny_policy):
