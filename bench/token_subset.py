@@ -2,7 +2,7 @@
 
     python bench/token_subset.py
 
-On the tiny model, one templated batch of 16 questions times 6. The subset alone saves nothing, for a pass computes every
+On the tiny model, one templated batch of 16 questions times 6. The subset alone saves nothing: a pass computes every
 token; `--keep trained_part` ends a response with its last trained token.
 """
 
