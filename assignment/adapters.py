@@ -14,11 +14,25 @@ def group_advantages(rewards, group_size, scale_by_std=True, eps=1e-6):
 
 
 # part 2
-def aggregate(per_token, mask, aggregation):
-    """per_token [B, T], mask [B, T], a name -> scalar"""
+def aggregate(per_token, mask, aggregation, whole=None):
+    """per_token [B, T], mask [B, T], a name, (sequences, tokens, length) of the whole update or None -> scalar"""
     import grpo
 
-    return grpo.aggregate(per_token, mask, aggregation)
+    return grpo.aggregate(per_token, mask, aggregation, whole)
+
+
+def importance_ratio(logprobs, old_logprobs, mask):
+    """Tensors [B, T] -> log rho [B, T]"""
+    import grpo
+
+    return grpo.importance_ratio(logprobs, old_logprobs, mask)
+
+
+def surrogate(log_ratio, advantages, *, clip_low, clip_high, dual_clip):
+    """log rho [B, T] and advantages [B, T] -> per-token loss [B, T]"""
+    import grpo
+
+    return grpo.surrogate(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
 
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, **settings):

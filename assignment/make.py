@@ -4,20 +4,31 @@
 
 A function of the reference that holds a marker line, `# --- solution: part N ---`, loses everything from there to its
 end and raises NotImplementedError instead. Its signature and its docstring stay. So there is no second copy to keep.
+Beside the modules the folder has all that a student needs, the grader included, and nothing of the solution.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 MODULES = ("grpo.py", "gepa_loop.py", "verify.py", "p2o.py")
-SUPPORT = ("support", "tools", "tiny")  # what the modules need to run; nothing in there is part of the assignment
+GIVEN = ("support", "tools", "tiny")  # what the modules need to run; nothing in there is part of the assignment
+GRADER = ("grade.py", "marks.py", "compare.py", "process.py", "runner.py", "calls.py", "seams.py", "jail.py")
+BESIDE = {
+    "adapters.py": "adapters.py",
+    "HANDOUT.md": "HANDOUT.md",
+    "student.mk": "Makefile",
+    "final.toml": "final.toml",
+}
+OPEN_SEED = 1  # of the students' own grader
 MARKER = re.compile(r"^ +# --- solution: part (\d+) ---$")
 
 
@@ -60,11 +71,25 @@ def make(folder: Path, solved: bool = False) -> None:
     for name in MODULES:
         source = (ROOT / name).read_text(encoding="utf-8")
         (folder / name).write_text(source if solved else without_solutions(source), encoding="utf-8")
-    shutil.copy(ROOT / "assignment" / "adapters.py", folder / "adapters.py")
-    shutil.copy(ROOT / "assignment" / "HANDOUT.md", folder / "HANDOUT.md")
-    for name in SUPPORT:
-        ignored = shutil.ignore_patterns("__pycache__", "*.tmp", "*.pt")
+    for name, named in BESIDE.items():
+        shutil.copy(HERE / name, folder / named)
+    shutil.copy(ROOT / "requirements.txt", folder / "requirements.txt")
+    ignored = shutil.ignore_patterns("__pycache__", "*.tmp", "*.pt")
+    for name in GIVEN:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    (folder / "grader").mkdir()
+    for name in (*GRADER, "final.py"):
+        shutil.copy(HERE / name, folder / "grader" / name)
+
+
+def write_cases(folder: Path, parts: tuple[int, ...] = tuple(range(1, 9))) -> None:
+    """The open cases of the students' grader: inputs, the reference's answers, and those of known mistakes."""
+    from exam import public
+    from process import Process
+
+    with Process() as process:
+        cases = public(process, OPEN_SEED, parts)
+    (folder / "grader" / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
 
 
 def main() -> int:
@@ -76,7 +101,9 @@ def main() -> int:
         print(f"{arguments.folder} is there already; nobody's work is written over", file=sys.stderr)
         return 2
     make(arguments.folder, arguments.solved)
-    print(f"{arguments.folder}/HANDOUT.md says what to do; `make grade` says how far you are")
+    print("drawing the questions of your grader (a minute) ...", flush=True)
+    write_cases(arguments.folder)
+    print(f"{arguments.folder}/HANDOUT.md says what to do; `make grade` in there says how far you are")
     return 0
 
 

@@ -18,7 +18,9 @@ def pays(causal_lm: torch.nn.Module, contexts: list[list[int]]) -> bool:
     keys and values of all tokens.
     """
     kinds = set(getattr(causal_lm.config, "layer_types", None) or ["full_attention"])
-    plain = kinds == {"full_attention"} and not causal_lm.is_gradient_checkpointing
+    # The name that transformers gave it, and the one that older versions know.
+    name = "activation" if hasattr(causal_lm, "is_activation_checkpointing") else "gradient"
+    plain = kinds == {"full_attention"} and not getattr(causal_lm, f"is_{name}_checkpointing")
     return plain and 2 * sum(map(len, set(map(tuple, contexts)))) <= sum(map(len, contexts))
 
 

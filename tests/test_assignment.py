@@ -1,5 +1,7 @@
-"""The assignment grades: the reference gets all points, an empty version none, a usual mistake costs just its part."""
+"""The assignment grades: the reference gets all points, mistakes cost their part and are named, cheats earn nothing."""
 
+import csv
+import json
 import subprocess
 import sys
 import zipfile
@@ -10,221 +12,284 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "assignment"))
 
+import cases  # noqa: E402
+import exam  # noqa: E402
+import final  # noqa: E402
 import grade  # noqa: E402
+import jail  # noqa: E402
 import make  # noqa: E402
+import marks  # noqa: E402
+import similarity  # noqa: E402
+from mistakes import MISTAKES, plant  # noqa: E402
+from process import Process  # noqa: E402
 
-FULL = {part: points for part, (_, points) in grade.PARTS.items()}
+from bench.mutants import mutants  # noqa: E402
+from bench.mutate_assignment import EQUIVALENT, FILES, graded_mutants, lost  # noqa: E402
 
-# name: (part, file, (what the reference says, what the mistake says), ...)
-MISTAKES = {
-    "advantages: wrong axis": (1, "grpo.py", ("rewards.view(-1, group_size)", "rewards.view(group_size, -1).T")),
-    "advantages: population std": (
-        1,
-        "grpo.py",
-        ("groups.std(dim=1, keepdim=True)", "groups.std(dim=1, keepdim=True, correction=0)"),
-    ),
-    "advantages: mean of the batch": (1, "grpo.py", ("groups.mean(dim=1, keepdim=True)", "groups.mean()")),
-    "loss: mask after the mean": (
-        2,
-        "grpo.py",
-        ("return sums.sum() / tokens", "return (per_token.mean() * mask).sum() / mask.sum()"),
-    ),
-    "loss: weighted tokens leave the denominator": (
-        2,
-        "grpo.py",
-        (
-            "return aggregate(per_token, mask, aggregation, whole), metrics",
-            "mask = mask if token_weight is None else mask * token_weight\n"
-            "    return aggregate(per_token, mask, aggregation, whole), metrics",
-        ),
-    ),
-    "loss: optimistic clip": (2, "grpo.py", ("pessimistic = torch.max(", "pessimistic = torch.min(")),
-    "loss: dual clip whatever the sign": (
-        2,
-        "grpo.py",
-        (
-            "torch.where(advantages < 0, torch.min(-advantages * dual_clip, pessimistic), pessimistic)",
-            "torch.min(-advantages * dual_clip, pessimistic)",
-        ),
-    ),
-    "weight: ratio the other way round": (
-        3,
-        "grpo.py",
-        ("ratio = (bare_logprobs - templated_logprobs).clamp", "ratio = (templated_logprobs - bare_logprobs).clamp"),
-    ),
-    "weight: the ratio itself": (3, "grpo.py", ("(bounded == ratio).to(ratio.dtype)", "(bounded == ratio) * ratio")),
-    "log-probs: off by one in the shift": (
-        4,
-        "grpo.py",
-        ("positions = [len(c) - 1 + t for", "positions = [len(c) + t - 2 for"),
-    ),
-    "log-probs: temperature forgotten": (4, "grpo.py", ("head(hidden).float() / temperature", "head(hidden).float()")),
-    "cover: what is covered counts again": (
-        5,
-        "gepa_loop.py",
-        (
-            "gains = [len(solved - covered) for solved in solves]\n        if not any(gains):",
-            "gains = [len(s) * (k not in chosen) for k, s in enumerate(solves)]\n        if not any(gains):",
-        ),
-    ),
-    "cover: last one on ties": (
-        5,
-        "gepa_loop.py",
-        ("best = gains.index(max(gains))", "best = len(gains) - 1 - gains[::-1].index(max(gains))"),
-    ),
-    "assignment: dev questions draw from all": (
-        6,
-        "gepa_loop.py",
-        ("if question_id in evolution.dev_ids:", "if False:"),
-    ),
-    "assignment: weights forgotten": (
-        6,
-        "gepa_loop.py",
-        ("rng.choices(pool, [weights[i] for i in pool], k=draws)", "rng.choices(pool, k=draws)"),
-    ),
-    "assignment: one draw for the whole group": (
-        6,
-        "gepa_loop.py",
-        ("draws = 1 if cfg.one_template_per_group else", "draws = 1 or"),
-    ),
-    "reward: any right box earns it": (7, "verify.py", ("float(correct and well_formed)", "float(correct)")),
-    "reward: a copy earns it": (7, "verify.py", (" and not _is_copied(answer, reference, question)", "")),
-    "reward: thinking counts": (7, "verify.py", ("_boxes(_after_thinking(response)) for", "_boxes(response) for")),
-    "reward: compares strings": (
-        7,
-        "verify.py",
-        ("_verdicts(pairs)", "[answer == reference for answer, reference in pairs]"),
-    ),
-    "loop: the templated context is trained": (
-        8,
-        "p2o.py",
-        (
-            "trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled",
-            "trained = sampled",
-        ),
-    ),
-    "loop: near-hard always": (8, "p2o.py", ("most = 1 if cfg.near_hard else 0", "most = 1")),
-    "loop: the hard set grows for ever": (8, "p2o.py", ("            state.hard = []\n", "")),
-    "loop: the same seed for every batch": (
-        8,
-        "p2o.py",
-        ('seed_for(cfg, "rollout", step)', 'seed_for(cfg, "rollout", 0)'),
-    ),
-    "loop: no templates in the rollouts": (
-        8,
-        "p2o.py",
-        ("chosen, state.templates, cfg, seed", "chosen, {}, cfg, seed"),
-    ),
-    "loop: no checkpoint": (8, "p2o.py", ("        run.save(state)\n", "")),
-    "loop: evolution in the baseline, too": (
-        8,
-        "p2o.py",
-        ('hard, cfg, epoch, run) if cfg.method == "p2o" else {}', "hard, cfg, epoch, run)"),
-    ),
-}
+FULL = {part: worth for part, (_, worth) in marks.PARTS.items()}
+REFERENCE = exam.reference()
 
 
 @pytest.fixture(scope="module")
-def worker():
-    with grade.Worker() as worker:
-        yield worker
+def process():
+    with Process() as process:
+        yield process
 
 
-def submission(folder, solved=True):
-    """The five files of a submission."""
+@pytest.fixture(scope="module")
+def grader(process):
+    """The instructor's, under a seed of its own. Only what fails depends on it, so a failure can be repeated."""
+    return grade.secret_grader(process, seed=7)
+
+
+def submission(folder, files=REFERENCE):
     folder.mkdir()
-    for name in make.MODULES:
-        source = (ROOT / name).read_text()
-        (folder / name).write_text(source if solved else make.without_solutions(source))
-    (folder / "adapters.py").write_text((ROOT / "assignment" / "adapters.py").read_text())
+    for name, source in files.items():
+        (folder / name).write_text(source)
     return folder
 
 
-def plant(folder, file, *replacements):
-    source = (folder / file).read_text()
-    for right, wrong in replacements:
-        assert source.count(right) == 1, right
-        source = source.replace(right, wrong)
-    (folder / file).write_text(source)
+def changed(file, right, wrong):
+    source = REFERENCE[file]
+    assert source.count(right) == 1, right
+    return REFERENCE | {file: source.replace(right, wrong)}
 
 
-def test_the_reference_gets_full_marks(worker, tmp_path):
-    outcomes = grade.grade(submission(tmp_path / "student"), worker)
-    assert grade.points(outcomes) == FULL and sum(FULL.values()) == 100
-    assert all(check["hint"] for checks in outcomes.values() for check in checks)
+# ----------------------------------------------------------------------------------------------------------- it grades
 
 
-def test_the_empty_version_gets_none(worker, tmp_path):
-    outcomes = grade.grade(submission(tmp_path / "student", solved=False), worker)
-    assert set(grade.points(outcomes).values()) == {0}
-    assert not any(check["passed"] for checks in outcomes.values() for check in checks)
-    assert grade.report(outcomes).count("not written yet") == len(grade.PARTS)
+def test_the_reference_gets_full_marks(grader, tmp_path):
+    outcomes = grader.grade(submission(tmp_path / "student"))
+    assert marks.points(outcomes) == FULL and sum(FULL.values()) == 100
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_usual_mistake_costs_its_part_and_no_other(mistake, worker, tmp_path):
-    part, file, *replacements = MISTAKES[mistake]
-    folder = submission(tmp_path / "student")
-    plant(folder, file, *replacements)
-    parts = (8,) if part == 8 else tuple(range(1, 8))  # part 8 runs p2o.py alone, the others do not run it
-    outcomes = grade.grade(folder, worker, parts)
-    assert grade.points(outcomes) == {each: FULL[each] * (each != part) for each in parts}
-    assert "hint: " in grade.report(outcomes)
+def test_the_empty_version_gets_none(grader, tmp_path):
+    empty = {name: make.without_solutions(REFERENCE[name]) for name in make.MODULES}
+    outcomes = grader.grade(submission(tmp_path / "student", REFERENCE | empty))
+    assert set(marks.points(outcomes).values()) == {0}
+    assert marks.report(outcomes).count("not written yet") == len(marks.PARTS)
 
 
-def test_a_loop_without_end_and_a_dead_process_cost_their_part(tmp_path):
-    folder = submission(tmp_path / "student")
-    plant(folder, "gepa_loop.py", ("if not any(gains):", "if False:"))
-    plant(folder, "verify.py", ('questions = questions or [""] * len(responses)', "import os; os._exit(3)"))
-    with grade.Worker() as worker:
-        worker.run(folder, 1)  # its start is not part of the limit
-        outcomes = {5: worker.run(folder, 5, limit=3), 7: worker.run(folder, 7), 6: worker.run(folder, 6)}
-    assert grade.points(outcomes) == {5: 0, 7: 0, 6: 10}
-    assert "longer than 3 s" in grade.report(outcomes) and "ended with code 3" in grade.report(outcomes)
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.part}: {m.hint[:50] or m.right.strip()[:50]}")
+def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader):
+    found = lost(grader, mistake.part, mistake.file, plant(REFERENCE, mistake)[mistake.file])
+    assert list(found) == [mistake.part]
+    assert found[mistake.part]["message"] and found[mistake.part]["hint"]
+    if mistake.hint and "expected" in found[mistake.part]["message"]:
+        assert found[mistake.part]["hint"] == mistake.hint
 
 
-def test_from_make_to_the_zip(tmp_path):
-    """The commands behind `make assignment` and `make grade`: a student's folder, part 1 solved, graded and packed."""
+def test_a_loop_without_end_and_a_dead_process_cost_their_part(grader, tmp_path):
+    files = changed("gepa_loop.py", "if not any(gains):", "if False:")
+    files |= {"verify.py": REFERENCE["verify.py"] + "\n\ndef grade_batch(*_):\n    __import__('os')._exit(3)\n"}
+    folder = submission(tmp_path / "student", files)
+    outcomes = {5: grader.outcomes(folder, 5, limit=3)} | grader.grade(folder, (7, 6))
+    assert marks.points(outcomes) == {5: 0, 7: 0, 6: 10}
+    assert "it took longer than " in marks.report(outcomes) and "ended with code 3" in marks.report(outcomes)
 
-    def run(script, *arguments):
-        command = [sys.executable, str(ROOT / "assignment" / script), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True)
 
-    folder = tmp_path / "student"
-    assert run("make.py", folder).returncode == 0
-    assert run("make.py", folder).returncode == 2  # nobody's work is written over
-    source = (folder / "grpo.py").read_text()
-    assert "# --- solution" not in source and 'NotImplementedError("part 1: group_advantages")' in source
-    solved = "groups = rewards.view(-1, group_size)\n    centred = groups - groups.mean(dim=1, keepdim=True)\n"
-    solved += "    if scale_by_std:\n        centred = centred / (groups.std(dim=1, keepdim=True) + eps)\n"
-    plant(
-        folder,
-        "grpo.py",
-        ('raise NotImplementedError("part 1: group_advantages")', solved + "    return centred.view(-1)"),
+def test_memory_has_a_limit(grader, tmp_path):
+    greedy = REFERENCE["gepa_loop.py"] + "\n\ndef greedy_cover(_):\n    return len(bytearray(64 << 30))\n"
+    outcomes = grader.grade(submission(tmp_path / "student", REFERENCE | {"gepa_loop.py": greedy}), (5,))
+    assert marks.points(outcomes) == {5: 0} and "MemoryError" in outcomes[5][0]["message"]
+
+
+def test_messages_show_where_and_both_numbers(grader, tmp_path):
+    files = changed("grpo.py", "groups.std(dim=1, keepdim=True)", "groups.std(dim=1, keepdim=True, correction=0)")
+    report = marks.report(grader.grade(submission(tmp_path / "student", files), (1,)))
+    assert "group_advantages, scaled: [0]: expected " in report and ", got " in report
+    assert "hint: That is the population's standard deviation" in report
+
+
+def test_inputs_are_drawn_afresh():
+    one, other = cases.draw(1), cases.draw(2)
+    assert [case["name"] for case in one] == [case["name"] for case in other]
+    calls = {"greedy_cover", "grade_batch", "policy_loss", "token_logprobs", "train", "mine_hard", "sample_groups"}
+    same = {a["call"] for a, b in zip(one, other, strict=True) if a["inputs"] == b["inputs"]}
+    assert not same & (calls - {"greedy_cover"})
+
+
+# ---------------------------------------------------------------------------------------------------- cheats earn none
+
+SPY = """
+import gc, os, sys, types
+from pathlib import Path
+found = [name for name, module in sys.modules.items() if name in ("exam", "cases", "mistakes", "grade", "pytest")]
+found += [o for o in gc.get_objects() if isinstance(o, types.FunctionType) and o.__name__ == "group_advantages"
+          and o.__module__ not in ("calls", "adapters")]
+def reach(path):
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+"""
+
+
+def answers(grader, tmp_path, adapters, part):
+    """What the grader makes of the empty version with these adapters."""
+    empty = {name: make.without_solutions(REFERENCE[name]) for name in make.MODULES}
+    return grader.grade(submission(tmp_path / "student", REFERENCE | empty | {"adapters.py": adapters}), (part,))[part]
+
+
+def test_the_reference_is_not_in_the_process_of_a_submission(grader, tmp_path):
+    spying = SPY + "def group_advantages(**_):\n    raise RuntimeError(f'seen: {found}')\n"
+    outcomes = answers(grader, tmp_path, spying, 1)
+    assert {outcome["message"] for outcome in outcomes} == {"RuntimeError: seen: []"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Landlock is Linux's")
+def test_the_reference_is_not_within_reach_on_the_disk_either(grader, tmp_path):
+    paths = [
+        str(ROOT / "grpo.py"),
+        str(ROOT / "assignment" / "cases.py"),
+        "/proc/1/environ",
+        f"/proc/{jail.os.getpid()}/maps",
+    ]
+    spying = SPY + f"def greedy_cover(_):\n    raise RuntimeError([len(reach(path)) for path in {paths}])\n"
+    outcomes = answers(grader, tmp_path, spying, 5)
+    if not grader.process.locked:
+        pytest.skip("this kernel has no Landlock")
+    assert {outcome["message"] for outcome in outcomes} == {"RuntimeError: [0, 0, 0, 0]"}
+
+
+def test_patching_what_collects_the_answers_earns_nothing(grader, tmp_path):
+    patching = """
+import calls
+import json, sys
+runner = sys.modules["__main__"]
+runner.answer = lambda request: json.dumps({"passed": True, "message": "", "output": None})
+json.dumps = lambda *_, **__: '{"passed": true, "output": true, "points": 10}'
+for name in calls.CALLS:
+    calls.CALLS[name] = lambda *_, **__: {"passed": True}
+"""
+    outcomes = answers(grader, tmp_path, patching, 5)
+    assert not any(outcome["passed"] for outcome in outcomes)
+
+
+def test_recorded_outputs_cannot_be_given_back(grader, process, tmp_path):
+    """Answers to the open questions are known to every student; the secret ones are others."""
+    recorded = {json.dumps(c["inputs"]): c["expected"] for c in exam.public(process, make.OPEN_SEED, (5,))}
+    replaying = f"import json\nKNOWN = {recorded!r}\n"
+    replaying += "def greedy_cover(dev_scores):\n    return KNOWN.get(json.dumps({'dev_scores': dev_scores}), [0])\n"
+    outcomes = answers(grader, tmp_path, replaying, 5)
+    assert marks.points({5: outcomes}) == {5: 0}
+    assert sum(outcome["passed"] for outcome in outcomes) < len(outcomes) / 2
+
+
+def test_what_is_no_reply_is_no_answer(grader, tmp_path):
+    forging = (
+        "import os\nfor handle in range(3, 20):\n    try:\n        os.write(handle, b'[1]\\n{\"output\": []}\\n')\n"
     )
-    result = run("grade.py", folder)
-    assert result.returncode == 0 and "total                           10 of 100" in result.stdout
+    forging += "    except OSError:\n        pass\n"
+    outcomes = answers(grader, tmp_path, forging, 5)
+    assert marks.points({5: outcomes}) == {5: 0}
+
+
+# ----------------------------------------------------------------------------------- from the folder to the spreadsheet
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A student's folder whose grader knows parts 1 and 5."""
+    folder = tmp_path_factory.mktemp("made") / "student"
+    make.make(folder)
+    make.write_cases(folder, parts=(1, 5))
+    return folder
+
+
+def test_nothing_of_the_solution_is_in_the_students_folder(folder):
+    texts = [file.read_text("utf-8") for file in folder.rglob("*") if file.suffix in (".py", ".json", ".toml")]
+    for name in make.MODULES:
+        lines = REFERENCE[name].split("\n")
+        for first, last, *_ in make.solutions(REFERENCE[name]):
+            body = [line.strip() for line in lines[first + 1 : last] if len(line.strip()) > 50]
+            kept = "\n".join(lines[:first] + lines[last:])
+            assert not [line for line in body if line not in kept and any(line in text for text in texts)]
+    names = {file.name for file in folder.rglob("*")}
+    assert not names & {"IDEAS.md", "exam.py", "cases.py", "mistakes.py", "INSTRUCTOR.md", "tests", "notebooks"}
+    assert {"Makefile", "requirements.txt", "HANDOUT.md", "cases.json", "final.toml"} <= names
+
+
+def test_the_students_own_grader(folder):
+    """Part 1 solved, graded and packed, with nothing of the repository; nobody's work is written over."""
+    assert run(ROOT / "assignment" / "make.py", folder).returncode == 2
+    source = (folder / "grpo.py").read_text()
+    solved = "    groups = rewards.view(-1, group_size)\n    centred = groups - groups.mean(dim=1, keepdim=True)\n"
+    solved += "    if scale_by_std:\n        centred = centred / (groups.std(dim=1, keepdim=True) + eps)\n"
+    refused = '    if group_size < 2 or len(rewards) % group_size:\n        raise ValueError("groups")\n'
+    hole = '    raise NotImplementedError("part 1: group_advantages")\n'
+    (folder / "grpo.py").write_text(source.replace(hole, refused + solved + "    return centred.view(-1)\n"))
+    result = run(folder / "grader" / "grade.py", folder)
+    assert result.returncode == 0, result.stderr
+    assert "part 1  group advantages        10 of 10" in result.stdout and "           10 of 100" in result.stdout
     suites = ElementTree.parse(folder / "grade.xml").getroot()
-    assert [int(suite.get("failures")) > 0 for suite in suites] == [False] + [True] * 7
+    assert [int(suite.get("failures")) > 0 for suite in suites][:5] == [False, False, False, False, True]
     with zipfile.ZipFile(folder / "submission.zip") as archive:
-        assert sorted(archive.namelist()) == sorted([*grade.SUBMITTED, "grade.xml"])
-    assert run("grade.py", tmp_path / "nowhere").returncode == 2
+        assert sorted(archive.namelist()) == sorted(grade.SUBMITTED)
+    assert run(folder / "grader" / "grade.py", folder / "nowhere").returncode == 2
 
 
-def test_a_submission_is_graded_from_its_zip(worker, tmp_path):
-    folder = submission(tmp_path / "student")
-    (folder / "grade.xml").write_text("<testsuites/>")
-    (tmp_path / "unpacked").mkdir()
-    grade.unpack(grade.pack(folder), tmp_path / "unpacked")
-    assert grade.points({1: worker.run(tmp_path / "unpacked", 1)}) == {1: 10}
+def test_a_folder_of_zips_is_graded_with_one_command(grader, tmp_path, monkeypatch):
+    handed_in = tmp_path / "handed-in"
+    handed_in.mkdir()
+    wrong = plant(REFERENCE, MISTAKES[0])
+    for name, files in {"ada": REFERENCE, "ben": wrong}.items():
+        grade.pack(submission(tmp_path / name, files)).rename(handed_in / f"{name}.zip")
+    (handed_in / "eve.zip").write_text("no zip")
+    graded = grader.grade
+    monkeypatch.setattr(grader, "grade", lambda folder: graded(folder, (1, 5)))
+    grade.grade_all(grader, handed_in, tmp_path / "scratch")
+    with (handed_in / "grades.csv").open() as file:
+        rows = {row["submission"]: row for row in csv.DictReader(file)}
+    assert rows["ada.zip"]["total"] == "20" and rows["ben.zip"]["total"] == "10"
+    assert rows["eve.zip"]["total"] == "0" and "not a submission" in rows["eve.zip"]["note"]
+    suites = ElementTree.parse(handed_in / "ben.xml").getroot()
+    assert [suite.get("failures") != "0" for suite in suites] == [True, False]
+    assert ElementTree.parse(handed_in / "eve.xml").getroot().find(".//error") is not None
 
 
-def test_the_students_own_adapters_are_used(worker, tmp_path):
-    folder = submission(tmp_path / "student")
-    plant(folder, "grpo.py", ("def group_advantages(", "def my_advantages("))
-    assert grade.points({1: worker.run(folder, 1)}) == {1: 0}
-    plant(folder, "adapters.py", ("return grpo.group_advantages(", "return grpo.my_advantages("))
-    assert grade.points({1: worker.run(folder, 1)}) == {1: 10}
+def test_similarity_sees_through_new_names_and_not_what_was_given():
+    mine = "def f(a, b):\n    c = [a[i] * b for i in range(3)]\n    return sum(c) / (len(c) + 7) - min(b, 4) ** 2\n"
+    renamed = mine.replace("a", "x").replace("c", "total").replace("rxnge", "range").replace("xmin", "min")
+    other = "def f(a, b):\n    while b > 0:\n        a, b = b, a % b\n    return a if a else not b\n"
+    sources = {
+        "one": similarity.shingles(mine),
+        "two": similarity.shingles(renamed),
+        "three": similarity.shingles(other),
+    }
+    found = similarity.pairs(sources, known=set())
+    assert [(one, other) for _, one, other in found] == [("one", "two")]
+    assert similarity.pairs(sources, known=similarity.shingles(mine)) == []
+
+
+def test_the_students_own_adapters_are_used(grader, tmp_path):
+    files = changed("grpo.py", "def group_advantages(", "def my_advantages(")
+    assert marks.points(grader.grade(submission(tmp_path / "one", files), (1,))) == {1: 0}
+    adapters = files["adapters.py"].replace("return grpo.group_advantages(", "return grpo.my_advantages(")
+    files |= {"adapters.py": adapters}
+    assert marks.points(grader.grade(submission(tmp_path / "two", files), (1,))) == {1: 10}
+
+
+def test_the_final_score_counts_responses_and_refuses_other_options(tmp_path):
+    epochs = [(0, 0, 0.0), (1000, 0, 0.2), (2000, 1000, 1.0)]
+    lines = [
+        {"kind": "epoch", "rollouts": rollouts, "gepa_calls": calls, "accuracy": {final.SCORED: accuracy}}
+        for rollouts, calls, accuracy in epochs
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.json").write_text(json.dumps({"group_size": 6}))
+    expected = (1000 * 0.1 + 2000 * 0.6 + (final.BUDGET - 3000) * 1.0) / final.BUDGET
+    assert final.score_of(tmp_path, {"group_size": 6}) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="group_size"):
+        final.score_of(tmp_path, {"group_size": 3})
+
+
+# ------------------------------------------------------------------------------------------------- the reference's side
 
 
 def test_a_marker_in_a_wrong_place_is_refused():
@@ -234,8 +299,20 @@ def test_a_marker_in_a_wrong_place_is_refused():
         )
 
 
-def test_every_part_has_a_marker_and_an_adapter():
-    found = {part: name for file in make.MODULES for *_, part, name in make.solutions((ROOT / file).read_text())}
-    assert set(found) == set(grade.PARTS)
-    adapters = (ROOT / "assignment" / "adapters.py").read_text()
-    assert all(f"def {name}(" in adapters for name in found.values() if not name.startswith("_"))
+def test_every_part_has_a_marker_an_adapter_and_a_file():
+    found = {part: name for file in make.MODULES for *_, part, name in make.solutions(REFERENCE[file])}
+    assert set(found) == set(marks.PARTS) == {part for parts in FILES.values() for part in parts}
+    assert all(f"def {name}(" in REFERENCE["adapters.py"] for name in found.values() if not name.startswith("_"))
+
+
+def test_mutants_change_one_thing_and_stay_programs():
+    source = "def f(x, *, y=1):\n    'Doc.'\n    if x < 2 and y:  # kept\n        x += 1\n    return max(x, -y)\n"
+    found = [(m.before, m.after) for m in mutants(source)]
+    assert found == [
+        ("x < 2 and y", "not (x < 2 and y)"), ("x < 2 and y", "x < 2 or y"), ("x < 2", "x <= 2"), ("2", "3"),
+        ("x += 1", "x = 1"), ("1", "2"), ("max", "min"), ("-y", "y"),
+    ]  # fmt: skip
+    for _, _, mutant in graded_mutants(set(marks.PARTS)):
+        compile(mutant.source, mutant.function, "exec")
+    known = {mutant.name for _, _, mutant in graded_mutants(set(marks.PARTS))}
+    assert set(EQUIVALENT) <= known, "a reason for a mutant that is no more"

@@ -42,7 +42,7 @@ SCALES = {
     "ratio": Scale("template ratio, bare / templated", 0.01, 1.0, 10.0, log=True, inside=True),
     "advantage": Scale("advantage", -2.0, 0.0, 2.0),
     "importance": Scale("importance ratio, new / old", 0.5, 1.0, 2.0, log=True),
-    "logprob": Scale("log-probability", -5.0, 0.0, 1.0),
+    "logprob": Scale("log-probability", -5.0, 0.0, 0.0),
     "weight": Scale("weight in the loss", 0.0, 1.0, 2.0),
 }
 """By name: what `coloured` takes as its scale."""
@@ -79,7 +79,7 @@ def _span(token: str, value: float | None, clipped: bool, scale: Scale) -> str:
 def legend(scale: str | Scale) -> str:
     """What the colours of a scale mean, as one line of HTML."""
     scale = SCALES[scale] if isinstance(scale, str) else scale
-    shown = [scale.low, scale.neutral, scale.high]
+    shown = dict.fromkeys((scale.low, scale.neutral, scale.high))
     spans = " ".join(_span(f" {value:g} ", value, False, scale) for value in shown)
     out = "; outside, struck through: masked" if scale.inside else ""
     return f"<small>{escape(scale.name)}: {spans}{out}</small>"

@@ -499,8 +499,9 @@ def groups_drawn(bare, hint, G):
         rewards = (torch.rand(24, G, 4, generator=torch.Generator().manual_seed(0)) < going_on).all(dim=2).float()
         axis.imshow(rewards, cmap="Greens", vmin=0, vmax=1, aspect="auto")
         teaching = (rewards.std(dim=1) > 0).float().mean()
-        axis.set(title=f"{name}: {rewards.mean():.0%} right, {teaching:.0%} of the groups teach", xlabel="rollout")
+        axis.set(title=f"{name}: {rewards.mean():.0%} right,\n{teaching:.0%} of the groups teach", xlabel="rollout")
         axis.grid(False)
+    figure.tight_layout()
     plt.show()
 
 

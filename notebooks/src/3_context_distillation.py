@@ -188,8 +188,12 @@ print(f"sum of A (1 - p) where A > 0: {lesson['bare', 1]:.0f} without w, {sum(ke
 #   above). In the loss, "old" is the bare policy as well, so $\rho$ starts at 1 and the clip works as in notebook 1.
 # - The further the two contexts are apart, the less the response says about the bare policy. Hence the mask, below.
 #
-# What if "old" were $\pi_\text{old}(y_t \mid T(x, z))$, what the sampler reports? Then $\rho$ starts at the template ratio, 0.08 for a `;`. Where
-# $A > 0$ nothing is clipped (only $\rho > 1.2$ would be): the gradient is there, but 12 times smaller, on just those tokens that matter.
+# **Predict:** what if "old" were $\pi_\text{old}(y_t \mid T(x, z))$, what the sampler reports? Then $\rho$ starts at the template ratio, 0.08 for a `;`.
+# With $A > 0$: does the clip throw the token away?
+# <details><summary>answer</summary>
+#
+# No. Where $A > 0$ only $\rho > 1.2$ is clipped. The gradient is there, but it carries the factor $\rho$: 13 times smaller, on just those tokens that matter.
+# </details>
 
 # %%
 for name, old in (("bare", 0.07), ("under the template", 0.90)):
@@ -279,8 +283,14 @@ print(f"smallest ratio {ratios.min():.4f}, largest {ratios.max():.2f}; masked: {
 
 # %% [markdown]
 # **A warning about the soft clip.** `--soft-clip` gives a token outside the bounds the weight bound / ratio instead of 0. Above the upper bound that
-# is a weight below 1. Below the lower bound it is a weight *above* 1: it **amplifies** just those tokens that the hard clip deletes, the more
-# the unlikelier they are.
+# is a weight below 1.
+#
+# **Predict:** what is it below the lower bound, for a token with a ratio of $e^{-13.9}$, one in a million?
+# <details><summary>answer</summary>
+#
+# 0.01 / 0.00000092 = 10,881. The soft clip **amplifies** just those tokens that the hard clip deletes, the more the unlikelier they are. One such token
+# outweighs all others of its batch.
+# </details>
 
 # %%
 for log_ratio in (-2.5, -4.6, -7.0, -13.9, 3.0):

@@ -209,8 +209,8 @@ for number, evolution in enumerate(runs["p2o"]["evolutions"], start=1):
 # **Predict:** what does "24." do? For the clock questions ("Turn the minute hand by") there is no hint in this template at all.
 # <details><summary>answer</summary>
 #
-# It unlocks the clock questions, together with the other hints; alone it does nothing. Nobody taught that to the model, and nobody would have written it. The
-# search found a quirk of this model. Selection keeps what works, not what makes sense.
+# It unlocks the clock questions, but only together with "Read the bits from the left."; alone it does nothing. Nobody taught that to the model, and nobody would
+# have written it. The search found a quirk of this model. Selection keeps what works, not what makes sense.
 # </details>
 
 # %%
@@ -218,12 +218,14 @@ base = grpo.load_policy(grpo.PolicyConfig())
 template = runs["p2o"]["evolutions"][0].candidates[runs["p2o"]["evolutions"][0].chosen[0]]
 sentences = re.findall(r"[^.]+\.", template)
 families = {"total": "Add", "binary": "Read", "chain": "Work", "clock": "Turn"}
-for left_out in [None, *sentences, "all but the last"]:
-    kept = [s for s in sentences if s != left_out] if left_out != "all but the last" else sentences[-1:]
-    samples = grpo.respond(base, [gepa_loop.apply_template("".join(kept).strip(), q.text) for q in questions], seed=None)
-    right = {q.id: g.reward for q, g in zip(questions, verify.grade_batch([s.text for s in samples], [q.reference for q in questions]))}
-    shares = {f: [right[q.id] for q in questions if q.text.startswith(word)] for f, word in families.items()}
-    print({f: round(sum(s) / len(s), 2) for f, s in shares.items()}, "without", (left_out or "nothing").strip())
+kept = {"all": sentences} | {f"without {s.strip()!r}": [k for k in sentences if k != s] for s in sentences}
+kept[f"only {sentences[-1].strip()!r}"] = sentences[-1:]
+for name, part in kept.items():
+    asked = [gepa_loop.apply_template("".join(part).strip(), q.text) for q in questions]
+    samples = grpo.respond(base, asked, seed=None)
+    grades = verify.grade_batch([s.text for s in samples], [q.reference for q in questions])
+    shares = {f: [g.reward for q, g in zip(questions, grades) if q.text.startswith(word)] for f, word in families.items()}
+    print({f: round(sum(s) / len(s), 2) for f, s in shares.items()}, name)
 
 # %% [markdown]
 # ## Transcripts, before and after

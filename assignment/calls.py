@@ -1,0 +1,230 @@
+"""What the grader may ask of a student's code. This runs in the student's process: inputs and outputs are plain data.
+
+Each function takes the student's `adapters` and the inputs of one call, and returns what came out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from statistics import fmean
+
+HERE = Path(__file__).resolve().parent
+
+
+def tensors(inputs: dict) -> dict:
+    """Lists as tensors; everything else as it is."""
+    import torch
+
+    return {k: torch.tensor(v) if isinstance(v, list) and k != "whole" else v for k, v in inputs.items()}
+
+
+# -------------------------------------------------------------------------------------------------------- parts 1 to 3
+
+
+def refusing(function, **inputs):
+    """What comes out, or that the inputs were refused."""
+    try:
+        return function(**tensors(inputs)).tolist()
+    except ValueError:
+        return "ValueError"
+
+
+def group_advantages(student, **inputs):
+    return refusing(student.group_advantages, **inputs)
+
+
+def aggregate(student, **inputs):
+    return refusing(student.aggregate, **inputs)
+
+
+def importance_ratio(student, **inputs):
+    return student.importance_ratio(**tensors(inputs)).tolist()
+
+
+def surrogate(student, **inputs):
+    return student.surrogate(**tensors(inputs)).tolist()
+
+
+def half_ratio(logprobs, old_logprobs, mask):
+    """A variant of the ratio that needs all it is given."""
+    return (logprobs - old_logprobs) * 0.5 * mask
+
+
+def odd_loss(log_ratio, advantages, *, clip_low, clip_high, dual_clip, logprobs, mask):
+    """A variant of the loss that needs all it is given."""
+    return advantages * log_ratio * clip_low + clip_high * dual_clip * logprobs * mask
+
+
+def policy_loss(student, variants=False, **inputs):
+    """Loss, metrics, and the gradient with respect to the new log-probs."""
+    inputs = tensors(inputs) | ({"ratio": half_ratio, "loss": odd_loss} if variants else {})
+    logprobs = inputs.pop("logprobs").requires_grad_()
+    loss, metrics = student.policy_loss(logprobs, **inputs)
+    loss.backward()
+    return {
+        "loss": loss.item(),
+        "gradient": logprobs.grad.tolist(),
+        "metrics": {k: float(v) for k, v in metrics.items()},
+    }
+
+
+def template_ratio_weight(student, **inputs):
+    return student.template_ratio_weight(**tensors(inputs)).tolist()
+
+
+# -------------------------------------------------------------------------------------------------------------- part 4
+
+
+def tiny_policy(seed: int, temperature: float):
+    """The tiny model with an adapter that does something: as it begins, LoRA adds nothing."""
+    import torch
+
+    import grpo
+
+    policy = grpo.load_policy(grpo.PolicyConfig(temperature=temperature), seed=seed)
+    with torch.no_grad():
+        for parameter in policy.trainable:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return policy
+
+
+def token_logprobs(student, contexts, responses, seed, temperature):
+    """Log-probs with and without gradients, and the size of a gradient at each weight of the adapter."""
+    import torch
+
+    policy = tiny_policy(seed, temperature)
+    logprobs = student.token_logprobs(policy, contexts, responses)
+    logprobs.square().sum().backward()
+    with torch.no_grad():
+        measured = student.token_logprobs(policy, contexts, responses)
+    gradients = [weight.grad.norm().item() for weight in policy.trainable]
+    return {"logprobs": logprobs.tolist(), "gradients": gradients, "without gradients": measured.tolist()}
+
+
+# -------------------------------------------------------------------------------------------------------- parts 5 to 7
+
+
+def greedy_cover(student, dev_scores):
+    return list(student.greedy_cover(dev_scores))
+
+
+def assign_templates(student, evolution, group_size, seed, options):
+    """Shares of the templates, and whether they depend on the generator that was given, and on nothing else."""
+    import gepa_loop
+
+    unused = {"parents": [], "metric_calls": 0, "rejected_replies": 0, "stopped_early": None}
+    found, cfg = gepa_loop.Evolution(**evolution, **unused), gepa_loop.EvolutionConfig(**options)
+
+    def assigned(seed):
+        random.seed()  # the global generator is none of an assignment's business
+        return student.assign_templates(found, group_size, random.Random(seed), cfg)
+
+    templates = assigned(seed)
+    chance = {"same again": assigned(seed) == templates, "others": assigned(seed + 1) != templates}
+    return shares_of(templates, group_size) | chance
+
+
+def shares_of(templates: dict[str, list[str]], group_size: int) -> dict:
+    """What can be said of an assignment whatever the order of its draws; of its train questions (t...) together.
+
+    >>> shares_of({"d0": ["a", "b"], "t0": ["a", "a"], "t1": ["a", "a"]}, 2)["shares"]
+    {'d0': {'a': 0.5, 'b': 0.5}, 't': {'a': 1.0}}
+    """
+    pools: dict[str, list[str]] = {}
+    for name, drawn in templates.items():
+        pools.setdefault("t" if name[0] == "t" else name, []).extend(drawn)
+    large = {name: drawn for name, drawn in pools.items() if len(drawn) > 1000}  # of few draws shares say nothing
+    return {
+        "questions": len(templates),
+        "templates of each": sorted({len(drawn) for drawn in templates.values()}),
+        "bare ones of each": sorted({drawn.count("") for drawn in templates.values()}),
+        "shares": {name: {z: drawn.count(z) / len(drawn) for z in sorted(set(drawn))} for name, drawn in large.items()},
+        "groups of one template": fmean(len(set(drawn)) == 1 for drawn in templates.values()) if templates else 0.0,
+        "few draws": {name: sorted(set(drawn)) for name, drawn in pools.items() if len(set(drawn)) == 1},
+    }
+
+
+def grade_batch(student, **inputs):
+    return [dataclasses.asdict(grade) for grade in student.grade_batch(**inputs)]
+
+
+# -------------------------------------------------------------------------------------------------------------- part 8
+
+
+def config(**options):
+    import p2o
+
+    seams = {name: f"{HERE / 'seams.py'}:{name}" for name in options.pop("seams", [])}
+    return p2o.Config(**options, **seams)
+
+
+def mine_hard(student, rewards, options):
+    """rewards: (question id, reward) of each rollout, in order"""
+    import grpo
+
+    empty = {"response_ids": [1], "sampled_logprobs": [0.0], "truncated": False, "text": ""}
+    empty |= {"sampled_context": [1], "trained_context": [1]}
+    rollouts = [grpo.Rollout(question_id=name, reward=reward, **empty) for name, reward in rewards]
+    return list(student.mine_hard(rollouts, config(**options)))
+
+
+def sample_groups(student, questions, templates, options, seed):
+    """The rollouts, field by field."""
+    from support.data import Question
+
+    cfg = config(**options)
+    asked = [Question(**question) for question in questions]
+    rollouts = student.sample_groups(tiny_policy(seed, cfg.temperature), asked, templates, cfg, seed)
+    return [dataclasses.asdict(rollout) for rollout in rollouts]
+
+
+def train(student, train, held_out, options, stop=None):
+    """What a run leaves behind. With `stop`, it is stopped there (Ctrl-C at the nth call of a seam) and resumed."""
+    work = Path.cwd()
+    for name, rows in (("train", train), ("held_out", held_out)):
+        (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train_data": str(work / "train.jsonl"), "eval_data": (str(work / "held_out.jsonl"),)}
+    options = data | options | {"runs": str(work), "name": "run"}
+    (work / "calls.json").write_text(json.dumps({"stop": stop}))
+    if not stop:
+        return {"summary": summary_of(student.train(config(**options)))} | left_behind(work)
+    try:
+        student.train(config(**options))
+        stopped = {"stopped": "not at all"}
+    except KeyboardInterrupt:
+        stopped = {"stopped": "by Ctrl-C"}
+    stopped |= left_behind(work)
+    return {"before": stopped, "summary": summary_of(student.train(config(**options, resume=True)))} | left_behind(work)
+
+
+def summary_of(summary: dict) -> dict:
+    return {name: value for name, value in summary.items() if name != "seconds"}
+
+
+def left_behind(work: Path) -> dict:
+    """The run's folder as data, and how often each seam was called."""
+    run = work / "run"
+    states = [json.loads(file.read_text())["state"] for file in sorted(run.glob("checkpoints/*/state.json"))]
+    known = ("candidates", "dev_ids", "train_ids", "chosen", "assignment")
+    evolutions = [json.loads(file.read_text()) for file in sorted(run.glob("templates/*.json"))]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "metrics": metrics,
+        "templates": [{name: found[name] for name in known} for found in evolutions],
+        "states": states,
+        "transcripts": [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()],
+        "unfinished": sorted(file.name for file in run.glob("rollouts-*.json")),
+        "calls": json.loads((work / "calls.json").read_text()),
+    }
+
+
+CALLS = {
+    function.__name__: function
+    for function in (
+        group_advantages, aggregate, importance_ratio, surrogate, policy_loss, template_ratio_weight, token_logprobs,
+        greedy_cover, assign_templates, grade_batch, mine_hard, sample_groups, train,
+    )
+}  # fmt: skip

@@ -1,0 +1,315 @@
+"""What is asked of each part: inputs drawn at random under a seed, and what the reference answers to them.
+
+The instructor's grader draws anew each time, under a secret seed, so that nothing can be recorded and given back. For
+the students' own grader `make.py` draws once and writes down inputs and answers. Bounds are never symmetric, numbers
+never round, sizes never equal: what a mistake changes must show. A case is plain data:
+
+    {"part": 1, "name": "mean only", "call": "group_advantages", "inputs": {...}, "hint": "...", "expected": ...}
+
+`hint` is what to look at when the answer is wrong and no known mistake (mistakes.py) gives just this answer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def draw(seed: int) -> list[dict]:
+    """All cases, without their answers.
+
+    >>> cases = draw(1)
+    >>> cases == draw(1), cases == draw(2), sorted({case["part"] for case in cases})
+    (True, False, [1, 2, 3, 4, 5, 6, 7, 8])
+    """
+    cases = []
+    for part, cases_of in enumerate(PARTS, start=1):
+        for name, call, inputs, hint in cases_of(random.Random(f"{seed}/{part}")):
+            tolerance = TOLERANCE.get(call, 1e-5)
+            cases.append({"part": part, "name": name, "call": call, "inputs": inputs, "hint": hint, "tol": tolerance})
+    return cases
+
+
+TOLERANCE = {"token_logprobs": 2e-4, "assign_templates": 0.06, "sample_groups": 5e-4, "train": 1e-3}
+Case = tuple[str, str, dict, str]  # name, call, inputs, hint
+
+
+def matrix(rng: random.Random, rows: int, columns: int, low: float, high: float) -> list[list[float]]:
+    return [[round(rng.uniform(low, high), 4) for _ in range(columns)] for _ in range(rows)]
+
+
+# -------------------------------------------------------------------------------------------- part 1: group advantages
+
+
+def advantages(rng: random.Random) -> Iterator[Case]:
+    size = rng.choice([3, 4, 5])
+    rewards = [value for row in matrix(rng, size + 2, size, 0, 1) for value in row]
+    settings = {"rewards": rewards, "group_size": size, "eps": round(rng.uniform(0.1, 0.4), 3)}
+    binary = [float(rng.random() < 0.4) for _ in range(12)]
+    call = "group_advantages"
+    hint = "The mean and the standard deviation (n - 1) run over the G neighbours that answer one question."
+    yield "scaled", call, settings, hint
+    yield "pairs", call, {"rewards": rewards[: 2 * size], "group_size": 2}, hint
+    yield "successes and failures", call, {"rewards": binary, "group_size": 6}, hint
+    yield "mean only", call, settings | {"scale_by_std": False}, "Without scale_by_std nothing is divided."
+    equal = {"rewards": [0.0] * size + [1.0] * size, "group_size": size}
+    yield "collapse", call, equal, "Equal rewards have standard deviation 0: eps keeps 0 / 0 from happening."
+    refused = "Rewards that do not make groups of at least two are a ValueError."
+    yield "a group of one", call, {"rewards": rewards, "group_size": 1}, refused
+    yield "one reward too many", call, {"rewards": rewards[: size + 1], "group_size": size}, refused
+
+
+# -------------------------------------------------------------------------------------------------- part 2: policy loss
+
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+
+
+def mask_of(lengths: list[int], width: int) -> list[list[float]]:
+    return [[float(t < n) for t in range(width)] for n in lengths]
+
+
+def losses(rng: random.Random) -> Iterator[Case]:
+    masks = {
+        "unequal lengths": mask_of([rng.randint(2, 4), 5, 1, 0], 6),
+        "one token": mask_of([1, 0], 3),
+        "no token": mask_of([0, 0, 0], 2),
+    }
+    padded = "Multiply by the mask before you sum, and let every response token count below the line."
+    for name, mask in masks.items():
+        for aggregation in AGGREGATIONS:
+            values = matrix(rng, len(mask), len(mask[0]), -2, 3)
+            inputs = {"per_token": values, "mask": mask, "aggregation": aggregation}
+            yield f"{aggregation}, {name}", "aggregate", inputs, padded
+            share = "`whole` = (sequences, tokens, length) replaces the batch's own denominators."
+            yield f"{aggregation}, {name}, part of a whole", "aggregate", inputs | {"whole": [7, 29, 11]}, share
+    unknown = {"per_token": [[1.0]], "mask": [[1.0]], "aggregation": "mean"}
+    yield "an unknown aggregation", "aggregate", unknown, "An aggregation that you do not know is a ValueError."
+    yield from clips(rng)
+    yield from whole_losses(rng)
+
+
+def clips(rng: random.Random) -> Iterator[Case]:
+    new, old = matrix(rng, 3, 4, -4, -1), matrix(rng, 3, 4, -4, -1)
+    new[0][:2], old[0][:2] = [-1.0, -60.0], [-45.0, -2.0]
+    clamp = "log rho = new - old, clamped to +-20."
+    yield "log ratio", "importance_ratio", {"logprobs": new, "old_logprobs": old, "mask": mask_of([4, 2, 3], 4)}, clamp
+    settings = {"clip_low": round(rng.uniform(0.1, 0.3), 3), "clip_high": round(rng.uniform(0.4, 0.6), 3)}
+    settings["dual_clip"] = round(rng.uniform(2.2, 3.5), 3)
+    ratios = {"log_ratio": matrix(rng, 6, 8, -1.5, 2.5), "advantages": matrix(rng, 6, 8, -2, 2)}
+    hint = "The larger of the two losses counts; where A < 0 (and only there) it is at most -A c."
+    yield "clip and dual clip", "surrogate", ratios | settings, hint
+    yield "a late dual clip", "surrogate", ratios | settings | {"dual_clip": 50.0}, hint
+
+
+def whole_losses(rng: random.Random) -> Iterator[Case]:
+    size = 5  # B = T, so that nothing but the right axis gives the right answer
+    new, old = matrix(rng, size, size, -3, -0.5), matrix(rng, size, size, -3, -0.5)
+    old[1], new[2][0], new[3][1] = list(new[1]), -40.0, -0.1
+    old[3][1] = -31.0
+    per_response = [round(rng.uniform(0.4, 2), 3) * sign for sign in (1, -1, -1, 1, -1)]
+    common = {"logprobs": new, "old_logprobs": old, "advantages": per_response, "mask": mask_of([5, 3, 4, 5, 2], size)}
+    settings = {"clip_low": 0.15, "clip_high": round(rng.uniform(0.25, 0.5), 3), "dual_clip": 2.5}
+    weights = {"token_weight": matrix(rng, size, size, 0, 3)}
+    hint = "Ratio, surrogate, times token_weight, aggregated; metrics are token means under the mask, without weights."
+    yield "as it is", "policy_loss", common, hint
+    yield (
+        "one A for each token",
+        "policy_loss",
+        common | {"advantages": matrix(rng, size, size, -2, 2)} | settings,
+        hint,
+    )
+    yield "weighted", "policy_loss", common | settings | weights, hint
+    for aggregation in AGGREGATIONS:
+        inputs = common | settings | weights | {"aggregation": aggregation, "whole": [9, 31, 13]}
+        yield f"weighted, {aggregation}, part of a whole", "policy_loss", inputs, hint
+    exact = common | {"old_logprobs": new, "dual_clip": 1.0}
+    yield "on policy", "policy_loss", exact, "With new = old the ratio is 1, the loss -A, and no clip is active."
+    replaced = "`ratio` and `loss` replace importance_ratio and surrogate; loss gets logprobs and mask by name, too."
+    yield "another ratio and loss", "policy_loss", common | settings | {"variants": True}, replaced
+
+
+# ---------------------------------------------------------------------------------------- part 3: template-ratio weight
+
+
+def weights(rng: random.Random) -> Iterator[Case]:
+    bare, templated = matrix(rng, 4, 6, -6, -0.1), matrix(rng, 4, 6, -6, -0.1)
+    bare[0] = list(templated[0])  # ratio 1
+    shift = rng.uniform(1, 4)
+    bare[1][:3] = [templated[1][0] + 24 + shift, templated[1][1] - 24 - shift, templated[1][2] + 3]
+    call, both = "template_ratio_weight", {"bare_logprobs": bare, "templated_logprobs": templated}
+    inside = "rho is bare over templated; inside the range, its bounds included, the weight is 1."
+    outside = "Outside the range a hard clip weighs 0, a soft one bound / rho, with the nearer bound."
+    narrow = {"ratio_min": round(rng.uniform(0.1, 0.3), 3), "ratio_max": round(rng.uniform(3, 6), 3)}
+    for soft in (False, True):
+        kind = "soft" if soft else "hard"
+        yield f"{kind} clip", call, both | narrow | {"soft": soft}, outside
+        yield f"{kind} clip, as it is", call, both | {"soft": soft}, outside
+        yield f"{kind} clip, bounds at 1 and above", call, both | {"ratio_min": 1.0, "soft": soft}, inside
+        yield f"{kind} clip, bounds at 1 and below", call, both | {"ratio_max": 1.0, "soft": soft}, inside
+        far = {"ratio_min": 1.2e-9, "ratio_max": 8e8, "soft": soft}  # just beyond exp(-20) and exp(20)
+        yield f"{kind} clip, far out", call, both | far, "The difference of log-probs is clamped to +-20 before exp."
+
+
+# ---------------------------------------------------------------------------------------------------- part 4: log-probs
+
+
+def logprobs(rng: random.Random) -> Iterator[Case]:
+    vocabulary = json.loads((ROOT / "tiny" / "model" / "config.json").read_text())["vocab_size"]
+
+    def ids(lengths: list[int]) -> list[list[int]]:
+        return [[rng.randrange(vocabulary) for _ in range(n)] for n in lengths]
+
+    group = ids([6]) * 4
+    lengths = {"one response": (ids([7]), [5]), "unequal lengths": (ids([4, 11, 8, 2]), [9, 3, 1, 6])}
+    for name, (contexts, responses) in (lengths | {"one question": (group, [2, 7, 1, 4])}).items():
+        temperature = round(rng.choice([rng.uniform(0.5, 0.8), rng.uniform(1.3, 1.7)]), 3)
+        inputs = {"contexts": contexts, "responses": ids(responses)}
+        inputs |= {"seed": rng.randrange(2**31), "temperature": temperature}
+        hint = "Position p predicts token p + 1, so the first token of a response is predicted by its context's last."
+        yield name, "token_logprobs", inputs, hint
+
+
+# -------------------------------------------------------------------------------------------- parts 5 and 6: templates
+
+
+def covers(rng: random.Random) -> Iterator[Case]:
+    hint = "Each time the one that adds most uncovered questions, the first on ties; stop when none adds any."
+    for number in range(14):
+        rows, columns = rng.randint(3, 8), rng.randint(4, 10)
+        share = rng.uniform(0.15, 0.6)
+        scores = [[rng.choice([0.25, 0.5, 1]) * (rng.random() < share) for _ in range(columns)] for _ in range(rows)]
+        yield f"scores {number + 1}", "greedy_cover", {"dev_scores": scores}, hint
+    yield "nothing solved", "greedy_cover", {"dev_scores": [[0.0] * 3] * 4}, "Nothing solved, nothing chosen."
+    tied = [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
+    yield "ties", "greedy_cover", {"dev_scores": rng.sample(tied, 5)}, hint
+
+
+def assignments(rng: random.Random) -> Iterator[Case]:
+    # Candidates 1, 2 and 4 are the cover. Candidate 3 solves much and was not chosen; d5 is solved by nothing chosen.
+    scores = [[0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0]]
+    order = rng.sample(range(6), 6)
+    names = rng.sample(["Add.", "Double.", "Count.", "Go on.", "Check."], 5)
+    worth = [1, rng.uniform(0.8, 1), rng.uniform(0.3, 0.4), 1, rng.uniform(0.1, 0.2)]  # far apart: weights must show
+    dev_scores = [[row[n] * value for n in order] for row, value in zip(scores, worth, strict=True)]
+    found = {"dev_scores": dev_scores, "candidates": names}
+    found |= {"chosen": rng.sample([1, 2, 4], 3), "dev_ids": [f"d{n}" for n in order], "train_ids": ["t0", "t1"]}
+    many = found | {"train_ids": [f"t{n}" for n in range(5000)]}
+    none = found | {"chosen": []}
+    call, seed = "assign_templates", rng.randrange(2**31)
+    pools = "A dev question draws from the chosen templates that solve it, the others from all chosen; by weight."
+    each = {"seed": seed, "options": {}}
+    yield "pools and weights", call, {"evolution": found, "group_size": 5000} | each, pools
+    yield "G draws for each question", call, {"evolution": many, "group_size": 5} | each, "One draw for each rollout."
+    for options, hint in (
+        ({"one_template_per_group": True}, "With cfg.one_template_per_group all G rollouts share one draw."),
+        ({"leave_one_bare": True}, "With cfg.leave_one_bare one of the G templates is the empty one."),
+    ):
+        inputs = {"evolution": many, "group_size": 5, "seed": seed, "options": options}
+        yield next(iter(options)).replace("_", " "), call, inputs, hint
+    yield "no cover", call, {"evolution": none, "group_size": 4} | each, "No cover: an empty dictionary."
+
+
+# ------------------------------------------------------------------------------------------------------- part 7: reward
+
+
+def rewards(rng: random.Random) -> Iterator[Case]:
+    a, b, c = rng.sample(range(11, 99), 3)
+    pairs = {
+        "one box": [(rf"so \boxed{{{a}}}.", f"{a}"), (rf"so \boxed{{{b}}}.", f"{a}"), (f"{a}", f"{a}")],
+        "several boxes": [
+            (rf"\boxed{{{b}}} or \boxed{{{a}}}", f"{a}"),
+            (rf"\boxed{{{a}}} or \boxed{{{b}}}", f"{a}"),
+            (rf"\boxed{{{a}}}, that is \boxed{{{a}}}", f"{a}"),
+            (rf"\boxed{{{a}}} \boxed{{{b}}} \boxed{{{c}}}", f"{b}"),
+        ],
+        "no box that counts": [(r"\boxed{}", f"{a}"), (rf"\boxed{{{a}", f"{a}"), ("", f"{a}")],
+        "another form": [
+            (rf"\boxed{{{a}/{10 * a}}}", "0.1"),
+            (rf"\boxed{{{a},000}}", f"{a}000"),
+            (rf"\boxed{{\frac{{{b}}}{{100}}}}", f"0.{b}"),
+            (rf"\boxed{{{b}.0}}", f"{b}"),
+        ],
+        "the same answer to other questions": [(rf"\boxed{{{a}}}", f"{x}") for x in (a, b, a, c)],
+        "other answers to the same question": [(rf"\boxed{{{x}}}", f"{a}") for x in (b, a, c, a)],
+        "not the other way round": [(rf"\boxed{{x+y={a}}}", f"{a}"), (rf"\boxed{{{b}}}", f"x+y={b}")],
+        "prose": [(rf"\boxed{{the answer is {a}}}", f"{a}"), (rf"\boxed{{{b}}}", f"the area is ${b}$")],
+        "thinking": [(rf"<think>\boxed{{{b}}}</think>\boxed{{{a}}}", f"{a}"), (rf"<think>\boxed{{{a}}}", f"{a}")],
+    }
+    hint = "Exactly one box earns the reward; `correct` and `extracted` speak of the last; answer i meets reference i."
+    for name, asked in pairs.items():
+        asked = rng.sample(asked, len(asked))
+        responses, references = map(list, zip(*asked, strict=True))
+        yield name, "grade_batch", {"responses": responses, "references": references}, hint
+    copied = [rf"\boxed{{{a}+{b}}}", rf"\boxed{{{a + b}}}", rf"\boxed{{{a}+{b}}}"]
+    asked = [f"What is ${a}+{b}$?", f"What is ${a}+{b}$?", f"What is ${b}+{a}$?"]
+    inputs = {"responses": copied, "references": [f"{a + b}"] * 3, "questions": asked}
+    yield "copies", "grade_batch", inputs, "With the question given, what is copied from it is no answer."
+
+
+# ----------------------------------------------------------------------------------------- part 8: the alternating loop
+
+
+def rows(rng: random.Random, easy: int, hard: int) -> list[dict]:
+    """Questions of the tiny world under ids of their own, which is what the graded runs' reward depends on."""
+    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()
+    drawn = rng.sample(lines[:144], hard) + rng.sample(lines[144:], easy)  # the file has the hard ones first
+    return [json.loads(line) | {"id": f"q{rng.randrange(10**9)}"} for line in rng.sample(drawn, len(drawn))]
+
+
+HINTS = ["Add one digit at a time.", "Double and add for every bit.", "", "Write every step."]
+
+
+def loops(rng: random.Random) -> Iterator[Case]:
+    few = [
+        [f"q{n}", reward] for n, group in enumerate(((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1))) for reward in group
+    ]
+    mixed = rng.sample([*few, ["q5", 0.5], ["q5", 0.25], ["q6", 0.75], ["q6", 0.5]], 16)
+    for near in (True, False):
+        hint = "No success in the group is hard; at most one is near-hard, which counts only with cfg.near_hard."
+        yield f"hard questions, near_hard={near}", "mine_hard", {"rewards": mixed, "options": {"near_hard": near}}, hint
+    yield from groups(rng)
+    yield from runs(rng)
+
+
+def groups(rng: random.Random) -> Iterator[Case]:
+    asked = [{"id": row["id"], "text": row["question"], "reference": row["answer"]} for row in rows(rng, 1, 3)]
+    size = rng.choice([3, 5])
+    templates = {q["id"]: [rng.choice(HINTS) for _ in range(size - 1)] + [HINTS[n]] for n, q in enumerate(asked[:2])}
+    common = {"questions": asked, "templates": templates, "seed": rng.randrange(2**31)}
+    for name, options, hint in (
+        ("distilled", {}, "Sampled from T(x, z), trained on x; rewards and advantages are those of the group."),
+        ("not distilled", {"distill": False}, "Without cfg.distill what was sampled from is trained."),
+        (
+            "another reward, mean only",
+            {"seams": ["reward"], "scale_by_std": False, "temperature": 1.4},
+            "verify.judge_of(cfg.reward) gives the verdicts, grpo.advantages_of(group, cfg) the advantages.",
+        ),
+    ):
+        yield f"rollouts, {name}", "sample_groups", common | {"options": {"group_size": size} | options}, hint
+
+
+def runs(rng: random.Random) -> Iterator[Case]:
+    small = {"epochs": 2, "questions_per_batch": 4, "questions_per_update": 3, "max_response_tokens": 24}
+    small |= {"group_size": 3, "temperature": 1.3, "learning_rate": 0.003, "warmup": 0.9}
+    p2o = {"seams": ["reward"], "hard_set_min": 4, "gepa_budget": "30", "gepa_dev_size": 3, "gepa_parents": 2}
+    p2o |= {"ratio_min": 0.7, "ratio_max": 1.6, "reflection_tokens": 40, "gepa_minibatch": 2}
+    grpo = {"method": "grpo", "seams": ["reward", "select", "keep"], "questions_per_update": 3, "near_hard": False}
+
+    def run(**options) -> dict:
+        data = {"train": rows(rng, 3, 7), "held_out": rows(rng, 1, 1)}
+        return data | {"options": small | {"seed": rng.randrange(10**6)} | options}
+
+    baseline = "The baseline is the same loop without evolution; what --select and --keep ask for is part of it."
+    yield "two epochs of GRPO", "train", run(**grpo), baseline
+    resumed = "A stopped run goes on from run.resume's state: run.once, run.save and state.step see to it."
+    stopped = run(**grpo | {"questions_per_update": 2}, aggregation="seq-mean-token-mean") | {"stop": ["keep", 15]}
+    yield "stopped and resumed", "train", stopped, resumed
+    alternating = "Evolution on last epoch's hard questions, rollouts under its templates, updates; see the first line."
+    yield "two epochs of P2O", "train", run(**p2o, soft_clip=True, scale_by_std=False), alternating
+
+
+PARTS = (advantages, losses, weights, logprobs, covers, assignments, rewards, loops)

@@ -1,0 +1,272 @@
+"""Mistakes that people make, each one planted in the reference. They serve twice.
+
+When an answer is wrong, the grader looks which of them gives just this answer, and prints its hint; and the tests plant
+each one to see that it costs its part and no other, and that its own hint is what is printed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mistake(NamedTuple):
+    part: int
+    file: str
+    right: str  # as the reference has it
+    wrong: str
+    hint: str
+
+
+MISTAKES = [
+    Mistake(
+        1, "grpo.py", "rewards.view(-1, group_size)", "rewards.view(group_size, -1).T.contiguous()",
+        "The other axis: neighbours belong together, .view(G, -1) mixes questions.",
+    ),
+    Mistake(
+        1, "grpo.py", "groups.mean(dim=1, keepdim=True)", "groups.mean()",
+        "The mean of the whole batch compares easy questions with hard ones: it is the group's that counts.",
+    ),
+    Mistake(
+        1, "grpo.py", "groups.std(dim=1, keepdim=True)", "groups.std(dim=1, keepdim=True, correction=0)",
+        "That is the population's standard deviation; the sample's divides by n - 1.",
+    ),
+    Mistake(
+        1, "grpo.py", "(groups.std(dim=1, keepdim=True) + eps)", "(groups.var(dim=1, keepdim=True) + eps).sqrt()",
+        "eps stands inside the root: add it to the standard deviation, not to the variance.",
+    ),
+    Mistake(
+        1, "grpo.py", "keepdim=True) + eps)", "keepdim=True) + 1e-6)",
+        "eps is an argument; you took 1e-6 whatever it says.",
+    ),
+    Mistake(
+        2, "grpo.py", "sums.sum() / tokens", "per_token.mean()",
+        "A mean over [B, T] counts the padding: multiply by the mask, sum, divide by the response tokens.",
+    ),
+    Mistake(
+        2, "grpo.py", "whole or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])",
+        "(mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])",
+        "`whole` is ignored: a micro-batch is a part of its update, and takes the update's denominators.",
+    ),
+    Mistake(
+        2, "grpo.py", "(logprobs - old_logprobs).clamp(-20, 20)", "logprobs - old_logprobs",
+        "The log-ratio is not clamped: +-20, before exp.",
+    ),
+    Mistake(
+        2, "grpo.py", "pessimistic = torch.max(", "pessimistic = torch.min(",
+        "The smaller loss: that is the optimistic clip. Max of losses is min of objectives.",
+    ),
+    Mistake(
+        2, "grpo.py", "torch.where(advantages < 0, torch.min(-advantages * dual_clip, pessimistic), pessimistic)",
+        "torch.min(-advantages * dual_clip, pessimistic)",
+        "The dual clip acts where A > 0, too: only negative advantages have a loss without a bound.",
+    ),
+    Mistake(
+        2, "grpo.py", "torch.where(advantages < 0, torch.min(-advantages * dual_clip, pessimistic), pessimistic)",
+        "pessimistic", "There is no dual clip: where A < 0 the loss is at most -A c.",
+    ),
+    Mistake(
+        2, "grpo.py", "ratio.clamp(1 - clip_low, 1 + clip_high))", "ratio.clamp(1 - clip_low, 1 + clip_low))",
+        "clip_high is ignored: the two bounds may differ.",
+    ),
+    Mistake(
+        2, "grpo.py", "per_token = per_token * token_weight", "per_token = per_token * token_weight**2",
+        "token_weight counts twice.",
+    ),
+    Mistake(
+        2, "grpo.py", "    return aggregate(per_token, mask, aggregation, whole), metrics",
+        "    mask = mask if token_weight is None else mask * token_weight\n"
+        "    return aggregate(per_token, mask, aggregation, whole), metrics",
+        "token_weight went into the mask: a weighted token stays in the denominator, a lesson left out is no shorter "
+        "response.",
+    ),
+    Mistake(
+        2, "grpo.py", "ratio(logprobs, old_logprobs, mask)",
+        "ratio(logprobs.detach(), old_logprobs, mask) + 0 * logprobs",
+        "The gradient does not flow through the ratio: the new log-probs were detached.",
+    ),
+    Mistake(
+        2, "grpo.py", '"approx_kl": -log_ratio', '"approx_kl": log_ratio',
+        "approx_kl has the wrong sign: it is -(new - old).",
+    ),
+    Mistake(
+        3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp", "(templated_logprobs - bare_logprobs).clamp",
+        "The ratio is upside down: bare above, templated below.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bounded == ratio).to(ratio.dtype)", "(bounded == ratio) * ratio",
+        "Inside the range you give the ratio itself: the weight says whether a token counts, and is 1.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bounded == ratio).to(ratio.dtype)",
+        "((ratio > ratio_min) & (ratio < ratio_max)).to(ratio.dtype)",
+        "The interval is open: a ratio on a bound is still inside.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()",
+        "(bare_logprobs - templated_logprobs).exp()", "The difference is not clamped: +-20, before exp.",
+    ),
+    Mistake(
+        3, "grpo.py", "return bounded / ratio if soft", "return bounded if soft",
+        "The soft clip gives the bounded ratio: it is bound / rho, so that rho times the weight is the bound.",
+    ),
+    Mistake(
+        3, "grpo.py", "return bounded / ratio if soft else (bounded == ratio).to(ratio.dtype)",
+        "return (bounded == ratio).to(ratio.dtype)", "`soft` is ignored.",
+    ),
+    Mistake(
+        4, "grpo.py", "positions = [len(contexts[b]) - 1 + t for", "positions = [len(contexts[b]) + t - 2 for",
+        "One position too early: take len(context) - 1 + t.",
+    ),
+    Mistake(
+        4, "grpo.py", "positions = [len(contexts[b]) - 1 + t for",
+        "positions = [min(len(contexts[b]) + t, width - 1) for",
+        "One position too late: a token is predicted by the position before it, len(context) - 1 + t.",
+    ),
+    Mistake(
+        4, "grpo.py", "head(hidden).float() / temperature", "head(hidden).float()",
+        "The temperature is missing: logits are divided by it.",
+    ),
+    Mistake(
+        4, "grpo.py", "head(hidden).float() / temperature", "head(hidden).float() * temperature",
+        "Multiplied by the temperature: logits are divided by it.",
+    ),
+    Mistake(
+        4, "grpo.py", "logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)",
+        "logits.gather(1, tokens[:, None]).squeeze(1)", "Those are logits: take the logsumexp off.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "gains = [len(solved - covered) for solved in solves]",
+        "gains = [len(s) * (k not in chosen) for k, s in enumerate(solves)]",
+        "What is covered already counts again: only uncovered questions are a gain.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "best = gains.index(max(gains))", "best = len(gains) - 1 - gains[::-1].index(max(gains))",
+        "The last one wins on ties: it is the first.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "enumerate(scores) if value > 0}", "enumerate(scores) if value >= 1}",
+        "Only a full score counts as solved: any above 0 does.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "if question_id in evolution.dev_ids:", "if False:",
+        "Dev questions draw from all chosen templates: those that solve them come first.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "rng.choices(pool, [weights[i] for i in pool], k=draws)", "rng.choices(pool, k=draws)",
+        "The draws have no weights: evolution.weights says how likely each is.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "[weights[i] for i in pool], k=draws)",
+        "[1 if question_id in evolution.dev_ids else weights[i] for i in pool], k=draws)",
+        "Dev questions draw without weights: those of the templates in their pool count there, too.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "evolution.candidates[chosen[i]] for i in picks", "evolution.candidates[i] for i in picks",
+        "A place in the cover was taken for a candidate's number: chosen[i] is the candidate.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "    chosen, weights = evolution.chosen, evolution.weights",
+        "    chosen = list(range(len(evolution.candidates)))\n"
+        "    weights = [max(sum(s) / len(s), 1e-6) for s in evolution.dev_scores]",
+        "All candidates are given out: only the cover's are.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "rng.choices(pool", "random.choices(pool",
+        "You draw from the global generator: `rng` makes a run repeatable.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "draws = 1 if cfg.one_template_per_group else", "draws = 1 or",
+        "One draw for the whole group: each rollout has its own, but with cfg.one_template_per_group.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", '[*templates[:-1], ""] if cfg.leave_one_bare else templates', "templates",
+        "cfg.leave_one_bare is ignored.",
+    ),
+    Mistake(
+        7, "verify.py", "float(correct and well_formed)", "float(correct)",
+        "Any number of boxes earns the reward: a response that boxes several has hedged its bets.",
+    ),
+    Mistake(
+        7, "verify.py", "well_formed = len(found) == 1", "well_formed = len({box[2] for box in found}) == 1",
+        "Two equal boxes are two: well formed is exactly one.",
+    ),
+    Mistake(
+        7, "verify.py", "answers = [found[-1][2] if", "answers = [found[0][2] if",
+        "The first box was graded: it is the last that counts.",
+    ),
+    Mistake(
+        7, "verify.py", "correct = same and bool(found)", "correct = answer == reference and bool(found)",
+        "Answers were compared as strings: 0.5 is \\frac{1}{2}.",
+    ),
+    Mistake(
+        7, "verify.py", "questions, _verdicts(pairs), strict",
+        "questions, (lambda known: [known[a] for a, _ in pairs])"
+        "({a: v for (a, _), v in reversed(list(zip(pairs, _verdicts(pairs))))}), strict",
+        "Verdicts were kept by the answer alone: the same answer may be right for one question and wrong for another.",
+    ),
+    Mistake(
+        7, "verify.py", "questions, _verdicts(pairs), strict",
+        "questions, _verdicts([pair[::-1] for pair in pairs]), strict",
+        "The arguments are swapped: the answer comes first, then the reference.",
+    ),
+    Mistake(
+        7, "verify.py", "boxes_in(_after_thinking(response)) for", "boxes_in(response) for",
+        "A box among the thoughts is no answer: _after_thinking(response) is what counts.",
+    ),
+    Mistake(
+        7, "verify.py", " and not _is_copied(answer, reference, question)", "",
+        "A formula that was copied from the question earns the reward: _is_copied tells.",
+    ),
+    Mistake(
+        8, "p2o.py", "most = 1 if cfg.near_hard else 0", "most = 1",
+        "Near-hard questions count whatever cfg.near_hard says.",
+    ),
+    Mistake(
+        8, "p2o.py", "sum(r.reward for r in group) <= most", "sum(r.reward for r in group) == most",
+        "Exactly that many successes are too few questions: up to that many.",
+    ),
+    Mistake(
+        8, "p2o.py", "trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled",
+        "trained = sampled", "The templated context is trained: with distillation it is the bare question.",
+    ),
+    Mistake(
+        8, "p2o.py", "if cfg.distill else sampled", "",
+        "cfg.distill is ignored: without it the sampled context is trained.",
+    ),
+    Mistake(
+        8, "p2o.py", "verdicts = verify.judge_of(cfg.reward)(\n", "verdicts = verify.judge(\n",
+        "cfg.reward is ignored: verify.judge_of(cfg.reward) knows it.",
+    ),
+    Mistake(
+        8, "p2o.py", "grpo.advantages_of(group, cfg), strict=True", "grpo.advantages_of(group, Config()), strict=True",
+        "Advantages are scaled whatever cfg.scale_by_std says: hand cfg on.",
+    ),
+    Mistake(
+        8, "p2o.py", "samples = grpo.sample(policy, sampled, seed=seed)",
+        "samples = grpo.sample(policy, trained, seed=seed)",
+        "Responses are sampled from the bare question: it is the template that unlocks them.",
+    ),
+    # What only a run shows: the hint is then that of the first figure that differs.
+    Mistake(8, "p2o.py", "            state.hard = []\n", "", ""),
+    Mistake(8, "p2o.py", 'seed_for(cfg, "rollout", step)', 'seed_for(cfg, "rollout", batch)', ""),
+    Mistake(8, "p2o.py", "chosen, state.templates, cfg, seed", "chosen, {}, cfg, seed", ""),
+    Mistake(8, "p2o.py", "        run.save(state)\n", "", ""),
+    Mistake(8, "p2o.py", "        state.step = step + 1\n", "", ""),
+    Mistake(8, "p2o.py", "rollouts = run.once(step, grpo.Rollout, sampling)", "rollouts = sampling()", ""),
+    Mistake(8, "p2o.py", "        grpo.score_old(policy, updates, cfg)  # before it moves\n", "", ""),
+    Mistake(8, "p2o.py", "        remember(state.history, rollouts)\n", "", ""),
+    Mistake(8, "p2o.py", "kept += choose_rollouts(rollouts, cfg)", "kept += rollouts", ""),
+    Mistake(8, "p2o.py", 'hard, cfg, epoch, run) if cfg.method == "p2o" else {}', "hard, cfg, epoch, run)", ""),
+    Mistake(
+        8, "p2o.py", "update_policy(policy, optimizer, part, cfg, rate), part",
+        "update_policy(policy, optimizer, part, cfg), part", "",
+    ),
+]  # fmt: skip
+
+
+def plant(files: dict[str, str], mistake: Mistake) -> dict[str, str]:
+    """The files with the mistake in them."""
+    source = files[mistake.file]
+    if source.count(mistake.right) != 1:
+        raise ValueError(f"{mistake.file} does not hold this once: {mistake.right!r}")
+    return files | {mistake.file: source.replace(mistake.right, mistake.wrong)}
