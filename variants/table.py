@@ -61,9 +61,10 @@ def measured(option: str) -> str:
     """The held-out accuracy after the last epoch, of each study that has a variant with this option in its file."""
     cells = []
     for file in sorted((ROOT / "results").glob("*.json")):
-        results = json.loads(file.read_text()).get("results", {})
+        known = json.loads(file.read_text())
+        results = known.get("results", {}) if isinstance(known, dict) else {}
         for name, runs in results.items() if isinstance(results, dict) else ():
-            if f"`{name.partition(',')[2].strip()}`" == option and runs:
+            if f"`{name.partition(',')[2].strip()}`" == option and runs:  # a study's, "METHOD, OPTION"
                 scores = [next(iter(run["accuracy"].values())) for run in runs]
                 cells.append(f"{name.partition(',')[0]} {statistics.mean(scores):.2f} ({file.stem})")
     return "; ".join(cells) or "not yet measured"
