@@ -48,6 +48,7 @@ class EvolutionConfig(TeacherConfig):
     gepa_parents: int = 4  # Parents advanced per iteration, as one batch
     gepa_budget: str = "500"
     """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
+    gepa_seed_template: str = ""  # The template that evolution starts from
     reflection: Literal["self", "policy", "teacher"] = "self"
     """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
     reflection_tokens: int = 60  # Length limit of a reflection
@@ -86,7 +87,7 @@ def apply_template(template: str, question: str) -> str:
 
 @dataclass
 class Evolution:
-    """What one evolution found. K candidates, N dev questions; candidate 0 is the empty template."""
+    """What one evolution found. K candidates, N dev questions; candidate 0 is the seed, by default empty."""
 
     candidates: list[str]  # [K]
     parents: list[list[int | None]]  # [K], each candidate's parents
@@ -120,7 +121,7 @@ def evolve(
     budget = metric_call_budget(cfg.gepa_budget, len(dev)) if named else int(cfg.gepa_budget)
     reflection = Reflection(reflect, reflection_prompt, parse_reflection, fits, log)
     result = gepa.optimize(
-        seed_candidate={"template": ""},
+        seed_candidate={"template": cfg.gepa_seed_template},
         trainset=train,
         valset=dev,
         adapter=Evaluator(partial(run_templates, respond=respond, judge=judge, quote=quote)),

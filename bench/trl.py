@@ -4,8 +4,8 @@
     python bench/trl.py                     # CPU seconds of a round, interleaved, least of several; and peak memory
 
 A round samples G responses to each question, rewards them at random (so that no group collapses) and takes two
-optimizer steps on them. Both sides sample and train in the same context, under a template where the work is `templated`; only the
-draws differ. `forced` responses go on to 40 tokens whatever the model says.
+optimizer steps on them. Both sides sample and train in the same context, under a template where the work is
+`templated`; only the draws differ. `forced` responses go on to 40 tokens whatever the model says.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ import gepa_loop  # noqa: E402
 import grpo  # noqa: E402
 from support.data import load_questions  # noqa: E402
 
-TEMPLATE = "Keep a running total. Move the hand step by step. Double and add for every bit. Write down every result of the chain."
+HINTS = (
+    "Keep a running total.",
+    "Move the hand step by step.",
+    "Double and add for every bit.",
+    "Write down every result.",
+)
 FORCED = 40  # tokens
 
 
@@ -49,7 +54,7 @@ class Work:
 
 WORKS = {
     "192 bare": Work(32, 6),
-    "192 templated": Work(32, 6, TEMPLATE),
+    "192 templated": Work(32, 6, " ".join(HINTS)),
     "192 forced to 40 tokens": Work(32, 6, forced=True),
     "96 (G = 8) forced to 40 tokens": Work(12, 8, forced=True),
 }
