@@ -4,7 +4,7 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo test test-vllm lint assignment grade notebooks mutants
+.PHONY: demo test test-vllm resolve lint assignment grade notebooks mutants
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
@@ -14,6 +14,12 @@ test: .venv/installed  ## the whole test suite (no network, no GPU)
 
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py
+
+resolve: .venv/installed  ## do the requirements resolve on each supported Python? (metadata only, no download)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@for python in 3.11 3.12 3.13 3.14; do for file in requirements.txt requirements-gpu.txt; do \
+		$(PY) -m uv pip compile --quiet --python-version $$python --python-platform x86_64-manylinux_2_28 $$file \
+			> /dev/null || exit 1; echo "Python $$python: $$file resolves"; done; done
 
 mutants: .venv/installed  ## do the tests notice? goes on where it stopped; MINUTES=60, SAMPLE=20 of each module (all take hours)
 	$(PY) bench/mutate.py --minutes $(or $(MINUTES),60) $(if $(SAMPLE),--sample $(SAMPLE))

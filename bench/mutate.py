@@ -49,7 +49,8 @@ FILES += [
 FILES.remove("support/vllm_engine.py")  # needs an environment of its own: make test-vllm
 # The core's own tests. Those of what stands on it (tools, tiny/, notebooks, assignment) take minutes, and what they
 # would notice these have to notice.
-TESTS = "examples grpo by_hand gepa_loop golden p2o data verify sandbox resume report track teacher real_models".split()
+TESTS = """examples grpo by_hand gepa_loop golden p2o variants data verify sandbox resume memory report track teacher
+    real_models""".split()
 ELSEWHERE = {"support/symbolic.py": "support/sandbox.py:ask"}  # runs in another process, on behalf of this function
 # Losses, advantages, masks, log-probs, update; mining, the loop; cover, assignment; reward.
 PROMISED = {

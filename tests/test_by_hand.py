@@ -257,14 +257,12 @@ def test_the_optimizer_moves_by_the_learning_rate_and_pulls_nothing_towards_zero
         torch.testing.assert_close(p.detach(), old - 0.25 * (number % 2), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("reflection_tokens, longest", [(60, 1372), (20, 1352)])
-def test_the_longest_sequence_is_a_reflection_on_a_minibatch(small, monkeypatch, reflection_tokens, longest):
-    """100 of instruction, 3 x (100 + 150) quoted, 60 or 150 to answer, 512 around it."""
-    seen, real = {}, grpo.load_policy
-    monkeypatch.setattr(grpo, "load_policy", lambda cfg, **how: seen.update(how) or real(cfg, seed=how["seed"]))
-    sizes = {"max_prompt_tokens": 100, "max_response_tokens": 150, "gepa_minibatch": 3}
-    p2o.prepare(dataclasses.replace(small, reflection_tokens=reflection_tokens, seed=7, **sizes))
-    assert seen == {"seed": 7, "longest_sequence": 100 + 750 + max(reflection_tokens, 150) + 512}
+def test_the_longest_sequence_is_a_reflection_or_a_rollout():
+    """100 of instruction, 3 x (100 + 50) quoted, 60 to answer, 512 around it; or 100 and 5,000."""
+    cfg = p2o.Config(max_prompt_tokens=100, max_response_tokens=150, reflection_quote=50, reflection_tokens=60)
+    assert cfg.longest_sequence == 100 + 450 + 60 + 512
+    assert dataclasses.replace(cfg, max_response_tokens=20).longest_sequence == 100 + 360 + 60 + 512
+    assert dataclasses.replace(cfg, max_response_tokens=5_000).longest_sequence == 5_100
 
 
 def test_as_many_hard_questions_as_there_are_questions_may_be_asked_for(small, capsys):
@@ -295,9 +293,10 @@ def test_selection_sees_how_often_each_question_has_succeeded(small, tmp_path):
 
 
 def test_the_history_is_the_share_of_successes():
-    history = {}
-    p2o.remember(history, [rollout("q", reward) for reward in (1.0, 1.0, 0.0, 1.0)])
-    assert history == {"q": [0.75]}
+    state = p2o.State()
+    p2o.remember(state, [rollout("q", reward) for reward in (1.0, 1.0, 0.0, 1.0)])
+    p2o.remember(state, [rollout("q", reward, template="z") for reward in (1.0, 1.0, 0.0)])
+    assert state.history == {"q": [0.75]} and state.templated == {"q": [2 / 3]}
 
 
 def test_the_rate_rises_over_the_updates_of_the_whole_run(small, monkeypatch):

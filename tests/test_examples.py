@@ -8,9 +8,23 @@ import sys
 import pytest
 from conftest import ROOT
 
+from variants import example
+
 sys.path.insert(0, str(ROOT / "assignment"))  # its files import each other by name
 
-FOLDERS = (".", "support", "tools", "tiny", "variants", "bench", "assignment", "notebooks", "tests")
+FOLDERS = (
+    ".",
+    "support",
+    "tools",
+    "tiny",
+    "variants",
+    "variants/rivals",
+    "studies",
+    "bench",
+    "assignment",
+    "notebooks",
+    "tests",
+)
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py")) if file.name != "test_examples.py"]
 SOURCES = [file for file in FILES if ">>> " in file.read_text(encoding="utf-8")]
 TEXTS = ("README.md", "assignment/HANDOUT.md")
@@ -19,7 +33,9 @@ TEXTS = ("README.md", "assignment/HANDOUT.md")
 def name_of(file):
     """A file's name as the other tests import it, so that it is loaded once."""
     folder = file.parent.relative_to(ROOT)
-    return file.stem if str(folder) in (".", "assignment", "notebooks", "tests") else f"{folder}.{file.stem}"
+    if str(folder) in (".", "assignment", "tests"):
+        return file.stem
+    return ".".join([*folder.parts, file.stem])
 
 
 def module_of(file):
@@ -33,7 +49,8 @@ def module_of(file):
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_the_examples_of_docstrings_hold(file):
-    outcome = doctest.testmod(module_of(file))
+    known = vars(example) if file.is_relative_to(ROOT / "variants") else {}  # whose examples are made of its rollouts
+    outcome = doctest.testmod(module_of(file), extraglobs=known)
     assert outcome.failed == 0 < outcome.attempted
 
 
