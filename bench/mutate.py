@@ -20,6 +20,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -61,6 +62,7 @@ PROMISED = {
     "gepa_loop.py": "greedy_cover assign_templates weights".split(),
     "verify.py": "extract_boxed _after_thinking _decide _verdicts grade_batch judge judge_of".split(),
     "support/shared_prompt.py": "pays hidden_states".split(),
+    "support/memory.py": ["adamw"],
 }
 LIBRARIES = """torch transformers transformers.models.llama.modeling_llama peft bitsandbytes gepa tyro hypothesis sympy
     datasets safetensors.torch matplotlib.pyplot""".split()
@@ -166,9 +168,11 @@ def run_pytest(copy: Path, files: list[str], plugin, *options: str) -> int:
 
 
 def reach_of(name: str) -> dict:
-    """{test: its seconds and functions} of a test file; measured when the file has changed."""
+    """{test: its seconds and functions} of a test file; measured when it has changed, or what there is to reach."""
     test = ROOT / "tests" / f"test_{name}.py"
-    kept = REACH / f"{name}-{hashlib.sha256(test.read_bytes()).hexdigest()[:12]}.json"
+    there_is = [re.findall(r"def (\w+)", (ROOT / file).read_text(encoding="utf-8")) for file in FILES]
+    digest = hashlib.sha256(test.read_bytes() + repr(there_is).encode()).hexdigest()[:12]
+    kept = REACH / f"{name}-{digest}.json"
     if not kept.exists():
         found = in_a_copy(lambda copy: measured(copy, f"tests/{test.name}"), {})
         if failed := [known for known, test in found.items() if not test["passed"]]:
@@ -271,36 +275,31 @@ def run(found: list[Candidate], deadline: float) -> Iterator[dict]:
 def table(found: list[Candidate]) -> str:
     """Markdown: of each row its mutants, how many were tried, how many were noticed; the others by name."""
     known = known_results()
-    outcomes = {c: "equivalent" if c.equivalent else known.get((c.file, c.name), {}).get("outcome") for c in found}
-    lines = [
-        "| module | mutants | equivalent | tried | noticed | of those tried |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    states = {c: "equivalent" if c.equivalent else known.get((c.file, c.name), {}).get("outcome") for c in found}
     rows = sorted({candidate.row for candidate in found}, key=lambda row: (not row[1], FILES.index(row[0])))
-    for title, these in [
-        *((row, [row]) for row in rows),
-        *((all_, [r for r in rows if r[1] is all_]) for all_ in (True, False)),
-    ]:
-        of_row = [state for candidate, state in outcomes.items() if candidate.row in these]
-        tried = [state for state in of_row if state not in (None, "equivalent")]
-        noticed = sum(state in ("killed", "hung") for state in tried)
-        name = (
-            title[0] + ("" if title[1] else ", the rest")
-            if isinstance(title, tuple)
-            else "**promised**"
-            if title
-            else "**rest**"
-        )
-        share = f"{noticed / len(tried):.1%}" if tried else ""
-        lines.append(f"| {name} | {len(of_row)} | {of_row.count('equivalent')} | {len(tried)} | {noticed} | {share} |")
-    survivors = [c for c, state in outcomes.items() if state in ("survived", "unreached")]
+    lines = ["| module | mutants | equivalent | tried | noticed | of those tried |", "|" + " --- |" * 6]
+    for promised, kind in ((True, "promised"), (False, "the rest")):
+        these = [row for row in rows if row[1] is promised]
+        lines += [line_of(f"{row[0]}, {kind}", [states[c] for c in found if c.row == row]) for row in these]
+        lines.append(line_of(f"**{kind}**", [states[c] for c in found if c.row in these]))
+    survivors = [c for c, state in states.items() if state in ("survived", "unreached")]
     lines += ["", "Not noticed:" if survivors else "All that were tried are noticed.", ""]
-    lines += [
-        f"- {c.file}, {c.name}" + (" (no test reaches it)" if outcomes[c] == "unreached" else "") for c in survivors
-    ]
+    lines += [f"- {c.file}, {c.name}{' (no test reaches it)' * (states[c] == 'unreached')}" for c in survivors]
     lines += ["", "Equivalent, and why:", ""]
-    lines += [f"- {c.file}, {c.name}: {c.equivalent}" for c, state in outcomes.items() if state == "equivalent"]
+    lines += [f"- {c.file}, {c.name}: {c.equivalent}" for c in found if c.equivalent]
     return "\n".join(lines) + "\n"
+
+
+def line_of(title: str, states: list[str | None]) -> str:
+    """A line of the table.
+
+    >>> line_of("grpo.py", ["killed", "survived", "equivalent", None])
+    '| grpo.py | 4 | 1 | 2 | 1 | 50.0% |'
+    """
+    tried = [state for state in states if state not in (None, "equivalent")]
+    noticed = sum(state in ("killed", "hung") for state in tried)
+    share = f"{noticed / len(tried):.1%}" if tried else ""
+    return f"| {title} | {len(states)} | {states.count('equivalent')} | {len(tried)} | {noticed} | {share} |"
 
 
 def main(argv: list[str]) -> None:
