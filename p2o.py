@@ -20,10 +20,8 @@ python p2o.py report runs/a runs/b          the report of runs, made again or si
 
 from __future__ import annotations
 
-import importlib
 import math
 import random
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,11 +30,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 import gepa_loop
 import grpo
 import verify
+from support import cli
 from support.data import Question, label, load_questions, that_fit
 from support.errors import UserError, exit_code_of
 from support.memory import adamw
@@ -315,29 +313,11 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     return policy, optimizer, questions, held_out
 
 
-def parse_config(argv: list[str]) -> Config:
-    preset = re.search(r"--preset[ =](\S+)", " ".join(argv))  # the preset gives the other options' defaults
-    default = PRESETS.get(preset.group(1), Config()) if preset else Config()
-    return tyro.cli(Config, default=default, args=argv, prog="p2o.py", description=__doc__)
-
-
-TOOLS = {"demo": "demo", "study": "study", "eval": "evaluate", "fit": "fit", "report": "report"}  # files of tools/
-
-
-def command(argv: list[str]) -> None:
-    if argv and argv[0] in TOOLS:
-        tool, rest = TOOLS[argv[0]], argv[1:]
-    else:
-        cfg = parse_config(argv)
-        if torch.cuda.is_available():
-            importlib.import_module("tools.fit").foretell(cfg)  # so many GiB, so many hours, what to lower
-        train(cfg)
-        tool, rest = "report", [str(cfg.folder)]
-    importlib.import_module(f"tools.{tool}").main(rest)  # tools stand on this module, which knows them by name only
+parse_config = partial(cli.parse, presets=PRESETS, description=__doc__)
 
 
 def main(argv: list[str]) -> int:
-    return exit_code_of(partial(command, argv))
+    return exit_code_of(partial(cli.command, argv, parse_config, train))
 
 
 if __name__ == "__main__":

@@ -348,6 +348,7 @@ def test_another_engines_log_probs_are_not_taken_for_the_trainers(fresh_policy, 
     fresh_policy.engine = object()
     grpo.score_old(fresh_policy, [bare, later], grpo.UpdateConfig())
     assert [r.old_logprobs for r in later] == [pytest.approx(r.old_logprobs, abs=1e-5) for r in bare]
+    assert all(r.token_weight == 1.0 for r in later)  # the ratio mask is for what a template has moved
 
 
 def test_the_mismatch_sees_a_sampler_that_forgot_the_temperature(fresh_policy):
