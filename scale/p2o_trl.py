@@ -40,6 +40,7 @@ import p2o
 import verify
 from support.data import Question, label, load_questions, that_fit
 from support.errors import UserError, exit_code_of
+from support.presets import QWEN3
 from support.pretrained import load_tokenizer, silence_libraries
 from support.run import check_folder, seed_for
 
@@ -58,19 +59,19 @@ class Config(p2o.Config):
 
     def rules(self) -> dict[str, bool]:
         absent = [f"--{name.replace('_', '-')}" for name in ABSENT if getattr(self, name) != getattr(p2o.Config, name)]
-        batch, update = self.questions_per_batch, self.questions_per_update
-        merged = self.engine == "vllm" or not self.lora_rank
+        batch, update, merged = self.questions_per_batch, self.questions_per_update, self.engine == "vllm"
+        no_base = (merged or not self.lora_rank) and self.method == "p2o" and self.reflection == "self"
         return {
             f"{' '.join(absent)}: TRL's trainer has no place for it; on one machine, python p2o.py has": not absent,
             # TRL scores pi_old only if it makes several updates of what it has sampled; the ratio mask needs pi_old.
-            f"--questions-per-batch {batch}: at least twice --questions-per-update {update}, and a multiple of it": (
-                batch >= 2 * update and batch % update == 0
+            f"--questions-per-batch {batch}: a multiple of --questions-per-update {update}, from twice on": (
+                batch // update >= 2 and batch % update == 0
             ),
             "--reflection self: --engine vllm (TRL serves the adapter merged into the weights) and --lora-rank 0 leave "
-            "no base policy; take --reflection policy, or teacher": (
-                self.method == "grpo" or self.reflection != "self" or not merged
-            ),
-            "--vllm-server: it needs --engine vllm": self.engine == "vllm" or not self.vllm_server,
+            "no base policy; take --reflection policy, or teacher": not no_base,
+            # TRL's bound acts before the clip, so below the clip it would be none.
+            f"--dual-clip {self.dual_clip}: at least 1 + --clip-high": self.dual_clip >= 1 + self.clip_high,
+            "--vllm-server: it needs --engine vllm": merged or not self.vllm_server,
         }
 
     @property
@@ -142,6 +143,7 @@ class P2OTrainer(GRPOTrainer):
 # ----------------------------------------------------------------------------------- who samples: grpo.sample's engines
 
 
+@dataclass
 class Together:
     """All processes sample what all of them ask for: each its share, and everyone gets everything.
 
@@ -149,29 +151,26 @@ class Together:
     server cuts what it is sent into equal parts.
     """
 
-    def __init__(self, alone: grpo.Policy):
-        self.alone, state = alone, PartialState()
-        self.rank, self.world = state.process_index, state.num_processes
+    alone: grpo.Policy  # as this process samples
 
     def sample(self, contexts, stop_ids, seed, temperature, length, adapter) -> list[tuple]:
-        share = math.ceil(len(contexts) / self.world)
-        filled = contexts + contexts[-1:] * (share * self.world - len(contexts))
-        mine, seed = filled[self.rank * share :][:share], None if seed is None else seed + self.rank
+        rank, world = PartialState().process_index, PartialState().num_processes
+        share = math.ceil(len(contexts) / world)
+        filled = contexts + contexts[-1:] * (share * world - len(contexts))
+        mine, seed = filled[rank * share :][:share], None if seed is None else seed + rank
         how = {"temperature": temperature, "max_new_tokens": length, "adapter": adapter}
         try:
             samples = grpo.sample(self.alone, mine, seed=seed, **how)
-        except (
-            Exception
-        ) as error:  # GEPA would take it for a reflection that failed, and the others would wait for ever
-            raise SystemExit(f"p2o: process {self.rank} cannot sample: {type(error).__name__}: {error}") from error
+        except Exception as error:  # GEPA would take it for a failed reflection, and the others would wait for ever
+            raise SystemExit(f"p2o: process {rank} cannot sample: {type(error).__name__}: {error}") from error
         return gather_object([(s.response_ids, s.sampled_logprobs, s.truncated) for s in samples])[: len(contexts)]
 
 
+@dataclass
 class TrlVllm:
     """TRL's vLLM, in this process or behind a server. It draws from a generator of its own: seeds do not reach it."""
 
-    def __init__(self, trainer: P2OTrainer):
-        self.trainer = trainer
+    trainer: P2OTrainer
 
     def sample(self, contexts, stop_ids, seed, temperature, length, adapter) -> list[tuple]:
         trainer, vllm = self.trainer, self.trainer.vllm_generation
@@ -195,33 +194,27 @@ class Alternation(TrainerCallback):
     """p2o.train's loop as TRL's trainer goes through it: evolve, (sample and train,) mine, measure."""
 
     def __init__(self, trainer: P2OTrainer, held_out: dict[str, list[Question]]):
-        self.trainer, self.held_out, self.log = trainer, held_out, Log(trainer.cfg)
+        self.trainer, self.held_out, self.cfg = trainer, held_out, trainer.cfg
         self.hard: list[str] = []  # ids of the last epoch's hard questions: with TRL's checkpoint, all that is needed
 
     def on_train_begin(self, args, state, control, **_):
         if state.global_step:  # resumed
-            self.hard = json.loads((newest_checkpoint(self.trainer.cfg) / "hard.json").read_text())
+            self.hard = json.loads((newest_checkpoint(self.cfg) / "hard.json").read_text())
         else:
             self.measure(0)
 
     def on_epoch_begin(self, args, state, control, **_):
-        trainer, cfg, epoch = self.trainer, self.trainer.cfg, round(state.epoch or 0)
+        trainer, cfg, epoch = self.trainer, self.cfg, round(state.epoch or 0)
         by_id = {question.id: question for question in trainer.by_text.values()}
-        hard = [by_id[question_id] for question_id in self.hard]
-        policy = trainer.policy(together=True)
-        trainer.templates = p2o.evolve_templates(policy, hard, cfg, epoch, self.log) if cfg.method == "p2o" else {}
+        hard, policy = [by_id[question_id] for question_id in self.hard], trainer.policy(together=True)
+        trainer.templates = p2o.evolve_templates(policy, hard, cfg, epoch, run=self) if cfg.method == "p2o" else {}
         must_agree("evolved different templates", trainer.templates)
 
     def on_epoch_end(self, args, state, control, **_):
-        trainer = self.trainer
-        earned = sorted(gather_object(trainer.earned))
-        self.hard, trainer.earned = p2o.mine_hard(earned, trainer.cfg), []
+        earned = sorted(gather_object(self.trainer.earned))
+        self.hard, self.trainer.earned = p2o.mine_hard(earned, self.cfg), []
         reward = sum(rollout.reward for rollout in earned) / len(earned)
         self.measure(round(state.epoch), rollouts=len(earned), reward=round(reward, 3), hard_set=len(self.hard))
-
-    def on_log(self, args, state, control, logs=None, **_):
-        """TRL's own metrics, of an epoch."""
-        self.log.log("trl", update=state.global_step, **logs)
 
     def on_save(self, args, state, control, **_):
         """The hard set is written last: a checkpoint that has it is whole."""
@@ -229,62 +222,53 @@ class Alternation(TrainerCallback):
             Path(args.output_dir, f"checkpoint-{state.global_step}", "hard.json").write_text(json.dumps(self.hard))
 
     def measure(self, epoch: int, **numbers) -> None:
-        accuracy = p2o.held_out_accuracy(self.trainer.policy(together=True), self.held_out, self.trainer.cfg, self.log)
-        self.log.log("epoch", epoch=epoch, accuracy=accuracy, **numbers)
+        accuracy = p2o.held_out_accuracy(self.trainer.policy(together=True), self.held_out, self.cfg, run=self)
+        self.log("epoch", epoch=epoch, accuracy=accuracy, **numbers)
 
-
-class Log:
-    """What the steps of p2o.py ask of a support.run.Run; the first process writes it."""
-
-    def __init__(self, cfg: Config):
-        self.cfg, self.main = cfg, PartialState().is_main_process
+    # What the steps of p2o.py ask of a support.run.Run; the first process writes.
 
     def note(self, line: str, file: str = "run.log") -> None:
-        if self.main:
+        if self.trainer.accelerator.is_main_process:
             with (self.cfg.folder / file).open("a", encoding="utf-8") as lines:
                 lines.write(line + "\n")
 
     def log(self, kind: str, **numbers) -> None:
-        self.note(json.dumps({"kind": kind} | numbers), "metrics.jsonl")
-        if self.main and kind != "trl":
-            print(kind, *(f"{name} {value}" for name, value in numbers.items()), sep="  ", flush=True)
+        line = json.dumps({"kind": kind} | numbers)
+        self.note(line, "metrics.jsonl")
+        self.trainer.accelerator.print(line, flush=True)
 
     def log_evolution(self, epoch: int, evolution: gepa_loop.Evolution, templates: dict[str, list[str]]) -> None:
         chosen = [evolution.candidates[k] for k in evolution.chosen]
         self.log("evolution", epoch=epoch, metric_calls=evolution.metric_calls, chosen=chosen)
 
     def note_families(self, *_) -> None:
-        """The report's table by family: not kept here."""
+        """For the report of one machine; not kept."""
 
     def journal(self, name: str) -> Callable:
-        """No journal: a search that was killed begins again, for two processes' journals could end at different calls.
+        """No journal: after a kill those of two processes could end at different calls. A search begins again.
 
-        A teacher is asked by the first process only; two would get two answers.
+        A teacher is asked by the first process only: two would get two answers.
         """
 
         def wrap(kind: str, call: Callable) -> Callable:
-            numbers = count()
-
-            def called(inputs: list) -> list:
-                ask = partial(call, inputs, next(numbers))
-                return first_asks(ask) if kind == "reflect" and self.cfg.reflection == "teacher" else ask()
-
-            return called
+            numbers, teacher = count(), kind == "reflect" and self.cfg.reflection == "teacher"
+            asks = first_asks if teacher else lambda ask: ask()
+            return lambda inputs: asks(partial(call, inputs, next(numbers)))
 
         return wrap
 
 
 def first_asks(ask: Callable[[], list]) -> list:
     """What the first process is told, or the error that it got, for all processes alike."""
-    told: list = [None, None]
+    told: list = [None]
     if PartialState().is_main_process:
         try:
-            told = [ask(), None]
-        except Exception as error:  # a teacher that is down; GEPA ends the search in time
-            told = [None, f"{type(error).__name__}: {error}"]
+            told = [ask()]
+        except Exception as error:  # a teacher that is down: GEPA will end the search, in all processes
+            told = [error]
     broadcast_object_list(told)
-    if told[1] is not None:
-        raise RuntimeError(told[1])
+    if isinstance(told[0], Exception):
+        raise told[0]
     return told[0]
 
 
@@ -297,23 +281,17 @@ def must_agree(complaint: str, value: object) -> None:
 # --------------------------------------------------------------------------------------------- preparing; command line
 
 
-def refuse_launch(cfg: Config, processes: int) -> None:
-    """UserError for a launch that would do something else than it says."""
+def refuse(cfg: Config, processes: int) -> None:
+    """UserError for a launch that would do something else than it says, before anything is loaded."""
+    on = {name for name, value in os.environ.items() if value.lower() == "true"}
+    sharded = "ACCELERATE_USE_FSDP" in on or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
     rollouts = cfg.questions_per_update * cfg.group_size
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "WORLD_SIZE" not in os.environ:
+    if "ACCELERATE_USE_CPU" in on and "WORLD_SIZE" not in os.environ:
         raise UserError("accelerate launch --cpu starts one process, whatever it is told: torchrun --nproc_per_node N")
-    if rollouts % processes:
-        raise UserError(
-            f"{processes} processes cannot share the {rollouts} rollouts of an update (questions x G) equally"
-        )
-
-
-def refuse_sharding(cfg: Config, args: GRPOConfig) -> None:
-    """UserError before hours of loading: our sampler needs whole weights, TRL gathers them for vLLM."""
-    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-    if (fsdp or zero3) and cfg.engine == "hf":
+    if sharded and cfg.engine == "hf":
         raise UserError("FSDP and ZeRO-3 shard the weights, from which transformers cannot sample: --engine vllm")
+    if rollouts % processes:
+        raise UserError(f"{processes} processes cannot equally share the {rollouts} rollouts of an update")
 
 
 def trl_config(cfg: Config, processes: int) -> GRPOConfig:
@@ -334,6 +312,7 @@ def trl_config(cfg: Config, processes: int) -> GRPOConfig:
         steps_per_generation=share // at_once * (cfg.questions_per_batch // cfg.questions_per_update),
         num_generations=cfg.group_size, max_completion_length=cfg.max_response_tokens, temperature=cfg.temperature,
         loss_type="dapo", scale_rewards="group" if cfg.scale_by_std else "none", beta=cfg.kl_coef,
+        use_bias_correction_kl=False,  # grpo.kl_k3 has no importance weight
         epsilon=cfg.clip_low, epsilon_high=cfg.clip_high, delta=cfg.dual_clip, max_grad_norm=cfg.max_grad_norm,
         learning_rate=cfg.learning_rate, lr_scheduler_type="constant_with_warmup", warmup_steps=cfg.warmup,
         weight_decay=0.0, use_vllm=cfg.engine == "vllm", vllm_gpu_memory_utilization=cfg.vllm_memory,
@@ -350,9 +329,8 @@ def newest_checkpoint(cfg: Config) -> Path | None:
 def prepare(cfg: Config) -> tuple[P2OTrainer, dict[str, list[Question]]]:
     """The trainer and the held-out questions. What can be refused is refused before a model is loaded."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    refuse_launch(cfg, processes)
+    refuse(cfg, processes)
     args = trl_config(cfg, processes)
-    refuse_sharding(cfg, args)
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
     tokenizer = load_tokenizer(cfg.model)
     asking = grpo.Policy(None, tokenizer, cfg, [])  # enough of one to count a prompt's tokens
@@ -376,7 +354,7 @@ def train(cfg: Config) -> P2OTrainer:
     trainer, held_out = prepare(cfg)
     trainer.add_callback(Alternation(trainer, held_out))
     trainer.remove_callback(PrinterCallback)
-    if trainer.accelerator.is_main_process:
+    if trainer.accelerator.is_main_process:  # all have looked into the folder: they have met since
         (cfg.folder / "config.json").write_text(json.dumps(cfg.recorded(), indent=1))
     found = newest_checkpoint(cfg)
     trainer.train(resume_from_checkpoint=str(found) if found else None)
@@ -384,8 +362,16 @@ def train(cfg: Config) -> P2OTrainer:
     return trainer
 
 
+def parse_config(argv: list[str]) -> Config:
+    """The presets are those of one card, without what only one card needs or has."""
+    preset = next((name for name in QWEN3 if name in argv), "tiny")
+    changed = {"load_in_4bit": False, "reflection": "policy"} if preset in QWEN3 else {}
+    default = Config(preset=preset, **QWEN3.get(preset, {}) | changed)
+    return tyro.cli(Config, default=default, args=argv, prog="scale.p2o_trl", description=__doc__)
+
+
 def main(argv: list[str]) -> int:
-    return exit_code_of(lambda: train(tyro.cli(Config, args=argv, prog="scale.p2o_trl", description=__doc__)))
+    return exit_code_of(lambda: train(parse_config(argv)))
 
 
 if __name__ == "__main__":
