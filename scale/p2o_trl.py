@@ -168,13 +168,15 @@ class Together:
 
 @dataclass
 class TrlVllm:
-    """TRL's vLLM, in this process or behind a server. It draws from a generator of its own: seeds do not reach it."""
+    """TRL's vLLM, in this process or behind a server.
+
+    It draws from a generator of its own, which no seed reaches, and has no base policy: Config.rules keep that away.
+    """
 
     trainer: P2OTrainer
 
     def sample(self, contexts, stop_ids, seed, temperature, length, adapter) -> list[tuple]:
         trainer, vllm = self.trainer, self.trainer.vllm_generation
-        assert adapter, "vLLM holds the merged policy only: Config.rules"
         if trainer._last_loaded_step != trainer.state.global_step:  # TRL itself does this for rollouts only
             vllm.sync_weights()
             trainer._last_loaded_step = trainer.state.global_step
@@ -199,7 +201,7 @@ class Alternation(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         if state.global_step:  # resumed
-            self.hard = json.loads((newest_checkpoint(self.cfg) / "hard.json").read_text())
+            self.hard = json.loads(Path(newest_checkpoint(self.cfg), "hard.json").read_text())
         else:
             self.measure(0)
 
@@ -299,31 +301,30 @@ def trl_config(cfg: Config, processes: int) -> GRPOConfig:
     gpu, share = torch.cuda.is_available(), cfg.questions_per_update * cfg.group_size // processes
     room = max(1, cfg.micro_batch_tokens // (cfg.max_prompt_tokens + cfg.max_response_tokens))
     at_once = max(n for n in range(1, min(room, share) + 1) if share % n == 0)  # rollouts of a pass, of each process
-    longest = cfg.max_prompt_tokens + max(cfg.max_response_tokens, cfg.reflection_tokens)
+    longest = 512 + cfg.max_prompt_tokens + max(cfg.max_response_tokens, cfg.reflection_tokens)
     longest += cfg.gepa_minibatch * (cfg.max_prompt_tokens + cfg.max_response_tokens)  # what a reflection quotes
     where = {"vllm_mode": "server", "vllm_server_base_url": cfg.vllm_server} if cfg.vllm_server else {}
     return GRPOConfig(
         output_dir=str(cfg.folder), seed=cfg.seed, num_train_epochs=cfg.epochs, save_strategy="epoch",
         logging_strategy="epoch", report_to="none", disable_tqdm=True, use_cpu=not gpu, bf16=gpu,
+        model_init_kwargs={"dtype": "bfloat16" if gpu and cfg.lora_rank else "float32"},
         gradient_checkpointing=cfg.gradient_checkpointing, ddp_find_unused_parameters=False,
         ddp_timeout=24 * 3600,  # a slow search is no dead process
-        model_init_kwargs={"dtype": "bfloat16" if gpu and cfg.lora_rank else "float32"},
         per_device_train_batch_size=at_once, gradient_accumulation_steps=share // at_once,
         steps_per_generation=share // at_once * (cfg.questions_per_batch // cfg.questions_per_update),
         num_generations=cfg.group_size, max_completion_length=cfg.max_response_tokens, temperature=cfg.temperature,
-        loss_type="dapo", scale_rewards="group" if cfg.scale_by_std else "none", beta=cfg.kl_coef,
-        use_bias_correction_kl=False,  # grpo.kl_k3 has no importance weight
-        epsilon=cfg.clip_low, epsilon_high=cfg.clip_high, delta=cfg.dual_clip, max_grad_norm=cfg.max_grad_norm,
+        loss_type="dapo", scale_rewards="group" if cfg.scale_by_std else "none", epsilon=cfg.clip_low,
+        epsilon_high=cfg.clip_high, delta=cfg.dual_clip, max_grad_norm=cfg.max_grad_norm, weight_decay=0.0, **where,
+        beta=cfg.kl_coef, use_bias_correction_kl=False,  # grpo.kl_k3 has no importance weight
         learning_rate=cfg.learning_rate, lr_scheduler_type="constant_with_warmup", warmup_steps=cfg.warmup,
-        weight_decay=0.0, use_vllm=cfg.engine == "vllm", vllm_gpu_memory_utilization=cfg.vllm_memory,
-        vllm_max_model_length=longest + 512, **where,
+        use_vllm=cfg.engine == "vllm", vllm_gpu_memory_utilization=cfg.vllm_memory, vllm_max_model_length=longest,
         vllm_importance_sampling_correction=False,  # it would take the template's shift for the sampler's error
     )  # fmt: skip
 
 
-def newest_checkpoint(cfg: Config) -> Path | None:
-    whole = [file.parent for file in cfg.folder.glob("checkpoint-*/hard.json")]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+def newest_checkpoint(cfg: Config) -> str | None:
+    whole = [str(file.parent) for file in cfg.folder.glob("checkpoint-*/hard.json")]
+    return max(whole, key=lambda folder: int(folder.rpartition("-")[2]), default=None)
 
 
 def prepare(cfg: Config) -> tuple[P2OTrainer, dict[str, list[Question]]]:
@@ -339,15 +340,14 @@ def prepare(cfg: Config) -> tuple[P2OTrainer, dict[str, list[Question]]]:
     if left := len(questions) % cfg.questions_per_batch:
         print(f"{cfg.train_data}: TRL trains full batches only, {len(questions) - left} of {len(questions)} an epoch")
     lora = LoraConfig(r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    rows = [{"prompt": [{"role": "user", "content": question.text}]} for question in questions]
-    trainer = P2OTrainer(
-        cfg, questions, model=cfg.model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
-        peft_config=lora if cfg.lora_rank else None,
-    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": question.text}]} for question in questions])
+    how = {"model": cfg.model, "args": args, "peft_config": lora if cfg.lora_rank else None}
+    trainer = P2OTrainer(cfg, questions, train_dataset=rows, processing_class=tokenizer, **how)
     return trainer, dict(zip(map(label, cfg.eval_data), rest, strict=True))
 
 
-def train(cfg: Config) -> P2OTrainer:
+def train(cfg: Config) -> None:
+    """One run; `--resume` goes on from the newest whole checkpoint."""
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     silence_libraries()
     check_folder(cfg)
@@ -356,10 +356,8 @@ def train(cfg: Config) -> P2OTrainer:
     trainer.remove_callback(PrinterCallback)
     if trainer.accelerator.is_main_process:  # all have looked into the folder: they have met since
         (cfg.folder / "config.json").write_text(json.dumps(cfg.recorded(), indent=1))
-    found = newest_checkpoint(cfg)
-    trainer.train(resume_from_checkpoint=str(found) if found else None)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(cfg))
     trainer.save_model()
-    return trainer
 
 
 def parse_config(argv: list[str]) -> Config:

@@ -196,6 +196,18 @@ def test_processes_that_differ_end_the_run(monkeypatch):
         p2o_trl.must_agree("evolved different templates", {"q": ["a"]})
 
 
+def test_a_teacher_is_asked_by_the_first_process_and_its_failure_is_everyones(monkeypatch):
+    assert p2o_trl.first_asks(lambda: ["reply"]) == ["reply"]
+    monkeypatch.setattr(p2o_trl, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    for told, error in ((["reply"], None), (RuntimeError("down"), "down")):
+        monkeypatch.setattr(p2o_trl, "broadcast_object_list", lambda box, told=told: box.__setitem__(0, told))
+        if error is None:
+            assert p2o_trl.first_asks(pytest.fail) == told
+        else:
+            with pytest.raises(RuntimeError, match=error):
+                p2o_trl.first_asks(pytest.fail)
+
+
 # ------------------------------------------------------------------------------------------------------------- vLLM
 
 
