@@ -31,7 +31,7 @@ class Costs:
     # Qwen3-4B in bf16, 2 bytes a number
     parameters: float = 4.0e9
     key_value_bytes: int = 2 * 36 * 8 * 128 * 2  # of a token: keys and values, layers, heads, width of a head
-    adapter: float = 36 * 32 * (2_560 * 9 + 4_096 * 2 + 1_024 * 2 + 9_728 * 3)  # layers, rank, in + out of 7 linears
+    adapter: float = 36 * 32 * (2_560 * 7 + 4_096 * 2 + 1_024 * 2 + 9_728 * 3)  # layers, rank, in + out of 7 linears
     # guesses: the task, one H100, the network
     prompt_tokens: int = 300
     response_tokens: int = 6_000
