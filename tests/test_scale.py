@@ -56,13 +56,15 @@ def fixed_batch(cfg):
     trainer.rollout = lambda prompts: taken.update(sample(prompts)) or taken
     rows = [{"prompt": [{"role": "user", "content": q.text}]} for q in questions for _ in range(cfg.group_size)]
     batch = trainer._generate_and_score_completions(rows)
+    assert trainer.model.training  # in eval mode TRL would leave the number of updates out of the loss's scale
     return trainer, batch, own_rollouts(trainer.policy(), questions, taken, cfg)
 
 
 def own_rollouts(policy, questions, taken, cfg):
     rollouts = []
     for i, (ids, logprobs) in enumerate(zip(taken["completion_ids"], taken["logprobs"], strict=True)):
-        question, bare = questions[i // cfg.group_size], taken["prompt_ids"][i]
+        question = questions[i // cfg.group_size]
+        bare = grpo.chat_ids(policy, question.text)
         text = policy.tokenizer.decode(ids, skip_special_tokens=True)
         sampled = bare if i % cfg.group_size >= 4 else [*bare, 0]  # another context than the one that is trained
         reward = verify.grade(text, question.reference, question.text).reward
