@@ -4,7 +4,7 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo test test-vllm test-scale lint assignment grade notebooks
+.PHONY: demo test test-vllm test-scale resolve lint assignment grade notebooks
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
@@ -17,6 +17,12 @@ test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an env
 
 test-scale: .venv-scale/installed  ## scale/ with TRL, on one and two CPU processes (in an environment of its own)
 	.venv-scale/bin/python -m pytest -n 0 tests/test_scale.py
+
+resolve: .venv/installed  ## do the requirements resolve on each supported Python? (metadata only, no download)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@for python in 3.11 3.12 3.13 3.14; do for file in requirements.txt requirements-gpu.txt; do \
+		$(PY) -m uv pip compile --quiet --python-version $$python --python-platform x86_64-manylinux_2_28 $$file \
+			> /dev/null || exit 1; echo "Python $$python: $$file resolves"; done; done
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

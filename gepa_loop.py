@@ -48,9 +48,11 @@ class EvolutionConfig(TeacherConfig):
     gepa_parents: int = 4  # Parents advanced per iteration, as one batch
     gepa_budget: str = "500"
     """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
+    gepa_seed_template: str = ""  # The template that evolution starts from
     reflection: Literal["self", "policy", "teacher"] = "self"
     """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
     reflection_tokens: int = 60  # Length limit of a reflection
+    reflection_quote: int = 1024  # Tokens of each response that a reflection is shown: its beginning and its end
     reflection_temperature: float = 1.0  # Of sampling reflections
     one_template_per_group: bool = False  # all G rollouts of a hard question share one template
     leave_one_bare: bool = False  # One rollout of each templated group is sampled from the bare question
@@ -64,6 +66,7 @@ class EvolutionConfig(TeacherConfig):
             f"--gepa-parents {self.gepa_parents}: at least 1": self.gepa_parents >= 1,
             f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}": budget.isdigit() or budget in BUDGETS,
             f"--reflection-tokens {self.reflection_tokens}: at least 1": self.reflection_tokens >= 1,
+            f"--reflection-quote {self.reflection_quote}: at least 2": self.reflection_quote >= 2,
             "--reflection teacher and --teacher-url, --teacher-model (an OpenAI-compatible endpoint) need each other": (
                 (self.reflection == "teacher") == endpoint
             ),
@@ -84,7 +87,7 @@ def apply_template(template: str, question: str) -> str:
 
 @dataclass
 class Evolution:
-    """What one evolution found. K candidates, N dev questions; candidate 0 is the empty template."""
+    """What one evolution found. K candidates, N dev questions; candidate 0 is the seed, by default empty."""
 
     candidates: list[str]  # [K]
     parents: list[list[int | None]]  # [K], each candidate's parents
@@ -104,23 +107,24 @@ class Evolution:
 
 def evolve(
     hard: Sequence[Question], respond: Respond, reflect: Reflect, cfg: EvolutionConfig, *,
-    judge: verify.Judge = verify.judge, fits: Callable[[str], bool] = lambda template: True, seed: int = 0,
-    log: Callable[[str], None] = lambda line: None,
+    judge: verify.Judge = verify.judge, fits: Callable[[str], bool] = lambda template: True,
+    quote: Callable[[str], str] = str, seed: int = 0, log: Callable[[str], None] = lambda line: None,
 ) -> Evolution:  # fmt: skip
     """Evolve templates for the hard questions and choose those that cover them.
 
-    `fits` says whether a template leaves room for the questions. The search ends early when a template solves the whole
-    dev set, for then nothing is left to gain, and, saying why, when many replies in a row were of no use.
+    `fits` says whether a template leaves room for the questions; `quote` gives what reflection is shown of a response.
+    The search ends early when a template solves the whole dev set, for then nothing is left to gain, and, saying why,
+    when many replies in a row were of no use.
     """
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
     named = not cfg.gepa_budget.isdigit()
     budget = metric_call_budget(cfg.gepa_budget, len(dev)) if named else int(cfg.gepa_budget)
     reflection = Reflection(reflect, reflection_prompt, parse_reflection, fits, log)
     result = gepa.optimize(
-        seed_candidate={"template": ""},
+        seed_candidate={"template": cfg.gepa_seed_template},
         trainset=train,
         valset=dev,
-        adapter=Evaluator(partial(run_templates, respond=respond, judge=judge)),
+        adapter=Evaluator(partial(run_templates, respond=respond, judge=judge, quote=quote)),
         reflection_strategy=reflection,
         sampling_strategy=IndependentSampling(cfg.gepa_parents),
         reflection_minibatch_size=cfg.gepa_minibatch,
@@ -147,13 +151,15 @@ def evolve(
 
 
 def run_templates(
-    pairs: list[tuple[str, Question]], respond: Respond, judge: verify.Judge
+    pairs: list[tuple[str, Question]], respond: Respond, judge: verify.Judge, quote: Callable[[str], str] = str
 ) -> list[tuple[str, float, dict]]:
     """(response, reward, what reflection is shown of it) for each template and question."""
     responses = respond([apply_template(template, question.text) for template, question in pairs])
     texts, asked = [text for text, _ in responses], [question for _, question in pairs]
     verdicts = judge(texts, asked, [truncated for _, truncated in responses])
-    shown = [reflection_record(q.text, text, v.feedback) for q, text, v in zip(asked, texts, verdicts, strict=True)]
+    shown = [
+        reflection_record(q.text, quote(text), v.feedback) for q, text, v in zip(asked, texts, verdicts, strict=True)
+    ]
     return list(zip(texts, [verdict.reward for verdict in verdicts], shown, strict=True))
 
 

@@ -32,7 +32,7 @@ from transformers import DynamicCache
 
 from support import pretrained, shared_prompt
 from support.memory import halve_when_out_of_memory
-from support.seams import find
+from support.seams import filled
 from support.settings import Settings
 
 TINY = Path(__file__).resolve().parent / "tiny"
@@ -147,12 +147,12 @@ def group_advantages(
     return centred.view(-1)
 
 
-def advantages_of(group: list[Rollout], cfg: UpdateConfig) -> list[float] | list[list[float]]:
+def advantages_of(group: list[Rollout], cfg: UpdateConfig, **at_hand) -> list[float] | list[list[float]]:
     """The advantages of a question's finished rollouts: a number for each, or a list of T.
 
-    A seam: a variant sees the rollouts with their texts, lengths and log-probs.
+    A seam: a variant sees the rollouts with their texts, lengths and log-probs, and may ask for what is `at_hand`.
     """
-    variant = find("advantage", cfg.advantage, None)
+    variant = filled("advantage", cfg, None, **at_hand)
     if variant is not None:
         return variant(group)
     return group_advantages(torch.tensor([r.reward for r in group]), len(group), cfg.scale_by_std).tolist()
@@ -371,16 +371,11 @@ def load_policy(
         torch.set_num_threads(cfg.threads)
     pretrained.silence_libraries()  # before they are imported
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import BitsAndBytesConfig
 
     tokenizer = pretrained.load_tokenizer(cfg.model)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    base, stop_ids = pretrained.load_base(cfg.model, tokenizer, dtype, nf4 if cfg.load_in_4bit else None)
+    base, stop_ids = pretrained.load_base(cfg.model, tokenizer, cfg.load_in_4bit)
     if cfg.gradient_checkpointing:
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        pretrained.checkpoint_activations(base)
     if adapter:
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     else:
@@ -389,6 +384,7 @@ def load_policy(
             r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         model = get_peft_model(base, lora)
+    pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
     if cfg.engine == "vllm":
         from support.vllm_engine import VllmEngine
@@ -641,16 +637,18 @@ def loss_of(
     scored = as_rows([math.nan if r.old_logprobs is None else r.old_logprobs for r in part])
     old_logprobs = torch.where(scored.isnan(), logprobs.detach(), scored)
     token_weight = as_rows([r.token_weight for r in part])
+    sampled_logprobs = as_rows([r.sampled_logprobs for r in part])  # of T(x, z), whence the response came
     if cfg.importance_cap:
         # Truncated importance sampling: another engine draws from slightly other probabilities than the trainer's. Only
         # in the same context; what a template has moved is the ratio mask's affair.
-        gap = old_logprobs - as_rows([r.sampled_logprobs for r in part])
+        gap = old_logprobs - sampled_logprobs
         bare = as_rows([float(not r.distilled) for r in part])
         token_weight = token_weight * (bare * gap).clamp(-20, 20).exp().clamp(max=cfg.importance_cap)
     loss, metrics = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
         dual_clip=cfg.dual_clip, token_weight=token_weight, aggregation=cfg.aggregation, whole=whole,
-        ratio=find("ratio", cfg.ratio, importance_ratio), loss=find("loss", cfg.loss, surrogate),
+        ratio=filled("ratio", cfg, importance_ratio, sampled_logprobs=sampled_logprobs),
+        loss=filled("loss", cfg, surrogate),
     )  # fmt: skip
     metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", whole).item()
     if cfg.kl_coef:

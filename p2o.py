@@ -39,9 +39,11 @@ import grpo
 import verify
 from support.data import Question, label, load_questions, that_fit
 from support.errors import UserError, exit_code_of
+from support.memory import adamw
 from support.presets import QWEN3
+from support.pretrained import shortened
 from support.run import Run, RunConfig, seed_for
-from support.seams import find
+from support.seams import check, filled
 from support.teacher import teacher
 
 
@@ -67,16 +69,16 @@ def train(cfg: Config) -> dict:
             state.hard = []
 
         # 2. Rollouts: G for each question, y ~ pi(. | T(x, z)) where it has templates, y ~ pi(. | x) where not.
-        chosen = choose_questions(questions, state.history, step, cfg)
+        chosen = choose_questions(questions, state, step, cfg, policy)
         sampling = partial(sample_groups, policy, chosen, state.templates, cfg, seed_for(cfg, "rollout", step))
         rollouts = run.once(step, grpo.Rollout, sampling)  # dear, so a run that was killed does not do it again
         # Rewards count as sampled: what a template has solved leaves the hard set, and is tried bare in the next epoch.
         state.hard += [question_id for question_id in mine_hard(rollouts, cfg) if question_id not in state.hard]
-        remember(state.history, rollouts)
+        remember(state, rollouts)
         run.log_rollouts(epoch + 1, grpo.groups_of(rollouts), chosen, grpo.mismatch(policy, rollouts[:4]))
 
         # 3. Policy optimization of log pi(y | x), whatever y was sampled from: no template is needed at test time.
-        kept += choose_rollouts(rollouts, cfg)
+        kept += choose_rollouts(rollouts, cfg, policy=policy, questions=chosen)
         if len(grpo.groups_of(kept)) < cfg.questions_per_update and batch < batches - 1:
             continue  # too few groups were kept for an update: sample on, the policy has not moved
         updates, kept = in_updates(kept, cfg), []
@@ -102,13 +104,14 @@ class State:
     hard: list[str] = field(default_factory=list)  # ids of this epoch's hard questions so far
     templates: dict[str, list[str]] = field(default_factory=dict)  # hard question id -> its G templates
     history: dict[str, list[float]] = field(default_factory=dict)  # question id -> its bare success rates, oldest first
+    templated: dict[str, list[float]] = field(default_factory=dict)  # likewise, of what was sampled under templates
 
 
 @dataclass(frozen=True)
 class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, RunConfig):
     """P2O on one GPU or a laptop. Defaults are those of the preset."""
 
-    preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
+    preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-4b-24gb-paper", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
     """Where the other defaults come from."""
     method: Literal["p2o", "grpo"] = "p2o"
     """p2o alternates policy and prompt optimization; grpo is the policy epoch alone, every question bare."""
@@ -116,6 +119,8 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
     """JSONL or parquet file with `question` and `answer`, or a name of support/data.py: deepmath, gsm8k, ..."""
     eval_data: tuple[str, ...] = (str(grpo.TINY / "hard.jsonl"), str(grpo.TINY / "ood.jsonl"))
     """Held-out files or names (aime24, math500, ...), scored after every epoch: bare prompt, greedy."""
+    train_questions: int = 0  # Train on the first that many of the training questions; 0 is all of them
+    sampled_eval: bool = False  # score one sampled response of each held-out question rather than the greedy one
     question_suffix: str = ""  # put behind every question, after an empty line: the request for a boxed answer
     seed: int = 0  # Same seed, same machine, same numbers
     epochs: int = 6  # Passes over the training questions
@@ -123,6 +128,7 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
     questions_per_update: int = 16  # Questions per optimizer step
     group_size: int = 6  # G, responses per question
     near_hard: bool = True  # Questions with exactly one success count as hard, too
+    mine_bare: bool = False  # where a group has bare rollouts they alone say whether it is hard: see --leave-one-bare
     distill: bool = True  # context distillation: train the bare question, not the context that was sampled from
     drop_failed_templated: bool = False  # Templated rollouts with reward 0 are left out of the loss
     select: str = ""  # which questions are sampled: a function of variants/select.py or of my_file.py:mine; all in turn
@@ -136,12 +142,23 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
         return {
             f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare": self.group_size >= 2,
             f"--epochs {self.epochs}: at least 1": self.epochs >= 1,
+            f"--train-questions {self.train_questions}: 0 for all, or more": self.train_questions >= 0,
             f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}": 1 <= update <= batch,
             "--soft-clip --no-distill: without distillation every ratio is 1": self.distill or not self.soft_clip,
+            "--mine-bare needs --leave-one-bare: no templated group has a bare rollout without it": (
+                self.leave_one_bare or not self.mine_bare
+            ),
             f"--method grpo: it samples no templates, so it cannot have {' '.join(templated)}": (
                 self.method == "p2o" or not templated
             ),
         }
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of a rollout, or of a reflection with the minibatch of prompts and responses that it quotes."""
+        quoted = self.gepa_minibatch * (self.max_prompt_tokens + min(self.reflection_quote, self.max_response_tokens))
+        reflection = self.max_prompt_tokens + quoted + self.reflection_tokens + 512  # its own words, and the feedback
+        return max(self.max_prompt_tokens + self.max_response_tokens, reflection)
 
     @property
     def folder(self) -> Path:
@@ -169,6 +186,7 @@ def evolve_templates(
     evolution = gepa_loop.evolve(
         hard, journal("respond", respond), journal("reflect", reflection_model(policy, cfg, epoch)), cfg,
         judge=verify.judge_of(cfg.reward), fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
+        quote=partial(shortened, policy.tokenizer, limit=cfg.reflection_quote),
         seed=seed_for(cfg, "gepa", epoch), log=run.note,
     )  # fmt: skip
     rng = random.Random(seed_for(cfg, "assign", epoch))
@@ -196,15 +214,15 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
 
 
 def choose_questions(
-    questions: list[Question], history: dict[str, list[float]], step: int, cfg: Config
+    questions: list[Question], state: State, step: int, cfg: Config, policy: grpo.Policy | None = None
 ) -> list[Question]:
     """The questions of a batch. By default all in turn, in a new order each epoch; --select may use the history."""
     epoch, batch = divmod(step, math.ceil(len(questions) / cfg.questions_per_batch))
     order = random.Random(f"{cfg.seed}/order/{epoch}").sample(questions, len(questions))
     start = batch * cfg.questions_per_batch
     count = min(cfg.questions_per_batch, len(order) - start)
-    select = find("select", cfg.select, lambda order, history, count, rng: order[:count])
-    return select(order[start:] + order[:start], history, count, random.Random(seed_for(cfg, "select", step)))
+    select = filled("select", cfg, lambda order, *_: order[:count], policy=policy, templated=state.templated)
+    return select(order[start:] + order[:start], state.history, count, random.Random(seed_for(cfg, "select", step)))
 
 
 def sample_groups(
@@ -228,8 +246,9 @@ def sample_groups(
         earned = {"reward": verdict.reward, "well_formed": verdict.well_formed}
         contexts = {"template": z, "sampled_context": context, "trained_context": target}
         rollouts.append(grpo.Rollout(question_id=q.id, **vars(drawn), **contexts, **earned))
+    advantages_of = partial(grpo.advantages_of, cfg=cfg, batch=rollouts, policy=policy, questions=questions)
     for group in grpo.groups_of(rollouts):
-        for rollout, advantage in zip(group, grpo.advantages_of(group, cfg), strict=True):
+        for rollout, advantage in zip(group, advantages_of(group), strict=True):
             rollout.advantage = advantage
     return rollouts
 
@@ -238,20 +257,22 @@ def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
     """Ids of the questions with no success in their group, or (near-hard) exactly one, as they were sampled."""
     # --- solution: part 8 ---
     most = 1 if cfg.near_hard else 0
-    return [group[0].question_id for group in grpo.groups_of(rollouts) if sum(r.reward for r in group) <= most]
+    counted = [[r for r in group if cfg.mine_bare and not r.template] or group for group in grpo.groups_of(rollouts)]
+    return [group[0].question_id for group in counted if sum(r.reward for r in group) <= min(most, len(group) - 1)]
 
 
-def remember(history: dict[str, list[float]], rollouts: list[grpo.Rollout]) -> None:
-    """Add each question's success rate to its history: of bare rollouts only, for that is what selection asks for."""
+def remember(state: State, rollouts: list[grpo.Rollout]) -> None:
+    """Add each question's success rate to its past: bare and templated apart, a template's is not the policy's own."""
     for group in grpo.groups_of(rollouts):
-        bare = [r.reward for r in group if not r.template]
-        if bare:
-            history.setdefault(group[0].question_id, []).append(sum(bare) / len(bare))
+        for past, templated in ((state.history, False), (state.templated, True)):
+            rewards = [r.reward for r in group if bool(r.template) == templated]
+            if rewards:
+                past.setdefault(group[0].question_id, []).append(sum(rewards) / len(rewards))
 
 
-def choose_rollouts(rollouts: list[grpo.Rollout], cfg: Config) -> list[grpo.Rollout]:
+def choose_rollouts(rollouts: list[grpo.Rollout], cfg: Config, **at_hand) -> list[grpo.Rollout]:
     """Those that are trained; all by default. A group of which `--keep` leaves nothing does not fill an update."""
-    keep = find("keep", cfg.keep, list)
+    keep = filled("keep", cfg, list, **at_hand)
     kept = [r for group in grpo.groups_of(rollouts) for r in keep(group)]
     return [r for r in kept if r.reward or not r.template] if cfg.drop_failed_templated else kept
 
@@ -265,10 +286,10 @@ def in_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Roll
 def held_out_accuracy(
     policy: grpo.Policy, held_out: dict[str, list[Question]], cfg: Config, run: Run
 ) -> dict[str, float]:
-    """Share of each held-out file's questions that greedy decoding of the bare prompt solves."""
-    accuracy = {}
+    """Share of each held-out file's questions that the bare prompt solves, by greedy decoding or sampled once."""
+    accuracy, seed = {}, seed_for(cfg, "held out") if cfg.sampled_eval else None
     for name, questions in held_out.items():
-        samples = grpo.respond(policy, [q.text for q in questions], seed=None)
+        samples = grpo.respond(policy, [q.text for q in questions], seed=seed)
         verdicts = verify.judge_of(cfg.reward)([s.text for s in samples], questions, [s.truncated for s in samples])
         accuracy[name] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
         run.note_families(name, questions, verdicts)
@@ -280,19 +301,16 @@ def held_out_accuracy(
 
 def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], dict[str, list[Question]]]:
     """Policy, optimizer, training questions, held-out questions by name. What can be refused is refused at once."""
-    for seam in ("select", "reward", "advantage", "keep", "ratio", "loss"):
-        find(seam, getattr(cfg, seam), None)
+    check(cfg)
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
     questions, held_out = read(cfg.train_data), {label(path): read(path) for path in cfg.eval_data}
+    questions = questions[: cfg.train_questions or None]
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
-    # The longest sequence is a reflection's, which quotes a minibatch of prompts and responses.
-    quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + cfg.max_response_tokens)
-    longest = cfg.max_prompt_tokens + quoted + max(cfg.reflection_tokens, cfg.max_response_tokens) + 512
-    policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest)
+    policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=cfg.longest_sequence)
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(policy, q.text)), limit=cfg.max_prompt_tokens)
     questions, held_out = fitting(cfg.train_data, questions), {name: fitting(name, q) for name, q in held_out.items()}
-    optimizer = torch.optim.AdamW(policy.trainable, lr=cfg.learning_rate, weight_decay=0.0)
+    optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
     return policy, optimizer, questions, held_out
 
@@ -311,6 +329,8 @@ def command(argv: list[str]) -> None:
         tool, rest = TOOLS[argv[0]], argv[1:]
     else:
         cfg = parse_config(argv)
+        if torch.cuda.is_available():
+            importlib.import_module("tools.fit").foretell(cfg)  # so many GiB, so many hours, what to lower
         train(cfg)
         tool, rest = "report", [str(cfg.folder)]
     importlib.import_module(f"tools.{tool}").main(rest)  # tools stand on this module, which knows them by name only

@@ -297,7 +297,8 @@ def runs(rng: random.Random) -> Iterator[Case]:
     small |= {"group_size": 3, "temperature": 1.3, "learning_rate": 0.003, "warmup": 0.9}
     p2o = {"seams": ["reward"], "hard_set_min": 4, "gepa_budget": "30", "gepa_dev_size": 3, "gepa_parents": 2}
     p2o |= {"ratio_min": 0.7, "ratio_max": 1.6, "reflection_tokens": 40, "gepa_minibatch": 2}
-    grpo = {"method": "grpo", "seams": ["reward", "select", "keep"], "questions_per_update": 3, "near_hard": False}
+    grpo = {"method": "grpo", "seams": ["reward", "select", "keep"], "questions_per_update": 3}
+    grpo |= {"hard_set_min": 4, "gepa_budget": "8", "gepa_dev_size": 2}  # a baseline that evolves is to be seen
 
     def run(**options) -> dict:
         data = {"train": rows(rng, 3, 7), "held_out": rows(rng, 1, 1)}
@@ -306,7 +307,8 @@ def runs(rng: random.Random) -> Iterator[Case]:
     baseline = "The baseline is the same loop without evolution; what --select and --keep ask for is part of it."
     yield "two epochs of GRPO", "train", run(**grpo), baseline
     resumed = "A stopped run goes on from run.resume's state: run.once, run.save and state.step see to it."
-    stopped = run(**grpo | {"questions_per_update": 2}, aggregation="seq-mean-token-mean") | {"stop": ["keep", 15]}
+    other = {"questions_per_update": 2, "near_hard": False}
+    stopped = run(**grpo | other, aggregation="seq-mean-token-mean") | {"stop": ["keep", 15]}
     yield "stopped and resumed", "train", stopped, resumed
     alternating = "Evolution on last epoch's hard questions, rollouts under its templates, updates; see the first line."
     yield "two epochs of P2O", "train", run(**p2o, soft_clip=True, scale_by_std=False), alternating

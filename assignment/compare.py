@@ -16,7 +16,7 @@ FIGURES = {
     "clip_fraction": "The second update of a batch is off-policy: score_old, then in_updates' parts in their order.",
     "loss": "Updates: those that choose_rollouts keeps, in_updates' parts, at grpo.warmed_up's rate.",
     "grad_norm": "The learning rate is grpo.warmed_up of the share of all steps that is done with this one.",
-    "history": "remember(state.history, rollouts) is what --select goes by.",
+    "history": "remember(state, rollouts) is what --select goes by.",
     "states": "run.save(state) ends each step, and state.step counts the steps that are done.",
     "unfinished": "A saved step leaves no journal of its rollouts: run.once keeps them until run.save.",
     "calls": "Something ran more or less often: run.once keeps a batch's rollouts, so that a resumed run samples anew "

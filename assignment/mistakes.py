@@ -222,7 +222,7 @@ MISTAKES = [
         "Near-hard questions count whatever cfg.near_hard says.",
     ),
     Mistake(
-        8, "p2o.py", "sum(r.reward for r in group) <= most", "sum(r.reward for r in group) == most",
+        8, "p2o.py", "sum(r.reward for r in group) <= min", "sum(r.reward for r in group) == min",
         "Exactly that many successes are too few questions: up to that many.",
     ),
     Mistake(
@@ -238,7 +238,7 @@ MISTAKES = [
         "cfg.reward is ignored: verify.judge_of(cfg.reward) knows it.",
     ),
     Mistake(
-        8, "p2o.py", "grpo.advantages_of(group, cfg), strict=True", "grpo.advantages_of(group, Config()), strict=True",
+        8, "p2o.py", "grpo.advantages_of, cfg=cfg", "grpo.advantages_of, cfg=Config()",
         "Advantages are scaled whatever cfg.scale_by_std says: hand cfg on.",
     ),
     Mistake(
@@ -254,8 +254,10 @@ MISTAKES = [
     Mistake(8, "p2o.py", "        state.step = step + 1\n", "", ""),
     Mistake(8, "p2o.py", "rollouts = run.once(step, grpo.Rollout, sampling)", "rollouts = sampling()", ""),
     Mistake(8, "p2o.py", "        grpo.score_old(policy, updates, cfg)  # before it moves\n", "", ""),
-    Mistake(8, "p2o.py", "        remember(state.history, rollouts)\n", "", ""),
-    Mistake(8, "p2o.py", "kept += choose_rollouts(rollouts, cfg)", "kept += rollouts", ""),
+    Mistake(8, "p2o.py", "        remember(state, rollouts)\n", "", ""),
+    Mistake(
+        8, "p2o.py", "kept += choose_rollouts(rollouts, cfg, policy=policy, questions=chosen)", "kept += rollouts", ""
+    ),
     Mistake(8, "p2o.py", 'hard, cfg, epoch, run) if cfg.method == "p2o" else {}', "hard, cfg, epoch, run)", ""),
     Mistake(
         8, "p2o.py", "update_policy(policy, optimizer, part, cfg, rate), part",

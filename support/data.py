@@ -20,6 +20,7 @@ class Question:
     text: str
     reference: str  # the answer that is right
     columns: dict[str, str] = field(default_factory=dict, compare=False)  # what else its row says: family, level, ...
+    row: dict = field(default_factory=dict, repr=False, compare=False)  # of a file, whole: for a --reward of one's own
 
 
 def short_columns(row: dict) -> dict[str, str]:
@@ -200,7 +201,7 @@ def _read(path: str) -> list[Question]:
                 found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
             key = str(row.get("id", f"{file.stem}-{number}"))
-            questions.append(Question(key, str(row["question"]), str(row["answer"]), short_columns(row)))
+            questions.append(Question(key, str(row["question"]), str(row["answer"]), short_columns(row), row))
     if not questions:
         raise UserError(f"{path}: holds no questions")
     if len({p.id for p in questions}) < len(questions):

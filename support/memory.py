@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 
 import torch
 
 from support.errors import UserError
+
+# Segments that grow: without them the trainer's blocks of ever other sizes leave holes that nothing fits into. Read by
+# torch when it first allocates on the card; vLLM's allocator looks for this very name, to switch them off for its pool.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def adamw(parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.AdamW:
+    """AdamW whose moments are there from the start: what does not fit shows before the first rollout is sampled."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    for p in parameters:
+        moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        optimizer.state[p] = {"step": torch.tensor(0.0)} | moments
+    return optimizer
 
 
 def halve_when_out_of_memory(size: str, smallest: int):

@@ -12,11 +12,32 @@ import torch
 from support.errors import UserError
 
 
-def load_base(model: str, tokenizer, dtype: torch.dtype, quantization) -> tuple[torch.nn.Module, list[int]]:
-    """The base model, and the token ids that end a response."""
-    from peft import prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, GenerationConfig
+def compute_dtype() -> torch.dtype:
+    """What the passes are computed in: bfloat16 on a card that has it, else float32.
 
+    Not float16 on older cards: its gradients underflow without loss scaling. float32 is right there, and slow.
+    """
+    if torch.cuda.is_available() and has_bfloat16():
+        return torch.bfloat16
+    if torch.cuda.is_available():
+        print(f"{torch.cuda.get_device_name()} has no bfloat16: computing in float32, which is right and slow")
+    return torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Ampere and later have it; T4 and V100 do not, though torch.cuda.is_bf16_supported() says so: it can emulate."""
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
+def load_base(model: str, tokenizer, load_in_4bit: bool) -> tuple[torch.nn.Module, list[int]]:
+    """The base model, frozen, and the token ids that end a response."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+
+    dtype, quantization = compute_dtype(), None
+    if load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     device_map = {"": 0} if torch.cuda.is_available() else None
     base = AutoModelForCausalLM.from_pretrained(
         model, dtype=dtype, quantization_config=quantization, device_map=device_map
@@ -26,14 +47,45 @@ def load_base(model: str, tokenizer, dtype: torch.dtype, quantization) -> tuple[
     # A model's own generation config may hold a top-k, a top-p or a repetition penalty: rollouts sampled under those do
     # not come from the distribution whose log-probs are trained. Nothing of it is kept.
     base.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id)
-    if quantization is not None:
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-        for module in base.modules():
-            # On a CPU with AVX512-BF16, bitsandbytes repacks a layer's weights for good in the first pass without
-            # gradients, for a kernel that has no backward: after one sampling the layers below would learn nothing.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+    base.requires_grad_(False)
+    for module in base.modules():
+        # On a CPU with AVX512-BF16, bitsandbytes repacks a layer's weights for good in the first pass without
+        # gradients, for a kernel that has no backward: after one sampling the layers below would learn nothing.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return base, sorted(stop_ids - {None})
+
+
+def mix_precision(model: torch.nn.Module) -> None:
+    """Run a bf16 peft model's layers under autocast, where flash attention finds its 16 bits, and its head in float32.
+
+    peft's prepare_model_for_kbit_training would make everything that is not quantized float32, attention's queries and
+    keys among it, which flash attention refuses: what runs then takes memory quadratic in the length. The adapter's
+    weights stay float32 here, too, and so do their gradients and AdamW: autocast rounds copies of them. The head is
+    another matter: bf16 logits are rounded to 3 digits, and a log-prob is the difference of two of them.
+    """
+    base = model.get_base_model()
+    body, head, embedding = base.base_model, base.get_output_embeddings(), base.get_input_embeddings()
+    dtype = head.weight.dtype
+    if dtype == torch.float32:
+        return  # as loaded: a CPU, or a card without bfloat16
+    body.forward = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)(body.forward)
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # or each adapter keeps a rounded copy of its own of its input
+    head.float()  # a tied embedding becomes float32 with it, but what it hands to the layers must not
+    embedding.register_forward_hook(lambda module, inputs, hidden: hidden.to(dtype))
+    head.register_forward_pre_hook(lambda module, inputs: inputs[0].float())
+    if torch.cuda.is_available():
+        # Products of bf16 numbers are exact in TF32: tensor cores run the head, and nothing is lost. By this function
+        # and no other: torch.compile, which vLLM uses, cannot read what the newer settings say.
+        torch.set_float32_matmul_precision("high")
+
+
+def checkpoint_activations(base: torch.nn.Module) -> None:
+    """Keep only the inputs of the layers for the backward pass, which computes the rest again."""
+    kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # the older name
+    getattr(base, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
 
 
 def silence_libraries() -> None:
@@ -69,6 +121,14 @@ def load_tokenizer(model: str):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def shortened(tokenizer, text: str, limit: int) -> str:
+    """The text, or of a longer one its first and last tokens, `limit` in all: how it starts, where it arrives."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    if len(ids) <= limit:
+        return text
+    return f"{tokenizer.decode(ids[: limit // 2])} [...] {tokenizer.decode(ids[-(limit // 2) :])}"
 
 
 def fingerprint(model: torch.nn.Module) -> str:

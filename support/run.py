@@ -189,6 +189,7 @@ class Run:
             reward=sum(r.reward for r in rollouts),
             groups=len(groups),
             zero_advantage=sum(not any(r.teaches for r in group) for group in groups),
+            small_contrast=sum(0 < max(r.reward for r in g) - min(r.reward for r in g) < 0.5 for g in groups),
             tokens=sum(len(r.response_ids) for r in rollouts),
             entropy=-sum(sum(r.sampled_logprobs) for r in rollouts),
             templated=sum(bool(r.template) for r in rollouts),
@@ -323,6 +324,7 @@ def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:
     means = {name: sums[name] / sums["rollouts"] for name in ("reward", "templated", "truncated", "ill_formed")}
     return means | {
         "zero_advantage": sums["zero_advantage"] / sums["groups"],
+        "small_contrast": sums["small_contrast"] / sums["groups"],
         "masked_tokens": statistics.fmean(update["masked"] or 0.0 for update in updates) if updates else 0.0,
         "response_tokens": sums["tokens"] / sums["rollouts"],
         "entropy": sums["entropy"] / sums["tokens"],

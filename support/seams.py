@@ -5,10 +5,31 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 from support.errors import UserError
+
+SEAMS = ("select", "reward", "advantage", "keep", "ratio", "loss")
+
+
+def filled(seam: str, cfg, default: Callable | None, **at_hand) -> Callable | None:
+    """The function that stands in a seam: the one that the option `--SEAM` names, or `default`.
+
+    What comes after `*` in the variant's signature is filled in here, by name: an option (`max_response_tokens`), or
+    something that is at hand where the seam is (`policy`). So a variant asks for what it needs, and no other one does.
+
+    >>> from types import SimpleNamespace
+    >>> filled("advantage", SimpleNamespace(advantage=""), max)
+    <built-in function max>
+    """
+    function = find(seam, getattr(cfg, seam), default)
+    if function is default:
+        return default
+    known = vars(cfg) | at_hand
+    wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return functools.partial(function, **{name: known[name] for name in wanted if name in known})
 
 
 @functools.cache
@@ -34,3 +55,34 @@ def find(option: str, name: str, default: Callable) -> Callable:
         raise UserError(
             f"--{option} {name}: no such function ({error}); give a name of variants/{option}.py, or my_file.py:mine"
         ) from error
+
+
+def needs(**settings) -> Callable[[Callable], Callable]:
+    """Says of a variant that it is itself only beside these settings; `check` refuses it without them."""
+
+    def mark(function: Callable) -> Callable:
+        function.needs = settings
+        return function
+
+    return mark
+
+
+def check(cfg) -> None:
+    """Every variant that is named exists, and has beside it what it needs; or UserError, in one line."""
+    for seam in SEAMS:
+        name = getattr(cfg, seam)
+        for option, value in getattr(find(seam, name, None), "needs", {}).items():
+            if getattr(cfg, option) != value:
+                raise UserError(f"--{seam} {name} needs {as_option(option, value)}")
+
+
+def as_option(option: str, value) -> str:
+    """How a setting is given on the command line.
+
+    >>> as_option("ratio_mask", False), as_option("aggregation", "seq-mean-token-mean"), as_option("ratio", "")
+    ('--no-ratio-mask', '--aggregation seq-mean-token-mean', 'no --ratio beside it')
+    """
+    flag = option.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}" if value else f"no --{flag} beside it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MAX_BAD_UPDATES = 3  # in a row, without a finite gradient
+MAX_SMALL_CONTRAST = 0.1  # of the groups, in which rewards differ, but by less than 0.5
 MAX_MISMATCH = 0.1  # nats, mean over tokens: in bf16 a single token may differ by more than 1, the mean hardly by 0.02
 
 
@@ -26,6 +27,11 @@ def silent_failures(line: dict, cfg) -> list[str]:
         cause = "all solved: harder questions are needed" if line["reward"] > 0.9 else "advantage collapse"
         warnings.append(
             f"every group has zero advantage ({cause}) and no templates will be evolved: nothing is learned"
+        )
+    if line["small_contrast"] > MAX_SMALL_CONTRAST and cfg.scale_by_std and not cfg.advantage:
+        warnings.append(
+            f"the rewards of {line['small_contrast']:.0%} of the groups differ by less than 0.5, and dividing by their "
+            "standard deviation makes that as much as right against wrong: --no-scale-by-std, or rewards of 0 and 1"
         )
     if line["logprob_mismatch"] > MAX_MISMATCH:
         warnings.append(

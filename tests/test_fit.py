@@ -1,15 +1,23 @@
-"""`p2o.py fit`: the estimate against a measured peak (on a CPU, where the profiler sees every allocation)."""
+"""`p2o.py fit`: the estimate against a measured peak of small models (on a CPU, where the profiler sees every
+allocation), and against a count of the tensors of the real ones."""
 
 import dataclasses
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from test_real_models import load, make_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 import grpo
 import p2o
+from support import pretrained
 from tools import fit
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8,
@@ -51,6 +59,67 @@ def test_the_estimate_is_near_the_measured_peak(tmp_path, monkeypatch, four_bit,
     assert parts["training"] == pytest.approx(measured, rel=0.15)
 
 
+class Peak(TorchDispatchMode):
+    """The most bytes that the tensors made inside take up together, by every operation's new storage and its end."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.present = self.top = 0
+        self.owners = [t.untyped_storage() for t in (*module.parameters(), *module.buffers())]
+        self.sizes = {storage._cdata: 0 for storage in self.owners}  # what a view of a weight shows is not new
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.present += storage.nbytes()
+                self.top = max(self.top, self.present)
+                weakref.finalize(storage, self.end, storage._cdata)
+        return result
+
+    def end(self, storage):
+        self.present -= self.sizes.pop(storage)
+
+
+def on_paper(shape, rank):
+    """(mode, a policy of the real shape) as on a card, but for NF4: tensors of the right sizes and dtypes, without
+    contents."""
+    sizes = dict(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim, tie_word_embeddings=shape.tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(Qwen3Config(**sizes), dtype=torch.bfloat16).requires_grad_(False)
+        pretrained.checkpoint_activations(base)
+        model = get_peft_model(base, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+        pretrained.mix_precision(model)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model.to_empty(device="cpu")
+        base.tie_weights()
+    return mode, grpo.Policy(model.train(), SimpleNamespace(pad_token_id=0), grpo.PolicyConfig(), [0])
+
+
+@pytest.mark.parametrize("name", fit.KNOWN)
+def test_the_estimate_is_near_a_count_of_the_real_architectures_tensors(name):
+    """Two sequences of 5,120 tokens, as the presets have them, on fake tensors: a flash kernel, checkpointing, bf16.
+
+    That nothing grows with the square of the length is part of it: scores of 5,120 x 5,120 would be 100 times too much.
+    """
+    cfg = p2o.PRESETS["qwen3-4b-24gb"]
+    shape = fit.KNOWN[name]
+    mode, policy = on_paper(shape, cfg.lora_rank)
+    weights = sum(p.nbytes for p in policy.model.parameters())
+    with mode, Peak(policy.model) as peak:
+        grpo.token_logprobs(policy, [[5] * 4670] * 2, [[7] * 450] * 2).sum().backward()
+    parts = fit.estimate(dataclasses.replace(cfg, load_in_4bit=False), shape, card=24 * fit.GIB)
+    assert parts["weights"] + parts["adapter"] == pytest.approx(weights, rel=0.01)
+    passing = parts["activations kept"] + max(parts["one layer's backward"], parts["logits"])
+    assert parts["gradients"] + passing == pytest.approx(peak.top, rel=0.15)
+
+
 @pytest.mark.parametrize("name", fit.KNOWN)
 def test_the_table_of_architectures_counts_the_weights_of_the_real_ones(name):
     a = fit.KNOWN[name]
@@ -69,8 +138,39 @@ def test_the_table_of_architectures_counts_the_weights_of_the_real_ones(name):
 def test_the_24_gb_preset_fits_and_a_small_card_is_told_what_to_lower(capsys):
     p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--card-gb", "24"])
     assert "DOES NOT FIT" not in (text := capsys.readouterr().out) and "training peak" in text
+    assert "lower" not in text and "estimated hours on an RTX 4090" in text  # nothing to lower: it ends within a day
+    p2o.main(["fit", "--preset", "qwen3-4b-24gb-paper"])
+    assert "lower --train-questions" in capsys.readouterr().out
     p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--card-gb", "8", "--no-gradient-checkpointing"])
     text = capsys.readouterr().out
     assert "DOES NOT FIT" in text and "--gradient-checkpointing" in text and "--micro-batch-tokens 5120" in text
     assert p2o.main(["fit", "--model", "nobody/knows"]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_stop_it(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=22 * fit.GIB))
+    trained = []
+    monkeypatch.setattr(p2o, "train", trained.append)
+    monkeypatch.setattr("tools.report.main", lambda argv: None)
+    assert p2o.main(["--preset", "qwen3-4b-24gb"]) == 0
+    text = capsys.readouterr().out
+    assert "card of 22.0 GiB" in text and "estimated hours on an L4" in text and "lower --train-questions" in text
+    assert p2o.main(["--model", "nobody/knows"]) == 0
+    assert "no estimate: --model nobody/knows" in capsys.readouterr().out and len(trained) == 2
+
+
+def test_hours_count_the_responses_of_a_run():
+    """1,000 questions, 2 epochs, G = 6; GEPA's light budget once; three held-out sets, three times. By hand."""
+    cfg = p2o.PRESETS["qwen3-4b-24gb"]
+    assert fit.responses_of(cfg) == {"sampling": 12_000, "evolution": 780, "evaluation": 3 * (30 + 40 + 500)}
+    assert fit.responses_of(p2o.Config())["sampling"] == 6 * 184 * 6  # a local file is counted
+    shape, card = fit.KNOWN["Qwen/Qwen3-4B"], fit.CARDS["RTX 4090"]
+    once = fit.hours(cfg, shape, card, 8 * fit.GIB)
+    twice = fit.hours(dataclasses.replace(cfg, train_questions=2000), shape, card, 8 * fit.GIB)
+    for part in ("sampling", "scoring", "update"):
+        assert twice[part] == pytest.approx(2 * once[part])
+    # 12,000 responses, half of the groups taught, of 2,248 tokens; 6 operations for each of 4.02e9 weights
+    assert once["update"] == pytest.approx(6 * 4.02e9 * 6000 * 2248 / (165e12 * 0.35) / 3600, rel=0.01)

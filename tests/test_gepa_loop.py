@@ -165,6 +165,11 @@ def test_evolution_finds_and_combines_what_the_feedback_shows():
     assert found.metric_calls < 200 and found.stopped_early is None  # ends once the whole dev set is solved
 
 
+def test_evolution_starts_from_a_seed_template_and_may_keep_it():
+    found = evolve(lambda prompt: "```\nnothing\n```", gepa_budget="40", gepa_seed_template="RED BLUE")
+    assert found.candidates == ["RED BLUE"] and found.chosen == [0] and found.weights == [1.0]
+
+
 def test_same_seed_same_evolution():
     def reflect(prompt):
         return f"```\n{random.Random(prompt).choice(['RED', 'BLUE', 'green'])}\n```"

@@ -76,6 +76,17 @@ def test_hard_questions_are_those_whose_group_failed_or_all_but_one():
     assert p2o.mine_hard(rollouts, Config(near_hard=False)) == ["none"]
 
 
+def test_on_request_a_bare_rollout_says_whether_a_templated_question_is_still_hard():
+    def group(name, templated, bare):
+        return [rollout(name, r, template="z") for r in templated] + [rollout(name, r) for r in bare]
+
+    rollouts = (
+        group("still", [1.0, 1.0], [0.0]) + group("learned", [0.0, 0.0], [1.0]) + group("no bare", [1.0, 1.0], [])
+    )
+    assert p2o.mine_hard(rollouts, Config()) == ["learned"]
+    assert p2o.mine_hard(rollouts, Config(mine_bare=True, leave_one_bare=True)) == ["still"]
+
+
 def test_groups_are_found_by_question_and_may_differ_in_size():
     rollouts = [rollout("a", 1.0), rollout("b", 0.0), rollout("a", 0.0), rollout("a", 0.0)]
     assert [len(group) for group in grpo.groups_of(rollouts)] == [3, 1]
@@ -84,18 +95,18 @@ def test_groups_are_found_by_question_and_may_differ_in_size():
 
 def test_every_question_comes_once_an_epoch_in_a_new_order(questions):
     cfg = Config(questions_per_batch=6, questions_per_update=6)
-    epochs = [[q.id for step in (3 * e, 3 * e + 1, 3 * e + 2) for q in p2o.choose_questions(questions, {}, step, cfg)]
-              for e in (0, 1)]  # fmt: skip
+    batches = [[q.id for q in p2o.choose_questions(questions, p2o.State(), step, cfg)] for step in range(6)]
+    epochs = [sum(batches[:3], []), sum(batches[3:], [])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(q.id for q in questions)
     assert epochs[0] != epochs[1]
-    assert [len(p2o.choose_questions(questions, {}, step, cfg)) for step in range(3)] == [6, 6, 4]
+    assert [len(batch) for batch in batches[:3]] == [6, 6, 4]
 
 
-def test_the_history_keeps_bare_success_only():
-    history = {}
-    p2o.remember(history, [rollout("a", 1.0), rollout("a", 0.0), rollout("b", 1.0, template="z")])
-    p2o.remember(history, [rollout("a", 0.0, template="z"), rollout("a", 1.0)])
-    assert history == {"a": [0.5, 1.0]}
+def test_the_history_keeps_bare_and_templated_success_apart():
+    state = p2o.State()
+    p2o.remember(state, [rollout("a", 1.0), rollout("a", 0.0), rollout("b", 1.0, template="z")])
+    p2o.remember(state, [rollout("a", 0.0, template="z"), rollout("a", 1.0)])
+    assert state.history == {"a": [0.5, 1.0]} and state.templated == {"b": [1.0], "a": [0.0]}
 
 
 def test_updates_hold_whole_groups_and_the_last_one_what_is_left():
@@ -241,7 +252,7 @@ def mine(tmp_path):
 
 def test_every_seam_takes_a_function_of_the_users_own(small, mine, tiny_policy, questions):
     cfg = dataclasses.replace(small, **mine)
-    chosen = p2o.choose_questions(questions, {}, 0, cfg)
+    chosen = p2o.choose_questions(questions, p2o.State(), 0, cfg)
     assert [q.id for q in chosen] == sorted(q.id for q in questions)[:8]
     rollouts = p2o.sample_groups(tiny_policy, chosen, {}, cfg, seed=0)
     assert all(r.reward == len(r.text) % 2 for r in rollouts)
@@ -364,6 +375,8 @@ def refused(capsys, *argv):
         (["--reflection", "teacher"], "--teacher-url"),
         (["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m"], "need each other"),
         (["--method", "grpo", "--leave-one-bare"], "samples no templates"),
+        (["--mine-bare"], "--mine-bare needs --leave-one-bare"),
+        (["--ratio", "gspo"], "--ratio gspo needs --aggregation seq-mean-token-mean"),
     ],
 )
 def test_bad_settings_get_one_line_and_exit_code_2(argv, complaint, capsys, tmp_path):

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 import grpo
+from support import pretrained
 from support.errors import UserError
 
 CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
@@ -130,6 +131,57 @@ def test_sampling_first_does_not_change_the_gradients_in_four_bits(qwen3):
     before, after = gradients(fresh), gradients(used)
     assert all(torch.allclose(before[n], after[n], atol=1e-6) for n in before)
     assert all(g.norm() > 0 for g in before.values())
+
+
+def load_bf16(model, monkeypatch, **settings):
+    """As on a card: bf16 layers under autocast. (bf16 is a CPU's option, too, only not the one that is taken there.)"""
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "compute_dtype", lambda: torch.bfloat16)
+        return load(model, **settings)
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_attention_is_16_bit_and_causal_without_a_mask_and_the_head_float32(tmp_path, monkeypatch, four_bit, tied):
+    """What flash attention takes, in the first pass and in the checkpoints' second; everything else would be O(L^2)."""
+    model = make_model(tmp_path, tie_word_embeddings=tied)
+    policy = load_bf16(model, monkeypatch, load_in_4bit=four_bit, gradient_checkpointing=True)
+    attention, calls, heads = torch.nn.functional.scaled_dot_product_attention, [], []
+
+    def watched(query, key, value, **how):
+        calls.append((query.dtype, key.dtype, value.dtype, how["attn_mask"], how["is_causal"]))
+        return attention(query, key, value, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    head = policy.model.get_base_model().get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: heads.append((inputs[0].dtype, logits.dtype)))
+    found = gradients(policy)
+    assert len(calls) == 4 and set(calls) == {(torch.bfloat16,) * 3 + (None, True)}  # two layers, twice
+    grpo.sample(policy, [[5, 6], [5, 6, 7]], seed=0)  # a batch of unequal prompts needs a mask; its dtypes are the same
+    assert {call[:3] for call in calls} == {(torch.bfloat16,) * 3}
+    assert set(heads) == {(torch.float32, torch.float32)}
+    assert {t.dtype for t in [*policy.trainable, *found.values()]} == {torch.float32}
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_bf16_gradients_point_where_float32_gradients_point(tmp_path, monkeypatch, four_bit):
+    """And sampler and trainer agree in bf16. The 4-bit reference has the same rounded weights."""
+    model = make_model(tmp_path, hidden_size=128, intermediate_size=256, num_hidden_layers=4)
+    policy = load_bf16(model, monkeypatch, load_in_4bit=four_bit)
+    exact, rounded = gradients(load(model, load_in_4bit=four_bit)), gradients(policy)
+    assert not torch.equal(exact[min(exact)], rounded[min(exact)])  # it is not the same computation
+    one, other = (torch.cat([g[name].flatten() for name in sorted(exact)]) for g in (exact, rounded))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.99
+    assert grpo.mismatch(policy, rollouts(policy))[0] < 0.02
+
+
+def test_a_card_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    for capability, dtype in [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert pretrained.compute_dtype() == dtype
+        assert ("Tesla T4 has no bfloat16" in capsys.readouterr().out) == (dtype == torch.float32)
 
 
 @pytest.mark.parametrize("four_bit", [False, True])

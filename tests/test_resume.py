@@ -184,7 +184,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(cfg, monkeypat
 def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_stays(cfg, monkeypatch):
     real = grpo.policy_loss
     monkeypatch.setattr(grpo, "policy_loss", lambda *a, **k: (real(*a, **k)[0] * math.nan, real(*a, **k)[1]))
-    monkeypatch.setattr(grpo, "advantages_of", lambda group, _: [1.0] * len(group))
+    monkeypatch.setattr(grpo, "advantages_of", lambda group, **_: [1.0] * len(group))
     with pytest.raises(UserError, match="bad-batch.json"):
         p2o.train(cfg)
     assert len(json.loads((cfg.folder / "bad-batch.json").read_text())) == 24
@@ -200,6 +200,7 @@ def test_silent_failures_are_named(cfg):
         "ill_formed": 0.2,
         "reward": 0.3,
         "zero_advantage": 0.5,
+        "small_contrast": 0.05,
         "logprob_mismatch": 1e-6,
         "hard_set": 0,
     }
@@ -210,6 +211,7 @@ def test_silent_failures_are_named(cfg):
         ({"reward": 0.0}, "every reward is 0"),
         ({"zero_advantage": 1.0}, "advantage collapse"),
         ({"zero_advantage": 1.0, "reward": 1.0}, "harder questions"),
+        ({"small_contrast": 0.4}, "--no-scale-by-std"),
         ({"logprob_mismatch": 2.0}, "stale adapter"),
     ]:
         (warning,) = vital_signs.silent_failures(fine | change, cfg)

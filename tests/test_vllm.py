@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,6 +123,24 @@ def test_after_every_update_the_new_adapter_is_sampled_from_and_the_base_is_stil
     assert gap(policy, prompts, base, adapter=False) < 1e-4
     grpo.sample(served, prompts, seed=4)
     assert served.engine.handovers == handovers + 1  # nothing has changed: nothing is handed over
+
+
+def test_evaluation_by_vllm_finds_what_transformers_finds(model, tmp_path):
+    import p2o
+
+    found = []
+    for engine in ("hf", "vllm"):
+        out = tmp_path / f"{engine}.json"
+        command = ["eval", "--model", model, "--data", str(ROOT / "tiny" / "ood.jsonl"), "--samples", "0"]
+        assert p2o.main([*command, "--max-response-tokens", "40", "--engine", engine, "--out", str(out)]) == 0
+        found.append(json.loads(out.read_text())["results"])
+    assert found[0] == found[1] and found[0][0]["questions"] > 0
+
+
+def test_the_copy_for_vllm_is_deleted_once_it_is_loaded(model):
+    policy = load(model, load_in_4bit=True, engine="vllm")
+    assert [p.name for p in Path(policy.engine._folder.name).iterdir()] == []
+    assert gap(policy, contexts(policy, 4), grpo.sample(policy, contexts(policy, 4), seed=0)) < 1e-3
 
 
 def test_a_four_bit_policy_is_served_as_its_trainer_sees_it(model, tmp_path):

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -77,6 +78,9 @@ def evaluate(
     max_prompt_tokens: int = 1024,
     max_response_tokens: int = 1024,
     load_in_4bit: bool = False,
+    engine: Literal["hf", "vllm"] = "hf",
+    vllm_memory: float = 0.6,
+    sample_batch: int = 256,
     seed: int = 0,
     threads: int = 1,
     out: str = "",
@@ -94,6 +98,9 @@ def evaluate(
         max_prompt_tokens: Longer questions are left out, with a line.
         max_response_tokens: Longer responses are cut off, and counted.
         load_in_4bit: NF4 with double quantization.
+        engine: Who samples: transformers, or vLLM, which takes minutes where transformers takes hours.
+        vllm_memory: Share of the card for vLLM.
+        sample_batch: Responses sampled at once.
         seed: Of sampling and of the bootstrap.
         threads: CPU threads of torch; 0 leaves it to torch.
         out: Also write the results there, as JSON.
@@ -105,7 +112,8 @@ def evaluate(
         raise UserError(f"--samples {samples} --temperature {temperature}: samples >= 0 and temperature > 0")
     cfg = grpo.PolicyConfig(
         model=model, temperature=temperature, max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens, load_in_4bit=load_in_4bit, threads=threads,
+        max_response_tokens=max_response_tokens, load_in_4bit=load_in_4bit, engine=engine, vllm_memory=vllm_memory,
+        sample_batch=sample_batch, threads=threads,
     )  # fmt: skip
     policy = grpo.load_policy(cfg, adapter=adapter or None)
     results = []

@@ -1,7 +1,9 @@
-"""`python p2o.py fit`: what a run will need of the card's memory, before anything is loaded; and what to lower.
+"""`python p2o.py fit`: what a run will need of the card's memory and how long it will take; and what to lower.
 
-An estimate from the architecture alone. Counts of floats were fitted to measured peaks of small models on a CPU
-(tests/test_fit.py holds them to it); on a card, bench/gpu.py measures.
+Estimates from the architecture alone, before anything is loaded. tests/test_fit.py holds the memory of training to a
+count of every tensor that the real architectures' passes make, and to measured peaks of small models on a CPU. Nothing
+holds the hours to anything but what a card's data sheet says. bench/gpu.py measures both on the card at hand, where
+there may be neither gepa nor tyro: so what needs them is imported where it is used.
 """
 
 from __future__ import annotations
@@ -13,11 +15,23 @@ from pathlib import Path
 import torch
 
 import grpo
-import p2o
 from support.errors import UserError
 
 GIB = 2**30
 CUDA_CONTEXT = 0.6 * GIB  # CUDA itself and the kernels of its libraries; a guess, not measured
+VLLM_ASLEEP = 1.0 * GIB  # what vLLM keeps while it sleeps: CUDA graphs, its libraries' workspaces; a guess as well
+
+# GB/s of memory, and TFLOPS of dense bf16 with float32 sums, as the data sheets say.
+CARDS = {
+    "RTX 3090": (936, 71), "RTX 4090": (1008, 165), "RTX 5090": (1792, 210), "L4": (300, 121), "A10": (600, 125),
+    "A100": (1555, 312), "H100": (3350, 989), "H200": (4800, 989),
+}  # fmt: skip
+# What the hours assume, by experience with such programs in general, not with this one.
+BANDWIDTH_USED, ARITHMETIC_USED = 0.6, 0.35  # shares of the above
+STEP_SECONDS = {"vllm": 0.005, "hf": 0.06}  # of each sampled token on top: launching kernels, Python
+PROMPT_TOKENS, RESPONSE_SHARE = 200, 0.5  # a bare question; a response's mean length, as a share of the longest
+TAUGHT = 0.5  # share of the groups that have any advantage
+HELD_OUT = {"aime24": 30, "aime25": 30, "amc23": 40, "math500": 500, "minerva": 272, "olympiadbench": 674}  # questions
 
 
 @dataclass(frozen=True)
@@ -67,44 +81,87 @@ def estimate(cfg, model: Architecture, card: float, on_gpu: bool = True) -> dict
     `training` is the peak of an update, `sampling` that of a batch of rollouts, both with all that stays loaded.
     """
     linear = model.layers * sum(a * b for a, b in model.linear)
-    embeddings = model.vocabulary * model.hidden * (1 if model.tied else 2)
+    table = model.vocabulary * model.hidden
     width = 2 if on_gpu else 4  # bf16 or float32
-    # NF4: half a byte, one byte of scale per 64 weights, four bytes per 256 scales. What is not quantized becomes
-    # float32 in k-bit preparation, and so do the activations that flow between the layers.
-    nf4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-    parts = {"weights": linear * nf4 + embeddings * 4 if cfg.load_in_4bit else (linear + embeddings) * width}
+    nf4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # half a byte, one byte of scale per 64 weights, four per 256 scales
+    # The head is float32, and so is the embedding that is the same table.
+    parts = {"weights": linear * (nf4 if cfg.load_in_4bit else width) + table * (4 if model.tied else 4 + width)}
     adapter = model.layers * sum(cfg.lora_rank * (a + b) for a, b in model.linear)
     parts["adapter"], parts["gradients"], parts["optimizer"] = adapter * 4, adapter * 4, adapter * 8  # float32, AdamW
 
     sequence = cfg.max_prompt_tokens + cfg.max_response_tokens
     tokens = max(cfg.micro_batch_tokens, sequence)  # a sequence above the limit goes alone
-    attention, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    # Floats per token that one layer keeps for its backward pass, as measured; a bf16 model keeps the adapters' inputs
-    # in float32 besides, so 4 bytes are right within a few percent for both.
-    layer = 4 * model.hidden + 4 * model.intermediate + 3 * attention + 3 * kv + 7 * cfg.lora_rank
-    kept = model.hidden if cfg.gradient_checkpointing else layer
-    parts["activations kept"] = 4 * tokens * model.layers * kept
+    layer, passing = layer_bytes(cfg, model, width)
+    kept = width * model.hidden if cfg.gradient_checkpointing else layer
+    parts["activations kept"] = tokens * model.layers * kept
     # Then either one layer is computed again and differentiated, or the head is.
     recomputed = layer if cfg.gradient_checkpointing else 0
-    parts["one layer's backward"] = 4 * tokens * (recomputed + 2 * model.intermediate)
+    parts["one layer's backward"] = tokens * (recomputed + passing)
     parts["logits"] = 4 * 4 * min(grpo.LOGIT_CHUNK, tokens * model.vocabulary)  # four float32 copies of a chunk
 
     loaded = parts["weights"] + parts["adapter"] + parts["optimizer"] + (CUDA_CONTEXT if on_gpu else 0)
-    passing = parts["activations kept"] + max(parts["one layer's backward"], parts["logits"])
-    parts["training"] = loaded + parts["gradients"] + passing
-    cache_width = 4 if cfg.load_in_4bit and cfg.engine == "hf" else width
-    per_token = 2 * model.layers * kv * cache_width
+    update = parts["activations kept"] + max(parts["one layer's backward"], parts["logits"])
+    asleep = VLLM_ASLEEP if cfg.engine == "vllm" else 0
+    parts["training"] = loaded + parts["gradients"] + update + asleep
+    per_token = 2 * model.layers * model.kv_heads * model.head_dim * width
     if cfg.engine == "vllm":
         share = cfg.vllm_memory * card
-        room = share - (linear + embeddings) * width - GIB  # beside the weights, about 1 GiB of vLLM's own
-        parts["KV cache"] = max(0.0, room)
-        parts["KV cache, one sequence"] = per_token * sequence
-        parts["sampling"] = loaded + share
+        # Beside the weights, about 1 GiB of vLLM's own for a step's activations.
+        parts["KV cache"] = max(0.0, share - (linear + table * (1 if model.tied else 2)) * width - GIB)
+        parts["KV cache, longest sequence"] = per_token * cfg.longest_sequence
+        parts["sampling"] = loaded + share + asleep
     else:
         # The head sees the last position only, but of every sequence: three float32 rows of logits each.
         parts["KV cache"] = per_token * sequence * cfg.sample_batch
         parts["sampling"] = loaded + parts["KV cache"] + 12 * cfg.sample_batch * model.vocabulary
     return parts
+
+
+def layer_bytes(cfg, model: Architecture, width: int) -> tuple[int, int]:
+    """Bytes per token that one layer keeps for its backward pass, and that its backward pass adds for a moment.
+
+    As counted, with the adapters' inputs. In bf16 every linear map keeps 2 bytes a number and every norm 4.
+    """
+    h, i, r = model.hidden, model.intermediate, cfg.lora_rank
+    attention, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    if width == 2:
+        return 12 * h + 8 * i + 12 * attention + 14 * kv + 14 * r, 22 * h
+    return 4 * (4 * h + 4 * i + 3 * attention + 3 * kv + 7 * r), 8 * i
+
+
+def responses_of(cfg) -> dict[str, float]:
+    """How many responses a run samples, by what for."""
+    import gepa_loop
+    from support.data import PAPER_SIZES, label
+
+    file, budget = Path(cfg.train_data), cfg.gepa_budget
+    known = len(file.read_text(encoding="utf-8").splitlines()) if file.suffix == ".jsonl" else PAPER_SIZES[0]
+    calls = gepa_loop.metric_call_budget(budget, cfg.gepa_dev_size) if budget in gepa_loop.BUDGETS else int(budget)
+    return {
+        "sampling": cfg.epochs * (cfg.train_questions or known) * cfg.group_size,
+        "evolution": (cfg.epochs - 1) * calls if cfg.method == "p2o" else 0,
+        "evaluation": (cfg.epochs + 1) * sum(HELD_OUT.get(label(name), 200) for name in cfg.eval_data),
+    }
+
+
+def hours(cfg, model: Architecture, speed: tuple[float, float], room: float) -> dict[str, float]:
+    """Hours of a run by part; `speed`: a card of CARDS; `room`: bytes of KV cache. An estimate, and a coarse one."""
+    bandwidth, arithmetic = speed[0] * 1e9 * BANDWIDTH_USED, speed[1] * 1e12 * ARITHMETIC_USED
+    weights = model.layers * sum(a * b for a, b in model.linear) + model.vocabulary * model.hidden
+    response = RESPONSE_SHARE * cfg.max_response_tokens
+    responses = responses_of(cfg)
+    # Sampling reads the weights once for each token of all sequences together, and each one's keys and values.
+    kv = 4 * model.layers * model.kv_heads * model.head_dim * (PROMPT_TOKENS + response)  # of one sequence, in bf16
+    together = max(1.0, min(cfg.sample_batch, room / kv))
+    step = (2 * weights + together * kv) / bandwidth + STEP_SECONDS[cfg.engine]
+    seconds = {name: count * response * step / together for name, count in responses.items()}
+    # A pass forward takes two operations for each weight and token, and so does the one backward: to the activations
+    # alone, since the weights are frozen. Checkpointing goes forward twice.
+    trained = TAUGHT * responses["sampling"] * (PROMPT_TOKENS + response)
+    later = 1 - cfg.questions_per_update / cfg.questions_per_batch  # scored first; in the first update nothing is
+    seconds["scoring"] = 2 * later * trained * weights / arithmetic
+    seconds["update"] = (6 if cfg.gradient_checkpointing else 4) * trained * weights / arithmetic
+    return {name: value / 3600 for name, value in seconds.items()}
 
 
 def advice(cfg, parts: dict[str, float], card: float) -> list[str]:
@@ -123,8 +180,9 @@ def advice(cfg, parts: dict[str, float], card: float) -> list[str]:
         (over > 0 and vllm, f"sampling: --vllm-memory {max(0.1, cfg.vllm_memory - over / card - 0.01):.2f}"),
         (over > 0 and not vllm, f"sampling: --sample-batch {fitting_batch(cfg, parts, over)}"),
         (
-            vllm and parts["KV cache"] < parts["KV cache, one sequence"],
-            "sampling: --max-response-tokens, or raise --vllm-memory: vLLM has no room for one whole sequence",
+            vllm and parts["KV cache"] < parts["KV cache, longest sequence"],
+            "sampling: --reflection-quote or --max-response-tokens, or raise --vllm-memory: vLLM has no room for the "
+            f"longest sequence of {cfg.longest_sequence} tokens",
         ),
     ]
     return [hint for applies, hint in rules if applies]
@@ -136,16 +194,42 @@ def fitting_batch(cfg, parts: dict[str, float], over: float) -> int:
 
 def main(argv: list[str]) -> None:
     """`p2o.py fit`: a run's options, and `--card-gb 16` for another card than the one at hand (24 if there is none)."""
-    card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 24 * GIB
+    card = None
     if "--card-gb" in argv[:-1]:
         i = argv.index("--card-gb")
         card, argv = float(argv[i + 1]) * GIB, argv[:i] + argv[i + 2 :]
-    cfg = p2o.parse_config(argv)
-    parts = estimate(cfg, architecture(cfg.model), card)
+    import p2o
+
+    say(p2o.parse_config(argv), card)
+
+
+def say(cfg, card: float | None = None) -> None:
+    """So many GiB, so many hours, and what to lower."""
+    present = torch.cuda.is_available()
+    card = card or (torch.cuda.get_device_properties(0).total_memory if present else 24 * GIB)
+    model = architecture(cfg.model)
+    parts = estimate(cfg, model, card)
     print(f"{cfg.model}, estimated for a card of {card / GIB:.1f} GiB (GiB):")
     for name, value in parts.items():
         peak = name in ("training", "sampling")
         verdict = ("fits" if value <= card else "DOES NOT FIT") if peak else ""
-        print(f"{name + ' peak' if peak else '  ' + name:26} {value / GIB:6.2f}  {verdict}".rstrip())
+        print(f"{name + ' peak' if peak else '  ' + name:30} {value / GIB:6.2f}  {verdict}".rstrip())
     for hint in advice(cfg, parts, card):
         print(f"lower {hint}")
+    name = torch.cuda.get_device_name() if present else ""
+    known = [key for key in CARDS if key in name] or ["RTX 4090"]
+    by_card = {key: hours(cfg, model, speed, parts["KV cache"]) for key, speed in CARDS.items()}
+    totals = {key: sum(by_part.values()) for key, by_part in by_card.items()}
+    told = ", ".join(f"{part} {value:.1f}" for part, value in by_card[known[-1]].items())
+    print(f"estimated hours on an {known[-1]}: {totals[known[-1]]:.1f} ({told})")
+    print("  with as much memory on: " + ", ".join(f"{key} {total:.0f}" for key, total in totals.items()))
+    if totals[known[-1]] > 24:
+        print("lower --train-questions, --epochs or --max-response-tokens to end within a day")
+
+
+def foretell(cfg) -> None:
+    """`say`, before a run. Of an architecture that it does not know it says only that: the run goes on."""
+    try:
+        say(cfg)
+    except UserError as error:
+        print(f"no estimate: {error}")

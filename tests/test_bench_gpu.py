@@ -1,0 +1,68 @@
+"""bench/gpu.py without a card: it runs where most is missing, and says what it leaves out."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+# A module that is None in sys.modules cannot be imported or found, as if it were not installed.
+RUN = """
+import runpy, sys
+for name in {missing}:
+    sys.modules[name] = None
+sys.argv = ["bench/gpu.py", "--smoke", *{arguments}]
+runpy.run_path("bench/gpu.py", run_name="__main__")
+"""
+BEYOND_BARE = ("tyro", "gepa", "vllm", "bitsandbytes", "trl", "datasets", "math_verify", "pyarrow", "matplotlib")
+
+
+def smoke(tmp_path, missing, *arguments):
+    out = tmp_path / "gpu.json"
+    code = RUN.format(missing=missing, arguments=[*arguments, "--out", str(out)])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text())
+
+
+def test_on_a_bare_machine_it_measures_what_it_can_and_names_what_is_missing(tmp_path):
+    found = smoke(tmp_path, BEYOND_BARE)
+    assert [name for name, r in found.items() if isinstance(r, dict) and r.get("verdict") == "good"] == [
+        "kernels", "gradient", "speed",
+    ]  # fmt: skip
+    assert "flash" in str(found["kernels"]["update"]) and found["gradient"]["cosine"] > 0.99
+    assert set(found["speed"]["minutes_per_batch"]) == {"sampling", "scoring", "update", "all"}
+    assert found["memory"]["why"] == "a card missing" and "gepa" in found["tiny_world"]["why"]
+    assert "trl" in found["beside_trl"]["why"] and "vllm and bitsandbytes" in found["vllm"]["why"]
+    assert found["versions"]["torch"] and found["card"] == "none"
+
+
+def test_where_the_rest_is_there_it_measures_four_bits_and_a_killed_and_resumed_run(tmp_path):
+    found = smoke(tmp_path, (), "--only", "gradient", "tiny_world")
+    assert found["gradient"]["nf4"] and found["gradient"]["verdict"] == "good"
+    assert found["tiny_world"]["killed"] and found["tiny_world"]["verdict"] == "good"
+
+
+def test_a_measurement_in_a_process_of_its_own_gives_the_same_figures(tmp_path):
+    """As on a card; also one whose process dies."""
+    from bench import gpu
+
+    shape = dataclasses.replace(gpu.fit.KNOWN["Qwen/Qwen3-0.6B"], layers=1, hidden=64, intermediate=64, vocabulary=2000)
+    setup = gpu.Setup(shape, gpu.random_model(shape, tmp_path / "model"), 8, 32, True)
+    one, other = gpu.alone(gpu.kernels, setup), gpu.judged(gpu.kernels, setup)
+    assert one["verdict"] == "good" and one["update"] == other["update"]
+    assert gpu.alone(lambda setup: None, setup)["why"] == "ended with 1"  # a process that knows no such measurement
+
+
+@pytest.mark.parametrize("figure, verdict", [(0.5, "NOT GOOD"), (2.0, "good")])
+def test_a_bad_figure_is_judged_and_an_error_in_one_measurement_is_kept_from_the_others(figure, verdict):
+    from bench import gpu
+
+    assert gpu.judged(lambda setup: ({"figure": figure}, figure > 1), None)["verdict"] == verdict
+
+    def broken(setup):
+        raise RuntimeError("no such kernel")
+
+    assert gpu.judged(broken, None)["why"] == "RuntimeError: no such kernel"

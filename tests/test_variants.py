@@ -1,0 +1,503 @@
+"""variants/: every method against its paper's formula, worked by hand or by another's code, and in a run."""
+
+import dataclasses
+import doctest
+import importlib
+import itertools
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import gepa_loop
+import grpo
+import p2o
+import verify
+from p2o import Config
+from studies import areas, make_worlds
+from support.data import Question, load_questions
+from support.errors import UserError
+from support.seams import SEAMS, check, filled
+from tiny.problems import FAMILIES
+from tools import study
+from variants import advantage, example, gps, keep, loss, ratio, reward, select, table
+from variants.example import advantaged, asked, rewarded
+from variants.rivals import given
+
+TRL = json.loads((ROOT / "tests" / "data" / "trl_losses.json").read_text())
+NAMES = {
+    "select": ["greso", "mopps", "gps", "unsolved", "unlockable"],
+    "advantage": ["rloo", "reinforce_pp", "overlong", "pass_at_k", "lead", "seed_grpo", "dra_grpo", "t_spmo", "s_grpo",
+                  "disco", "successes", "spectral"],
+    "keep": ["informative", "cppo", "positives", "trained_part", "luffy"],
+    "ratio": ["gspo", "sampler"],
+    "loss": ["cispo", "gmpo", "reinforce"],
+}  # fmt: skip
+ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
+
+
+@pytest.mark.parametrize("module", [advantage, example, gps, keep, loss, ratio, reward, select, table, given, areas])
+def test_the_worked_examples_are_right(module):
+    makers = {f.__name__: f for f in (rewarded, advantaged, asked)}
+    result = doctest.testmod(module, extraglobs=makers)
+    assert result.failed == 0 and result.attempted > 0
+
+
+# ------------------------------------------------------------------------------------------------- ratios and losses
+
+
+def ours(name, **settings):
+    """(loss, gradient) of TRL's batch under our options."""
+    logprobs = torch.tensor(TRL["logprobs"], requires_grad=True)
+    old, mask, advantages = (torch.tensor(TRL[key]) for key in ("old_logprobs", "mask", "advantages"))
+    cfg = Config(dual_clip=1e6, **settings)
+    value, _ = grpo.policy_loss(
+        logprobs, old, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip,
+        aggregation=cfg.aggregation, whole=(4, int(mask.sum()), 10),
+        ratio=filled("ratio", cfg, grpo.importance_ratio), loss=filled("loss", cfg, grpo.surrogate),
+    )  # fmt: skip
+    value.backward()
+    return value.item(), logprobs.grad
+
+
+EQUAL = {"aggregation": "seq-mean-token-mean"}
+
+
+@pytest.mark.parametrize(
+    "name, settings, factor",
+    [
+        ("grpo", EQUAL, 1),
+        ("dapo", {"clip_high": 0.28}, 1),
+        ("dr_grpo", {"aggregation": "seq-mean-token-sum-norm"}, 4),  # TRL divides by the number of rollouts, too
+        ("gspo", EQUAL | {"ratio": "gspo", "clip_low": 0.02, "clip_high": 0.02}, 1),
+        ("cispo", {"loss": "cispo"}, 1),
+        ("gmpo", EQUAL | {"loss": "gmpo", "clip_low": 0.4, "clip_high": 0.4}, 1),
+    ],
+)
+def test_losses_and_gradients_are_those_of_trl(name, settings, factor):
+    value, gradient = ours(name, **settings)
+    expected = torch.tensor(TRL["cases"][name]["gradient"]) * factor
+    assert value == pytest.approx(TRL["cases"][name]["loss"] * factor, abs=1e-5)
+    assert torch.allclose(gradient * torch.tensor(TRL["mask"]), expected, atol=1e-5)
+
+
+def test_disco_is_the_gradient_of_its_objective():
+    """On-policy, A log pi with DisCO's A has the gradient of mean s_right - log mean exp s_wrong."""
+    s = torch.tensor([-1.0, -2.0, -0.5, -3.0], requires_grad=True)
+    (s[:2].mean() - s[2:].exp().mean().log()).backward()
+    group = rewarded(1, 1, 0, 0, logprobs=s.tolist())
+    assert advantage.disco(group) == pytest.approx(s.grad.tolist(), abs=1e-6)
+
+
+def test_the_samplers_ratio_is_the_products_of_both_ratios():
+    new, old, templated = torch.rand(3, 2, 4).log()
+    expected = (new - old).exp() * (old - templated).exp()
+    found = ratio.sampler(new, old, torch.ones(2, 4), sampled_logprobs=templated).exp()
+    assert torch.allclose(found, expected, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------- advantages
+
+
+def test_rloo_is_grpo_without_the_scale():
+    group = rewarded(1, 0, 0, 1, 0)
+    centred = grpo.group_advantages(torch.tensor([r.reward for r in group]), 5, scale_by_std=False)
+    assert advantage.rloo(group) == pytest.approx((centred * 5 / 4).tolist())
+
+
+def test_the_overlong_penalty_is_that_of_trl():
+    known = TRL["overlong"]
+    group = rewarded(*[1] * 5, lengths=known["lengths"])
+    shaped = [1 + penalty for penalty in known["penalties"]]
+    expected = [(x - statistics.mean(shaped)) / statistics.stdev(shaped) for x in shaped]
+    assert advantage.overlong(group, max_response_tokens=40) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("rewards, k", [((1, 0, 0, 0, 0, 0), 3), ((1, 1, 0, 1, 0, 0), 2), ((1, 1, 1, 1, 1, 0), 4)])
+def test_pass_at_k_is_the_mean_over_all_subsets(rewards, k):
+    subsets = list(itertools.combinations(range(6), k))
+    earned = {s: max(rewards[i] for i in s) for s in subsets}
+    mean, std = statistics.mean(earned.values()), statistics.pstdev(earned.values())
+    expected = [statistics.mean((earned[s] - mean) / (std + 1e-6) for s in subsets if i in s) for i in range(6)]
+    assert advantage.pass_at_k(rewarded(*rewards), k=k) == pytest.approx(expected, abs=1e-5)
+
+
+def test_lead_prefers_the_shorter_right_answer_by_the_papers_amount():
+    """Lengths 2 and 4 are z = -1 and 1: rewards exp(0.05), exp(-0.05), -1, -1, and half are right."""
+    shaped = [1.0512711, 0.9512294, -1.0, -1.0]
+    weight = 0.4 + 1.1 / (1 + 0.0820850)  # exp(10 (0.5 - 0.75))
+    expected = [weight * (x - statistics.mean(shaped)) / statistics.stdev(shaped) for x in shaped]
+    assert advantage.lead(rewarded(1, 1, 0, 0, lengths=(2, 4, 3, 3))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_seed_grpo_leaves_a_group_alone_that_agrees():
+    agreed = rewarded(1, 1, 1, 0, texts=[r"\boxed{1}"] * 4)
+    assert advantage.seed_grpo(agreed) == pytest.approx(advantage.scaled(torch.tensor([1.0, 1.0, 1.0, 0.0])))
+    split = rewarded(1, 1, 0, 0, texts=[r"\boxed{1}"] * 2 + [r"\boxed{2}"] * 2)  # entropy log 2 of at most log 4
+    assert advantage.seed_grpo(split)[0] == pytest.approx(0.75 * 0.8660254, abs=1e-5)
+
+
+def test_token_advantages_add_up_to_what_the_response_earned():
+    group = rewarded(1, 0, 0, 1, ids=([7, 8, 1], [7, 9], [5], [7, 8]))
+    for r, row in zip(group, advantage.t_spmo(group), strict=True):
+        others = [o for o in group if o.response_ids[: len(r.response_ids)] == r.response_ids]
+        assert sum(row) == pytest.approx(statistics.mean(o.reward for o in others) - 0.5)
+
+
+def test_s_grpo_trains_a_subset_that_a_resumed_run_draws_again():
+    group = rewarded(1, 0, lengths=(40, 40))
+    rows = advantage.s_grpo(group)
+    assert rows == advantage.s_grpo(group)
+    for row, whole in zip(rows, advantage.scaled(torch.tensor([1.0, 0.0])), strict=True):
+        assert all(a == whole for a in row[:5]) and row.count(whole) == 15 and row.count(0.0) == 25
+
+
+def test_spectral_leaves_groups_with_a_success_to_the_verifier():
+    question = Question("q", "Add these digits: 7, 9, 8.", "24")
+    texts = [r"7; 16; 24. \boxed{24}", r"7; 16. \boxed{16}", r"1. \boxed{1}"]
+    mixed = advantage.spectral(rewarded(1, 0, 0, texts=texts), questions=[question])
+    assert mixed == advantage.scaled(torch.tensor([1.0, 0.0, 0.0]))
+    failed = advantage.spectral(rewarded(0, 0, texts=texts[1:]), questions=[question])  # 2 of 3 steps, and none
+    assert failed == pytest.approx([0.7071, -0.7071], abs=1e-3)
+
+
+def test_what_the_rivals_are_given_is_right():
+    for question in load_questions(str(ROOT / "tiny" / "train.jsonl")):
+        text = given.demonstration(question)
+        assert verify.grade(text, question.reference).reward == 1
+        assert given.right_steps(question, text) == pytest.approx(1 - 1 / (len(given.states_of(question)) + 1))
+
+
+# ------------------------------------------------------------------------------------------------------ what is kept
+
+
+def gradient_of(policy, rollouts, **settings):
+    """The adapter's gradient, and the bytes that the passes kept for backward."""
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    cfg = Config(aggregation="seq-mean-token-sum", **settings)
+    policy.model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = grpo.loss_of(policy, rollouts, cfg, (len(rollouts), 1, 40))
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in policy.trainable]), sum(kept.values())
+
+
+def test_a_token_subset_saves_its_passes_and_keeps_its_gradient(fresh_policy):
+    """What makes S-GRPO memory-constrained: the same gradient from less than half of what backward has to keep."""
+    context = grpo.chat_ids(fresh_policy, "Add these digits: 7, 9.")
+    group = rewarded(1, 0, 0, 1, ids=[range(20 + i, 60 + i) for i in range(4)])
+    rows = advantage.s_grpo(group, first=5, share=0.0)
+    for r, row in zip(group, rows, strict=True):
+        r.sampled_context = r.trained_context = context
+        r.advantage = row
+    whole, all_bytes = gradient_of(fresh_policy, group)
+    part, few_bytes = gradient_of(fresh_policy, keep.trained_part(group))
+    assert (part - whole).norm() < 1e-5 * whole.norm()
+    assert few_bytes < 0.5 * all_bytes
+
+
+def test_a_demonstration_takes_the_last_place_and_is_weighed_by_the_papers_shape(fresh_policy):
+    question = load_questions(str(ROOT / "tiny" / "train.jsonl"))[0]
+    context = grpo.chat_ids(fresh_policy, question.text)
+    group = [dataclasses.replace(r, sampled_context=context, trained_context=context)
+             for r in rewarded(0, 0, 0, question=question.id)]  # fmt: skip
+    mixed = keep.luffy(group, policy=fresh_policy, questions=[question])
+    assert [r.reward for r in mixed] == [0, 0, 1] and mixed[2].response_ids[-1] in fresh_policy.stop_ids
+    assert [r.advantage for r in mixed] == pytest.approx([-0.57735, -0.57735, 1.154699], abs=1e-5)
+    decoded = fresh_policy.tokenizer.decode(mixed[2].response_ids, skip_special_tokens=True)
+    assert verify.grade(decoded, question.reference).reward == 1
+    shown = torch.tensor([[0.5, 0.01]]).log().requires_grad_(True)
+    loss.luffy(shown, torch.ones(1, 2), logprobs=shown, clip_low=0.2, clip_high=0.2, dual_clip=3.0).sum().backward()
+    by_hand = [-0.5 * 0.1 / 0.6**2, -0.01 * 0.1 / 0.11**2]  # -d/dlog pi of pi / (pi + 0.1)
+    assert shown.grad[0].tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_keep_takes_list_advantages():
+    group = advantaged([0.0, -2.0], [0.5, 0.5], [0.0, 0.0], [0.1, 0.0], length=2)
+    assert [r.advantage[1] for r in keep.cppo(group)] == [-2.0, 0.5]
+    assert len(keep.positives(group)) == 2 and len(keep.informative(group)) == 4
+
+
+# --------------------------------------------------------------------------------------------------------- selection
+
+HISTORY = {"all": [1.0] * 4, "none": [0.0] * 4, "some": [0.5], "once": [1.0]}
+
+
+def drawn(selector, draws=2000, count=1, **at_hand):
+    """How often each question is in the batch."""
+    order, rng = asked(*HISTORY), random.Random(0)
+    shuffled = [rng.sample(order, len(order)) for _ in range(draws)]
+    batches = [selector(questions, HISTORY, count, rng, **at_hand) for questions in shuffled]
+    return {q.id: sum(q in batch for batch in batches) / draws for q in order}
+
+
+def test_greso_draws_by_half_to_the_power_of_dull_groups():
+    shares = drawn(select.greso, count=4)
+    assert all(share == 1 for share in shares.values())  # a batch is always filled up
+    first = drawn(select.greso)
+    assert first["all"] == pytest.approx(first["none"], abs=0.03) and first["some"] > first["once"] > 5 * first["all"]
+
+
+def test_mopps_believes_the_beta_posterior_of_the_paper():
+    """After [1.0] with G = 6: Beta(1 + 6, 1). How near one half it is drawn decides."""
+
+    class Fixed(random.Random):
+        def betavariate(self, a, b):
+            seen.append((a, b))
+            return 0.5
+
+    seen = []
+    select.mopps(asked("once", "new"), {"once": [1.0], "new": []}, 1, Fixed(0), group_size=6)
+    select.mopps(asked("twice"), {"twice": [1.0, 0.5]}, 1, Fixed(0), group_size=6)
+    assert seen == [(7.0, 1.0), (1.0, 1.0), (0.5 * 7 + 0.5 + 3, 0.5 * 1 + 0.5 + 3)]
+
+
+def test_only_what_is_solved_is_skipped():
+    shares = drawn(select.unsolved, count=4)
+    assert shares["none"] == shares["some"] == 1
+    assert shares["once"] == pytest.approx(0.5, abs=0.04) and shares["all"] < 0.1
+
+
+def test_a_question_that_no_template_solved_twice_is_retired():
+    templated = {"none": [0.5, 0.0, 0.0], "some": [0.0, 0.0], "once": [0.0, 0.5]}
+    shares = drawn(select.unlockable, count=4, templated=templated)
+    assert shares["none"] < 0.01 and shares["some"] == 1  # that one was solved bare, once
+
+
+def test_gps_knows_questions_it_never_tried_by_those_like_them(tiny_policy):
+    """A family's rates say what its other questions will do: the hidden state knows the family."""
+    questions = load_questions(str(ROOT / "tiny" / "train.jsonl"))
+    easy = torch.tensor([float(len(q.text.split(",")) == 2) for q in questions]).double()
+    tried = list(range(0, len(questions), 3))  # families come in fours, so some of each
+    mean, covariance = gps.predict(
+        gps.features(tiny_policy, questions), tried, easy[tried], torch.full((len(tried),), 0.04).double()
+    )
+    new = [i for i in range(len(questions)) if i % 3]
+    assert (mean[new] - easy[new]).square().mean() < 0.25 * easy.var()
+    assert (covariance.diag()[tried] < 0.05).all()
+
+
+def test_gps_selects_the_half_solved_and_then_their_opposites(tiny_policy):
+    questions = load_questions(str(ROOT / "tiny" / "train.jsonl"))[:12]
+    assert gps.gps(questions, {}, 4, random.Random(0), policy=tiny_policy, group_size=6) == questions[:4]
+    history = {q.id: [0.0] for q in questions} | {questions[7].id: [0.5]}
+    chosen = gps.gps(questions, history, 4, random.Random(0), policy=tiny_policy, group_size=600)
+    assert chosen[0] == questions[7] and len(set(q.id for q in chosen)) == 4
+
+
+def test_samples_are_allocated_to_solve_the_most_in_expectation():
+    p, budget = [0.9, 0.5, 0.2], 7
+    best = max(
+        (n for n in itertools.product(range(budget + 1), repeat=3) if sum(n) == budget),
+        key=lambda n: sum(1 - (1 - x) ** k for x, k in zip(p, n, strict=True)),
+    )
+    assert tuple(gps.allocate(torch.tensor(p), budget)) == best
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Two epochs in a second: four hard questions and four easy ones, hot enough for contrast without templates."""
+    rows = [json.loads(line) for line in (ROOT / "tiny" / "train.jsonl").read_text().splitlines()]
+    rows = rows[:4] + rows[-4:]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evolved = lambda policy, hard, cfg, epoch, run: {q.id: [ALL_HINTS] * cfg.group_size for q in hard}  # noqa: E731
+    monkeypatch.setattr(p2o, "evolve_templates", evolved)  # what it finds is tested elsewhere
+    (tmp_path / "one.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    files = {"train_data": str(tmp_path / "few.jsonl"), "eval_data": (str(tmp_path / "one.jsonl"),)}
+    return Config(
+        **files, runs=str(tmp_path / "runs"), name="run", epochs=2, questions_per_batch=4,
+        questions_per_update=2, group_size=4, hard_set_min=4, temperature=2.2, learning_rate=1e-5,
+    )  # fmt: skip
+
+
+def settings_for(seam, name):
+    """The option, and what it needs beside it."""
+    function = getattr(importlib.import_module(f"variants.{seam}"), name)
+    beside = dict(getattr(function, "needs", {}))
+    if name == "trained_part":
+        beside["advantage"] = "t_spmo"
+    if "loss" in beside and name == "disco":
+        beside |= {"loss": "disco"}
+    return {seam: name} | beside
+
+
+@pytest.mark.parametrize("method", ["grpo", "p2o"])
+@pytest.mark.parametrize("seam, name", [(seam, name) for seam, names in NAMES.items() for name in names])
+def test_every_variant_trains_under_both_methods(small, seam, name, method):
+    cfg = dataclasses.replace(small, method=method, **settings_for(seam, name))
+    p2o.train(cfg)
+    lines = [json.loads(line) for line in (cfg.folder / "metrics.jsonl").read_text().splitlines()]
+    updates, epochs = ([line for line in lines if line["kind"] == kind] for kind in ("update", "epoch"))
+    assert any(update["grad_norm"] > 0 for update in updates) and not any(update["skipped"] for update in updates)
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1, 2]
+    assert (epochs[2]["templated"] > 0) == (method == "p2o")
+
+
+def test_the_list_of_variants_is_whole():
+    for seam in NAMES:
+        module = importlib.import_module(f"variants.{seam}")
+        public = {name for name in getattr(module, "__all__", vars(module)) if callable(getattr(module, name))}
+        own = {n for n in public if n == "gps" or getattr(module, n).__module__ == module.__name__}
+        helpers = {"rewards_of", "scaled", "strength", "in_a_row", "Tensor"}
+        partners = {"sdpo", "disco", "luffy"} - set(NAMES[seam])  # run by the advantage, the keep or the diff they need
+        assert own - helpers - partners == set(NAMES[seam])
+
+
+@pytest.mark.parametrize("name", ["greso", "mopps", "gps", "unlockable"])
+def test_a_selection_by_history_resumes_to_the_same_run(small, name, monkeypatch):
+    def run(folder, stop_after=None):
+        cfg = dataclasses.replace(small, select=name, name=folder, questions_per_batch=3)
+        if stop_after is not None:
+            real, done = grpo.update_policy, iter(range(100))
+
+            def stopping(*args):
+                if next(done) == stop_after:
+                    raise KeyboardInterrupt
+                return real(*args)
+
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(grpo, "update_policy", stopping)
+                p2o.train(cfg)
+            cfg = dataclasses.replace(cfg, resume=True)
+        p2o.train(cfg)
+        return (cfg.folder / "metrics.jsonl").read_text()
+
+    assert run("whole") == run("stopped", stop_after=7)
+
+
+# ------------------------------------------------------------------------------------------ what does not go together
+
+
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        ({"ratio": "gspo"}, "--ratio gspo needs --aggregation seq-mean-token-mean"),
+        ({"ratio": "sampler"}, "--ratio sampler needs --no-ratio-mask"),
+        ({"loss": "disco"}, "--loss disco needs --advantage disco"),
+        ({"advantage": "disco", "loss": "disco"}, "--advantage disco needs --aggregation seq-mean-token-mean"),
+        ({"keep": "luffy"}, "--keep luffy needs --loss luffy"),
+        ({"keep": "trained_part", "ratio": "gspo", "aggregation": "seq-mean-token-mean"}, "needs no --ratio beside it"),
+        ({"advantage": "successes"}, "--advantage successes needs --loss reinforce"),
+    ],
+)
+def test_a_variant_is_refused_in_one_line_without_what_it_needs(settings, complaint):
+    with pytest.raises(UserError, match=complaint):
+        check(Config(**settings))
+
+
+def test_every_seam_has_a_file():
+    assert all((ROOT / "variants" / f"{seam}.py").is_file() for seam in SEAMS)
+
+
+# --------------------------------------------------------------------------------------- the table, studies, the diff
+
+
+def test_shaped_rewards_are_seen_in_the_metrics(small, tmp_path):
+    (tmp_path / "price.py").write_text("def price(response, question):\n    return -0.01 * len(response), ''\n")
+    p2o.train(dataclasses.replace(small, reward=f"{tmp_path / 'price.py'}:price", epochs=1, hard_set_min=8))
+    warned = (small.folder / "metrics.jsonl").read_text()
+    assert "differ by less than 0.5" in warned
+
+
+def test_the_table_is_up_to_date():
+    page = (ROOT / "variants" / "README.md").read_text(encoding="utf-8")
+    assert page.endswith(f"{table.MARK}\n{table.table()}"), "python -m variants.table writes it anew"
+
+
+def test_a_variant_is_at_most_ten_lines_and_says_what_it_changes():
+    assert len(table.variants()) >= 30
+    for seam, function in table.variants():
+        method, change = table.described(function)
+        assert method and change and table.code_lines(function) <= 10, f"{seam} {function.__name__}"
+
+
+def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    runs = [{"accuracy": {"hard": 0.5}}, {"accuracy": {"hard": 1.0}}]
+    (tmp_path / "results" / "some.json").write_text(
+        json.dumps({"results": {"P2O, --advantage rloo": runs, "P2O": runs}})
+    )
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    assert table.measured("`--advantage rloo`") == "P2O 0.75 (some)"
+    assert table.measured("`--advantage lead`") == "not yet measured"
+
+
+@pytest.mark.parametrize("name", ["advantages", "selection", "rivals"])
+def test_a_study_names_options_that_there_are(name):
+    _, variants = study.read_study(ROOT / "studies" / f"{name}.toml")
+    for options in variants.values():
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        of_the_diff = options.pop("sample_bare", None)
+        cfg = Config(**options)
+        assert of_the_diff is None or cfg.advantage == "sdpo"
+        check(cfg)
+
+
+def test_the_worlds_of_the_studies_are_what_they_say():
+    rows, held_out = make_worlds.selection(random.Random(0), set())
+    kinds = [row["kind"] for row in rows]
+    assert [kinds.count(kind) for kind in ("solved", "impossible", "between")] == [48, 48, 48] and len(held_out) == 100
+    between = [row for row in rows if row["kind"] == "between"]
+    for row in between:
+        states = given.states_of(Question("q", row["question"], row["answer"]))
+        family = next(name for name, f in FAMILIES.items() if row["question"].startswith(f.ask))
+        assert states.index(row["answer"]) + 1 == make_worlds.DEPTHS[family] and states.count(row["answer"]) == 1
+    assert len({make_worlds.DEPTHS[name] for name in FAMILIES}) == 4
+
+
+def test_areas_are_compared_seed_by_seed():
+    def runs(*heights):
+        points = [[(0, 0.0), (100, height), (200, height)] for height in heights]
+        return [{"seed": seed, "curve": [{"rollouts": x, "accuracy": {"hard": y}} for x, y in curve]}
+                for seed, curve in enumerate(points)]  # fmt: skip
+
+    shown = areas.table({"P2O": runs(0.4, 0.8), "better by 0.1": runs(0.5, 0.9), "of no seed": []}, "hard")
+    assert "| P2O | 0.450 |  | 2 |" in shown and "| better by 0.1 | 0.525 | +0.075 ± 0.000 | 2 |" in shown
+
+
+def test_a_pattern_is_a_task_that_hints_solve(tiny_policy):
+    rows, _ = make_worlds.pattern(random.Random(0), set())
+    questions = [Question(row["id"], row["question"], row["answer"], row=row) for row in rows[:12]]
+    judge, rewards = verify.judge_of("pattern"), {}
+    for hints in ("", ALL_HINTS):
+        asked_for = [gepa_loop.apply_template(hints, q.text) for q in questions]
+        texts = [s.text for s in grpo.respond(tiny_policy, asked_for, seed=None)]
+        verdicts = judge(texts, questions, [False] * 12)
+        rewards[hints] = statistics.mean(v.reward for v in verdicts)
+        assert all(("right" if v.reward else make_worlds.FIVE_STATES) in v.feedback for v in verdicts)
+    assert rewards[""] < 0.1 and rewards[ALL_HINTS] > 0.9
+
+
+def test_sdpo_applies_samples_bare_and_lets_the_templated_self_score(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("runs", ".git", "notebooks", "results"))
+    diff = ROOT / "variants" / "rivals" / "sdpo.diff"
+    subprocess.run(["git", "apply", str(diff)], cwd=tmp_path / "copy", check=True)
+    script = f"""
+import p2o, grpo
+from support.data import load_questions
+cfg = p2o.Config(sample_bare=True, advantage="sdpo", group_size=3)
+policy, questions = grpo.load_policy(cfg), load_questions(cfg.train_data)[:2]
+rollouts = p2o.sample_groups(policy, questions, {{questions[0].id: [{ALL_HINTS!r}] * 3}}, cfg, 0)
+assert all(r.sampled_context == r.trained_context for r in rollouts), "the student works bare"
+templated, bare = rollouts[:3], rollouts[3:]
+assert all(r.template for r in templated) and all(len(set(r.advantage)) > 1 for r in templated)
+assert all(len(set(r.advantage)) == 1 for r in bare), "no template, no teacher"
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "copy", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,93 @@
+r"""Which rollouts of a question are trained: --keep NAME. A group with its advantages in, rollouts out.
+
+A group of which nothing is left does not fill an update, so sampling goes on; what is kept may also be shorter than
+what was sampled, or added to it. Behind `*` stand options, and what is at hand: `policy`, `questions` (of the batch).
+"""
+
+from __future__ import annotations
+
+import torch
+
+import grpo
+from support.seams import needs
+from variants.rivals import given
+
+Group = list[grpo.Rollout]
+
+
+def strength(r: grpo.Rollout) -> float:
+    """The largest |A| of a rollout's tokens."""
+    return max(map(abs, r.advantage)) if isinstance(r.advantage, list) else abs(r.advantage)
+
+
+def informative(group: Group) -> Group:
+    r"""DAPO's dynamic sampling (arXiv:2503.14476). A group in which all A are 0 is left out.
+
+    Against GRPO: every update is full of groups with contrast. Beware where few groups have any: at equal responses
+    there are few updates then, and an epoch without contrast has none, though P2O's templates would need one bare epoch
+    only. (Here no question is sampled beyond the epoch's; the rest is trained at its end.)
+
+    >>> informative(advantaged(0.0, 0.0)), len(informative(advantaged(1.0, -1.0)))
+    ([], 2)
+    """
+    return [r for r in group if any(o.teaches for o in group)]
+
+
+def cppo(group: Group) -> Group:
+    r"""CPPO (arXiv:2503.22342). The half of the group with the largest |A_i|.
+
+    Against GRPO: half the passes of an update. (The paper then fills them with more questions: raise
+    --questions-per-update.)
+
+    >>> [r.advantage for r in cppo(advantaged(1.5, -0.5, -0.4, -0.6))]
+    [1.5, -0.6]
+    """
+    return sorted(group, key=strength, reverse=True)[: len(group) // 2]
+
+
+def positives(group: Group) -> Group:
+    r"""Positives only (arXiv:2504.11343). The rollouts with A_i > 0.
+
+    Against GRPO: no response is pushed down, so what lies beside the right ones is never told apart from them.
+
+    >>> [r.advantage for r in positives(advantaged(1.5, -0.5, -0.5, -0.5))]
+    [1.5]
+    """
+    return [r for r in group if (max(r.advantage) if isinstance(r.advantage, list) else r.advantage) > 0]
+
+
+@needs(ratio="", loss="", kl_coef=0.0)
+def trained_part(group: Group) -> Group:
+    r"""What S-GRPO and T-SPMO (arXiv:2504.20834) save: each response ends with its last token of which A is not 0.
+
+    Against GRPO: causal attention never looks ahead, so the gradient of what is left is the same and the passes are
+    shorter; means over tokens count those that are passed only. Losses of the whole response are refused.
+
+    >>> [(r.response_ids, r.advantage) for r in trained_part(advantaged([0.5, -0.5, 0.0], 0.0, length=3))]
+    [([0, 0], [0.5, -0.5]), ([0, 0, 0], 0.0)]
+    """
+    for r in group:
+        if isinstance(r.advantage, list) and r.teaches:
+            end = max(t for t, a in enumerate(r.advantage) if a) + 1
+            for name in ("response_ids", "sampled_logprobs", "advantage"):
+                setattr(r, name, getattr(r, name)[:end])
+    return group
+
+
+@needs(loss="luffy", advantage="")
+def luffy(group: Group, *, policy: grpo.Policy, questions: list) -> Group:
+    r"""LUFFY (arXiv:2504.14945). A demonstration takes the place of the group's last rollout; the A_i are drawn anew.
+
+    Against GRPO: no group is dead unless all are right. Its writer is taken to have been sure of each token, so its
+    old log-probs are 0. Given a right response to every question, which P2O does not need.
+    """
+    question = next(q for q in questions if q.id == group[0].question_id)
+    text, bare = given.demonstration(question), group[0].trained_context
+    ids = [*policy.tokenizer(text, add_special_tokens=False).input_ids, policy.stop_ids[0]]
+    sure = {"sampled_logprobs": [0.0] * len(ids), "old_logprobs": [0.0] * len(ids)}
+    shown = {"sampled_context": bare, "trained_context": bare, "truncated": False, "text": text, "reward": 1.0}
+    mixed = [*group[:-1], grpo.Rollout(question_id=question.id, response_ids=ids, **sure, **shown)]
+    advantages = grpo.group_advantages(torch.tensor([r.reward for r in mixed]), len(mixed)).tolist()
+    for r, advantage in zip(mixed, advantages, strict=True):
+        r.advantage = advantage
+    return mixed

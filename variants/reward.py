@@ -1,0 +1,31 @@
+r"""Rewards of one's own: --reward NAME. (response, question) in, (reward, feedback) out.
+
+`question.row` is the whole row of the data file, so a task brings along whatever its check needs. The feedback is what
+the reflection model is told of the response: whatever can be verified can be learned, not mathematics alone. Reward 1
+means solved, here as in hard-sample mining; what lies between 0 and 1 gives contrast, and the division by the standard
+deviation makes the smallest difference as large as any (--no-scale-by-std).
+"""
+
+from __future__ import annotations
+
+import re
+
+from support.data import Question
+
+
+def pattern(response: str, question: Question) -> tuple[float, str]:
+    r"""A regular expression to satisfy. r = 1 if the row's `pattern` matches the whole response.
+
+    Against GRPO: no answer is looked for, a form is. `python studies/make_worlds.py` writes such a task for the tiny
+    model; patterns are the data's, so look at foreign ones before you run them: some take exponential time.
+
+    >>> steps = Question("q", "Add these digits: 7, 9, 8.", "", row={"pattern": r"(\d+; ){2}\d+\..*"})
+    >>> pattern(r"7; 16; 24. \boxed{24}", steps)
+    (1.0, 'The response is right.')
+    >>> pattern(r"7. \boxed{7}", steps)[1]
+    'The response is wrong. It does not match the pattern (\\d+; ){2}\\d+\\..*'
+    """
+    wanted = question.row["pattern"]
+    if re.fullmatch(wanted, response.strip()):
+        return 1.0, "The response is right."
+    return 0.0, f"The response is wrong. It does not match the pattern {wanted}"
