@@ -1,6 +1,7 @@
 """bench/scale_costs.py: the arithmetic of scale/README.md."""
 
 import doctest
+import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,10 @@ from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-sys.path.insert(0, str(ROOT / "bench"))
-import scale_costs  # noqa: E402
+# By its path: bench/ on sys.path would hide the library trl behind bench/trl.py.
+spec = importlib.util.spec_from_file_location("scale_costs", ROOT / "bench" / "scale_costs.py")
+scale_costs = sys.modules["scale_costs"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(scale_costs)
 
 
 def test_the_readme_shows_what_the_script_prints():
