@@ -15,8 +15,8 @@ responses and come to the same templates; that they did is checked, and a differ
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ from support.run import check_folder, seed_for
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental: the version is pinned
 # Options of p2o.py that TRL's trainer has no place for: those at their defaults are no loss.
 ABSENT = ("select", "keep", "advantage", "ratio", "loss", "aggregation", "drop_failed_templated", "importance_cap",
-          "load_in_4bit", "track")  # fmt: skip
+          "load_in_4bit", "mine_bare", "track")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Together:
 
     def sample(self, contexts, stop_ids, seed, temperature, length, adapter) -> list[tuple]:
         rank, world = PartialState().process_index, PartialState().num_processes
-        share = math.ceil(len(contexts) / world)
+        share = -(-len(contexts) // world)  # rounded up
         filled = contexts + contexts[-1:] * (share * world - len(contexts))
         mine, seed = filled[rank * share :][:share], None if seed is None else seed + rank
         how = {"temperature": temperature, "max_new_tokens": length, "adapter": adapter}
@@ -301,8 +301,6 @@ def trl_config(cfg: Config, processes: int) -> GRPOConfig:
     gpu, share = torch.cuda.is_available(), cfg.questions_per_update * cfg.group_size // processes
     room = max(1, cfg.micro_batch_tokens // (cfg.max_prompt_tokens + cfg.max_response_tokens))
     at_once = max(n for n in range(1, min(room, share) + 1) if share % n == 0)  # rollouts of a pass, of each process
-    longest = 512 + cfg.max_prompt_tokens + max(cfg.max_response_tokens, cfg.reflection_tokens)
-    longest += cfg.gepa_minibatch * (cfg.max_prompt_tokens + cfg.max_response_tokens)  # what a reflection quotes
     where = {"vllm_mode": "server", "vllm_server_base_url": cfg.vllm_server} if cfg.vllm_server else {}
     return GRPOConfig(
         output_dir=str(cfg.folder), seed=cfg.seed, num_train_epochs=cfg.epochs, save_strategy="epoch",
@@ -315,9 +313,9 @@ def trl_config(cfg: Config, processes: int) -> GRPOConfig:
         num_generations=cfg.group_size, max_completion_length=cfg.max_response_tokens, temperature=cfg.temperature,
         loss_type="dapo", scale_rewards="group" if cfg.scale_by_std else "none", epsilon=cfg.clip_low,
         epsilon_high=cfg.clip_high, delta=cfg.dual_clip, max_grad_norm=cfg.max_grad_norm, weight_decay=0.0, **where,
-        beta=cfg.kl_coef, use_bias_correction_kl=False,  # grpo.kl_k3 has no importance weight
         learning_rate=cfg.learning_rate, lr_scheduler_type="constant_with_warmup", warmup_steps=cfg.warmup,
-        use_vllm=cfg.engine == "vllm", vllm_gpu_memory_utilization=cfg.vllm_memory, vllm_max_model_length=longest,
+        use_vllm=cfg.engine == "vllm", vllm_gpu_memory_utilization=cfg.vllm_memory, beta=cfg.kl_coef,
+        vllm_max_model_length=cfg.longest_sequence, use_bias_correction_kl=False,  # grpo.kl_k3 has no weight
         vllm_importance_sampling_correction=False,  # it would take the template's shift for the sampler's error
     )  # fmt: skip
 
@@ -336,7 +334,8 @@ def prepare(cfg: Config) -> tuple[P2OTrainer, dict[str, list[Question]]]:
     tokenizer = load_tokenizer(cfg.model)
     asking = grpo.Policy(None, tokenizer, cfg, [])  # enough of one to count a prompt's tokens
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(asking, q.text)), limit=cfg.max_prompt_tokens)
-    questions, *rest = [fitting(path, read(path)) for path in (cfg.train_data, *cfg.eval_data)]
+    found, *rest = [fitting(path, read(path)) for path in (cfg.train_data, *cfg.eval_data)]
+    questions = found[: cfg.train_questions or None]
     if left := len(questions) % cfg.questions_per_batch:
         print(f"{cfg.train_data}: TRL trains full batches only, {len(questions) - left} of {len(questions)} an epoch")
     lora = LoraConfig(r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -361,10 +360,11 @@ def train(cfg: Config) -> None:
 
 
 def parse_config(argv: list[str]) -> Config:
-    """The presets are those of one card, without what only one card needs or has."""
-    preset = next((name for name in QWEN3 if name in argv), "tiny")
-    changed = {"load_in_4bit": False, "reflection": "policy"} if preset in QWEN3 else {}
-    default = Config(preset=preset, **QWEN3.get(preset, {}) | changed)
+    """The presets are those of one card, without what only p2o.py has, and without the base policy."""
+    named = re.search(r"--preset[ =](\S+)", " ".join(argv))
+    preset = named.group(1) if named and named.group(1) in QWEN3 else "tiny"
+    absent = {name: getattr(p2o.Config, name) for name in ABSENT} | {"reflection": "policy"} if preset in QWEN3 else {}
+    default = Config(preset=preset, **QWEN3.get(preset, {}) | absent)
     return tyro.cli(Config, default=default, args=argv, prog="scale.p2o_trl", description=__doc__)
 
 
