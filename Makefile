@@ -4,11 +4,7 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-<<<<<<< HEAD
-.PHONY: demo test test-vllm resolve lint assignment grade notebooks mutants
-=======
-.PHONY: demo test test-vllm test-scale resolve lint assignment grade notebooks
->>>>>>> scale
+.PHONY: demo test test-vllm test-scale resolve lint assignment grade notebooks mutants
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
 	$(PY) p2o.py demo
