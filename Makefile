@@ -6,7 +6,7 @@ STUDENT ?= student
 
 .PHONY: demo test test-vllm test-scale resolve lint assignment grade notebooks mutants
 
-demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about 3 minutes)
+demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about a minute)
 	$(PY) p2o.py demo
 
 test: .venv/installed  ## the whole test suite (no network, no GPU)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -147,16 +146,24 @@ def compare(work: Work, rounds: int, out: str) -> tuple[float, float]:
 
 
 def peak_memory(side: str, work: str) -> float:
-    """MiB that one side needs for a round beyond what its imports and model take, in a process of its own."""
+    """MiB that one side needs for a round beyond what its imports and model take, in a process of its own (Linux)."""
     command = [sys.executable, __file__, "--child", side, work]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def child(side: str, work: Work, out: str) -> None:
+    torch.set_num_threads(1)
     round_of = our_round(work) if side == "ours" else trl_round(work, out)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # what loading took at its peak is forgotten
+    before = high_water_mark()
     round_of(1)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(high_water_mark() - before)
+
+
+def high_water_mark() -> float:
+    """The most memory this process has held, MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:
