@@ -16,7 +16,6 @@ out).
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,12 +29,11 @@ from gepa.strategies.proposal_sampling import IndependentSampling
 
 import verify
 from support.data import Question
-from support.gepa_glue import Evaluator, Reflection
+from support.gepa_glue import BUDGETS, Evaluator, Reflection, metric_call_budget
 from support.teacher import TeacherConfig
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
 Reflect = Callable[[list[str]], list[str]]  # reflection prompts -> replies
-BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 
 
 @dataclass(frozen=True)
@@ -175,18 +173,6 @@ def split_hard_set(
     shuffled = rng.sample(list(hard), len(hard))
     size = len(hard) // 2 if len(hard) < 1.5 * dev_size else dev_size
     return shuffled[size:], shuffled[:size]
-
-
-def metric_call_budget(auto: str, dev_size: int) -> int:
-    """Metric calls of a budget name, as DSPy computes them for GEPA with one prompt (design, section 2).
-
-    >>> metric_call_budget("light", 50)
-    580
-    """
-    candidates = BUDGETS[auto]
-    trials = int(max(4 * math.log2(candidates), 1.5 * candidates))
-    full_evaluations = (trials + 1) // 5 + 1 + (trials < 5)
-    return dev_size + 5 * candidates + 35 * trials + full_evaluations * dev_size
 
 
 # ------------------------------------------------------------------------------------------------------- reflection

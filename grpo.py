@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch.optim import Optimizer
@@ -83,6 +83,9 @@ def groups_of(rollouts: list[Rollout]) -> list[list[Rollout]]:
 # ------------------------------------------------------------------------------------------- advantages and losses
 
 
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+
+
 @dataclass(frozen=True)
 class UpdateConfig(Settings):
     """How rollouts become a step of the adapter."""
@@ -94,9 +97,7 @@ class UpdateConfig(Settings):
     clip_low: float = 0.2  # epsilon_low of the PPO clip
     clip_high: float = 0.2  # epsilon_high; larger than clip_low is DAPO's clip-higher
     dual_clip: float = 3.0  # c of the dual clip
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
-        "token-mean"
-    )
+    aggregation: Aggregation = "token-mean"
     """How per-token losses become one number."""
     kl_coef: float = 0.0  # Weight of the k3 KL term to the base policy
     ratio_mask: bool = True  # Weigh tokens by the template ratio pi_old(y|x) / pi_old(y|T(x,z))
@@ -152,10 +153,11 @@ def advantages_of(group: list[Rollout], cfg: UpdateConfig, **at_hand) -> list[fl
 
     A seam: a variant sees the rollouts with their texts, lengths and log-probs, and may ask for what is `at_hand`.
     """
-    variant = filled("advantage", cfg, None, **at_hand)
-    if variant is not None:
-        return variant(group)
-    return group_advantages(torch.tensor([r.reward for r in group]), len(group), cfg.scale_by_std).tolist()
+
+    def of_grpo(group: list[Rollout]) -> list[float]:
+        return group_advantages(torch.tensor([r.reward for r in group]), len(group), cfg.scale_by_std).tolist()
+
+    return filled("advantage", cfg, of_grpo, **at_hand)(group)
 
 
 def aggregate(
@@ -185,10 +187,7 @@ def aggregate(
         return sums.sum() / sequences
     if aggregation == "seq-mean-token-sum-norm":
         return sums.sum() / length
-    raise ValueError(f"unknown aggregation {aggregation!r}: one of {', '.join(AGGREGATIONS)}")
-
-
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+    raise ValueError(f"unknown aggregation {aggregation!r}: one of {', '.join(get_args(Aggregation))}")
 
 
 def importance_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

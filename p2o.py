@@ -20,13 +20,13 @@ python p2o.py report runs/a runs/b          the report of runs, made again or si
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -37,7 +37,7 @@ import verify
 from support import cli
 from support.data import Question, label, load_questions, that_fit
 from support.errors import UserError, exit_code_of
-from support.memory import adamw
+from support.memory import adamw, longest_sequence
 from support.presets import QWEN3
 from support.pretrained import shortened
 from support.run import Run, RunConfig, seed_for
@@ -94,13 +94,16 @@ def train(cfg: Config) -> dict:
     return run.finish()
 
 
+Templates = dict[str, list[str]]  # hard question id -> the G templates under which an epoch samples it
+
+
 @dataclass
 class State:
     """Where a run is. With the adapter and the optimizer, all that it needs to go on."""
 
     step: int = 0  # batches that are done, of all epochs
     hard: list[str] = field(default_factory=list)  # ids of this epoch's hard questions so far
-    templates: dict[str, list[str]] = field(default_factory=dict)  # hard question id -> its G templates
+    templates: Templates = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)  # question id -> its bare success rates, oldest first
     templated: dict[str, list[float]] = field(default_factory=dict)  # likewise, of what was sampled under templates
 
@@ -118,7 +121,7 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
     eval_data: tuple[str, ...] = (str(grpo.TINY / "hard.jsonl"), str(grpo.TINY / "ood.jsonl"))
     """Held-out files or names (aime24, math500, ...), scored after every epoch: bare prompt, greedy."""
     train_questions: int = 0  # Train on the first that many of the training questions; 0 is all of them
-    sampled_eval: bool = False  # score one sampled response of each held-out question rather than the greedy one
+    sampled_eval: bool = False  # score one sampled response of each held-out question, too, beside the greedy one
     question_suffix: str = ""  # put behind every question, after an empty line: the request for a boxed answer
     seed: int = 0  # Same seed, same machine, same numbers
     epochs: int = 6  # Passes over the training questions
@@ -126,41 +129,26 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
     questions_per_update: int = 16  # Questions per optimizer step
     group_size: int = 6  # G, responses per question
     near_hard: bool = True  # Questions with exactly one success count as hard, too
-    mine_bare: bool = False  # where a group has bare rollouts they alone say whether it is hard: see --leave-one-bare
     distill: bool = True  # context distillation: train the bare question, not the context that was sampled from
     drop_failed_templated: bool = False  # Templated rollouts with reward 0 are left out of the loss
     select: str = ""  # which questions are sampled: a function of variants/select.py or of my_file.py:mine; all in turn
+    evolve: str = ""  # where templates come from: likewise; GEPA, and its greedy cover
+    mine: str = ""  # which groups are hard: likewise; without a success, or with one (--near-hard)
     reward: str = ""  # what a response earns: likewise; exactly one boxed answer, and it is right
     keep: str = ""  # which rollouts of a group are trained: likewise; all
 
     def rules(self) -> dict[str, bool]:
         batch, update = self.questions_per_batch, self.questions_per_update
-        names = ("soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated")
-        templated = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        names = ("evolve", "soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated")
+        idle = [f"--{name.replace('_', '-')}" for name in names if self.method == "grpo" and getattr(self, name)]
         return {
             f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare": self.group_size >= 2,
             f"--epochs {self.epochs}: at least 1": self.epochs >= 1,
             f"--train-questions {self.train_questions}: 0 for all, or more": self.train_questions >= 0,
             f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}": 1 <= update <= batch,
             "--soft-clip --no-distill: without distillation every ratio is 1": self.distill or not self.soft_clip,
-            "--mine-bare needs --leave-one-bare: no templated group has a bare rollout without it": (
-                self.leave_one_bare or not self.mine_bare
-            ),
-            f"--method grpo: it samples no templates, so it cannot have {' '.join(templated)}": (
-                self.method == "p2o" or not templated
-            ),
+            f"--method grpo: it samples no templates, so it cannot have {' '.join(idle)}": not idle,
         }
-
-    @property
-    def longest_sequence(self) -> int:
-        """Tokens of a rollout, or of a reflection with the minibatch of prompts and responses that it quotes."""
-        quoted = self.gepa_minibatch * (self.max_prompt_tokens + min(self.reflection_quote, self.max_response_tokens))
-        reflection = self.max_prompt_tokens + quoted + self.reflection_tokens + 512  # its own words, and the feedback
-        return max(self.max_prompt_tokens + self.max_response_tokens, reflection)
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
 
 
 PRESETS = {"tiny": Config()} | {name: Config(preset=name, **values) for name, values in QWEN3.items()}
@@ -169,24 +157,22 @@ PRESETS = {"tiny": Config()} | {name: Config(preset=name, **values) for name, va
 # ------------------------------------------------------------------------------------------ the steps, in loop order
 
 
-def evolve_templates(
-    policy: grpo.Policy, hard: list[Question], cfg: Config, epoch: int, run: Run
-) -> dict[str, list[str]]:
-    """{hard question id: the G templates under which this epoch samples it}; empty if there are too few hard ones."""
+def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epoch: int, run: Run) -> Templates:
+    """The templates of this epoch; none if there are too few hard questions to search on."""
     if len(hard) < cfg.hard_set_min:
         return {}
     room = cfg.max_prompt_tokens - max(len(grpo.chat_ids(policy, question.text)) for question in hard)
     journal = run.journal(f"templates/epoch-{epoch}")  # every response and reflection: a kill costs none
-
-    def respond(messages: list[str], _) -> list[tuple[str, bool]]:
-        return [(s.text, s.truncated) for s in grpo.respond(policy, messages, seed=None)]
-
-    evolution = gepa_loop.evolve(
-        hard, journal("respond", respond), journal("reflect", reflection_model(policy, cfg, epoch)), cfg,
-        judge=verify.judge_of(cfg.reward), fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
+    greedy = partial(grpo.respond, policy, seed=None)
+    search = partial(
+        gepa_loop.evolve, cfg=cfg, judge=verify.judge_of(cfg.reward),
+        respond=journal("respond", lambda messages, _: [(s.text, s.truncated) for s in greedy(messages)]),
+        reflect=journal("reflect", reflection_model(policy, cfg, epoch)),
+        fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
         quote=partial(shortened, policy.tokenizer, limit=cfg.reflection_quote),
         seed=seed_for(cfg, "gepa", epoch), log=run.note,
     )  # fmt: skip
+    evolution = filled("evolve", cfg, lambda hard, search: search(hard), folder=run.folder, epoch=epoch)(hard, search)
     rng = random.Random(seed_for(cfg, "assign", epoch))
     templates = gepa_loop.assign_templates(evolution, cfg.group_size, rng, cfg)
     run.log_evolution(epoch, evolution, templates)
@@ -201,19 +187,12 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
     if cfg.reflection == "teacher":
         ask = teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
         return lambda prompts, _: ask(prompts)
-    length, hot, trained = cfg.reflection_tokens, cfg.reflection_temperature, cfg.reflection == "policy"
-
-    def reflect(prompts: list[str], number: int) -> list[str]:
-        seed = seed_for(cfg, "reflect", epoch, number)
-        drawn = grpo.respond(policy, prompts, seed=seed, temperature=hot, max_new_tokens=length, adapter=trained)
-        return [s.text for s in drawn]
-
-    return reflect
+    how = {"temperature": cfg.reflection_temperature, "max_new_tokens": cfg.reflection_tokens}
+    drawn = partial(grpo.respond, policy, **how, adapter=cfg.reflection == "policy")
+    return lambda prompts, number: [s.text for s in drawn(prompts, seed=seed_for(cfg, "reflect", epoch, number))]
 
 
-def choose_questions(
-    questions: list[Question], state: State, step: int, cfg: Config, policy: grpo.Policy | None = None
-) -> list[Question]:
+def choose_questions(questions: list[Question], state: State, step: int, cfg: Config, policy=None) -> list[Question]:
     """The questions of a batch. By default all in turn, in a new order each epoch; --select may use the history."""
     epoch, batch = divmod(step, math.ceil(len(questions) / cfg.questions_per_batch))
     order = random.Random(f"{cfg.seed}/order/{epoch}").sample(questions, len(questions))
@@ -224,7 +203,7 @@ def choose_questions(
 
 
 def sample_groups(
-    policy: grpo.Policy, questions: list[Question], templates: dict[str, list[str]], cfg: Config, seed: int
+    policy: grpo.Policy, questions: list[Question], templates: Templates, cfg: Config, seed: int
 ) -> list[grpo.Rollout]:
     """G rewarded rollouts of each question, group by group, with their advantages.
 
@@ -236,14 +215,13 @@ def sample_groups(
     sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(z, q.text)) for q, z in pairs]  # T(x, z)
     trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled  # x
     samples = grpo.sample(policy, sampled, seed=seed)
-    verdicts = verify.judge_of(cfg.reward)(
-        [s.text for s in samples], [q for q, _ in pairs], [s.truncated for s in samples]
-    )
-    rollouts = []
-    for (q, z), context, target, drawn, verdict in zip(pairs, sampled, trained, samples, verdicts, strict=True):
-        earned = {"reward": verdict.reward, "well_formed": verdict.well_formed}
-        contexts = {"template": z, "sampled_context": context, "trained_context": target}
-        rollouts.append(grpo.Rollout(question_id=q.id, **vars(drawn), **contexts, **earned))
+    judge = verify.judge_of(cfg.reward)
+    verdicts = judge([s.text for s in samples], [q for q, _ in pairs], [s.truncated for s in samples])
+    rollouts = [
+        grpo.Rollout(question_id=q.id, template=z, sampled_context=context, trained_context=target, **vars(drawn),
+                     reward=verdict.reward, well_formed=verdict.well_formed)
+        for (q, z), context, target, drawn, verdict in zip(pairs, sampled, trained, samples, verdicts, strict=True)
+    ]  # fmt: skip
     advantages_of = partial(grpo.advantages_of, cfg=cfg, batch=rollouts, policy=policy, questions=questions)
     for group in grpo.groups_of(rollouts):
         for rollout, advantage in zip(group, advantages_of(group), strict=True):
@@ -255,8 +233,8 @@ def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
     """Ids of the questions with no success in their group, or (near-hard) exactly one, as they were sampled."""
     # --- solution: part 8 ---
     most = 1 if cfg.near_hard else 0
-    counted = [[r for r in group if cfg.mine_bare and not r.template] or group for group in grpo.groups_of(rollouts)]
-    return [group[0].question_id for group in counted if sum(r.reward for r in group) <= min(most, len(group) - 1)]
+    is_hard = filled("mine", cfg, lambda group: sum(r.reward for r in group) <= most)
+    return [group[0].question_id for group in grpo.groups_of(rollouts) if is_hard(group)]
 
 
 def remember(state: State, rollouts: list[grpo.Rollout]) -> None:
@@ -281,23 +259,24 @@ def in_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Roll
     return [sum(groups[i : i + size], []) for i in range(0, len(groups), size)]
 
 
-def held_out_accuracy(
-    policy: grpo.Policy, held_out: dict[str, list[Question]], cfg: Config, run: Run
-) -> dict[str, float]:
-    """Share of each held-out file's questions that the bare prompt solves, by greedy decoding or sampled once."""
-    accuracy, seed = {}, seed_for(cfg, "held out") if cfg.sampled_eval else None
-    for name, questions in held_out.items():
+HeldOut = dict[str, list[Question]]  # name of a held-out file -> its questions
+
+
+def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: Run) -> dict[str, float]:
+    """Share of each held-out file's questions that the bare prompt solves, by greedy decoding (and sampled once)."""
+    accuracy, ways = {}, {"": None} | ({", sampled": seed_for(cfg, "held out")} if cfg.sampled_eval else {})
+    for (file, questions), (way, seed) in itertools.product(held_out.items(), ways.items()):
         samples = grpo.respond(policy, [q.text for q in questions], seed=seed)
         verdicts = verify.judge_of(cfg.reward)([s.text for s in samples], questions, [s.truncated for s in samples])
-        accuracy[name] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
-        run.note_families(name, questions, verdicts)
+        accuracy[file + way] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
+        run.note_families(file + way, questions, verdicts)
     return accuracy
 
 
 # ------------------------------------------------------------------------------------------ preparing; command line
 
 
-def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], dict[str, list[Question]]]:
+def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], HeldOut]:
     """Policy, optimizer, training questions, held-out questions by name. What can be refused is refused at once."""
     check(cfg)
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
@@ -305,7 +284,7 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     questions = questions[: cfg.train_questions or None]
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
-    policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=cfg.longest_sequence)
+    policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(policy, q.text)), limit=cfg.max_prompt_tokens)
     questions, held_out = fitting(cfg.train_data, questions), {name: fitting(name, q) for name, q in held_out.items()}
     optimizer = adamw(policy.trainable, cfg.learning_rate)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gepa.core.adapter import EvaluationBatch
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 
+BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn its budget
+
+
+def metric_call_budget(auto: str, dev_size: int) -> int:
+    """Metric calls of a budget name, as DSPy computes them for GEPA with one prompt (design, section 2).
+
+    >>> metric_call_budget("light", 50)
+    580
+    """
+    candidates = BUDGETS[auto]
+    trials = int(max(4 * math.log2(candidates), 1.5 * candidates))
+    full_evaluations = (trials + 1) // 5 + 1 + (trials < 5)
+    return dev_size + 5 * candidates + 35 * trials + full_evaluations * dev_size
 
 
 @dataclass

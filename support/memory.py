@@ -24,6 +24,13 @@ def adamw(parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Adam
     return optimizer
 
 
+def longest_sequence(cfg) -> int:
+    """Tokens of a rollout, or of a reflection with the minibatch of prompts and responses that it quotes."""
+    quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + min(cfg.reflection_quote, cfg.max_response_tokens))
+    reflection = cfg.max_prompt_tokens + quoted + cfg.reflection_tokens + 512  # its own words, and the feedback
+    return max(cfg.max_prompt_tokens + cfg.max_response_tokens, reflection)
+
+
 def halve_when_out_of_memory(size: str, smallest: int):
     """Decorator of functions of a policy: run again with half of `policy.cfg.<size>`, and say so."""
 

@@ -40,6 +40,10 @@ class RunConfig(Settings):
     resume: bool = False  # go on from the newest checkpoint, to the same end as if the run had never stopped
     allow_changes: bool = False  # Let a resumed run's settings differ from those it was started with
 
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
+
     def recorded(self) -> dict:
         """What config.json keeps: everything but how the command was given."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("resume", "allow_changes")}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from support.errors import UserError
 
-SEAMS = ("select", "reward", "advantage", "keep", "ratio", "loss")
+SEAMS = ("select", "evolve", "mine", "reward", "advantage", "keep", "ratio", "loss")
 
 
 def filled(seam: str, cfg, default: Callable | None, **at_hand) -> Callable | None:

@@ -11,8 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs a network, and none should w
 sys.path.insert(0, str(ROOT))
 
 # The same examples every time: a test that passed is not to fail on a later day without a change. New ones are hunted
-# for with `pytest --hypothesis-profile hunt`, whose findings become examples of their own. No deadline: a busy machine is
-# no failure.
+# for with `pytest --hypothesis-profile hunt`, whose findings become examples of their own. No deadline: a busy machine
+# is no failure.
 settings.register_profile("p2o", deadline=None, derandomize=True)
 settings.register_profile("hunt", deadline=None)
 settings.load_profile("p2o")

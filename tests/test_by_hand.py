@@ -14,6 +14,7 @@ from test_p2o import rollout
 import grpo
 import p2o
 from support import shared_prompt
+from support.memory import longest_sequence
 
 TENSOR = torch.tensor
 
@@ -260,9 +261,9 @@ def test_the_optimizer_moves_by_the_learning_rate_and_pulls_nothing_towards_zero
 def test_the_longest_sequence_is_a_reflection_or_a_rollout():
     """100 of instruction, 3 x (100 + 50) quoted, 60 to answer, 512 around it; or 100 and 5,000."""
     cfg = p2o.Config(max_prompt_tokens=100, max_response_tokens=150, reflection_quote=50, reflection_tokens=60)
-    assert cfg.longest_sequence == 100 + 450 + 60 + 512
-    assert dataclasses.replace(cfg, max_response_tokens=20).longest_sequence == 100 + 360 + 60 + 512
-    assert dataclasses.replace(cfg, max_response_tokens=5_000).longest_sequence == 5_100
+    assert longest_sequence(cfg) == 100 + 450 + 60 + 512
+    assert longest_sequence(dataclasses.replace(cfg, max_response_tokens=20)) == 100 + 360 + 60 + 512
+    assert longest_sequence(dataclasses.replace(cfg, max_response_tokens=5_000)) == 5_100
 
 
 def test_as_many_hard_questions_as_there_are_questions_may_be_asked_for(small, capsys):

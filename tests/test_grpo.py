@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -262,7 +263,7 @@ def test_the_distilled_gradient_is_that_of_the_bare_context(fresh_policy):
     torch.testing.assert_close(gradient_of(policy, undistilled), templated, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", get_args(grpo.Aggregation))
 @pytest.mark.parametrize("kl_coef", [0.0, 0.1])
 def test_micro_batches_accumulate_to_the_gradient_of_one_batch(fresh_policy, aggregation, kl_coef):
     noise_adapter(fresh_policy)
@@ -273,7 +274,7 @@ def test_micro_batches_accumulate_to_the_gradient_of_one_batch(fresh_policy, agg
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("aggregation", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", get_args(grpo.Aggregation))
 def test_rollouts_without_advantage_are_left_out_of_the_passes_and_not_of_the_denominators(fresh_policy, aggregation):
     """A weight of KL that is nearly nothing keeps them in: the gradient is the same."""
     rollouts = rollouts_of(fresh_policy, advantages=(1.0, 0.0, -0.5))

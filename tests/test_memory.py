@@ -14,7 +14,7 @@ import grpo
 import p2o
 from support import pretrained
 from support.errors import UserError
-from support.memory import adamw
+from support.memory import adamw, longest_sequence
 from support.vllm_engine import VllmEngine
 
 
@@ -106,4 +106,4 @@ def test_what_a_reflection_quotes_is_short_enough_for_the_longest_sequence(tiny_
     records = [gepa_loop.reflection_record(question, shown, "wrong; the answer is 7")] * cfg.gepa_minibatch
     longest = count(gepa_loop.reflection_prompt(question, records)) + cfg.reflection_tokens
     whole = [gepa_loop.reflection_record(question, response, "wrong; the answer is 7")] * cfg.gepa_minibatch
-    assert longest < cfg.longest_sequence < count(gepa_loop.reflection_prompt(question, whole)) + cfg.reflection_tokens
+    assert longest < longest_sequence(cfg) < count(gepa_loop.reflection_prompt(question, whole)) + cfg.reflection_tokens

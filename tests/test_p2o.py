@@ -99,7 +99,7 @@ def test_on_request_a_bare_rollout_says_whether_a_templated_question_is_still_ha
         group("still", [1.0, 1.0], [0.0]) + group("learned", [0.0, 0.0], [1.0]) + group("no bare", [1.0, 1.0], [])
     )
     assert p2o.mine_hard(rollouts, Config()) == ["learned"]
-    assert p2o.mine_hard(rollouts, Config(mine_bare=True, leave_one_bare=True)) == ["still"]
+    assert p2o.mine_hard(rollouts, Config(mine="bare", leave_one_bare=True)) == ["still"]
 
 
 def test_groups_are_found_by_question_and_may_differ_in_size():
@@ -392,7 +392,7 @@ def refused(capsys, *argv):
         (["--reflection", "teacher"], "--teacher-url"),
         (["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m"], "need each other"),
         (["--method", "grpo", "--leave-one-bare"], "samples no templates"),
-        (["--mine-bare"], "--mine-bare needs --leave-one-bare"),
+        (["--mine", "bare"], "--mine bare needs --leave-one-bare"),
         (["--ratio", "gspo"], "--ratio gspo needs --aggregation seq-mean-token-mean"),
     ],
 )

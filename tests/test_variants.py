@@ -25,12 +25,14 @@ from support.errors import UserError
 from support.seams import SEAMS, check, filled
 from tiny.problems import FAMILIES
 from tools import study
-from variants import advantage, gps, keep, loss, ratio, select, table
+from variants import advantage, evolve, gps, keep, loss, ratio, select, table
 from variants.example import advantaged, asked, rewarded
 from variants.rivals import given
 
 TRL = json.loads((ROOT / "tests" / "data" / "trl_losses.json").read_text())
 NAMES = {
+    "evolve": ["frozen", "uncovered"],
+    "mine": ["bare"],
     "select": ["greso", "mopps", "gps", "unsolved", "unlockable"],
     "advantage": ["rloo", "reinforce_pp", "overlong", "pass_at_k", "lead", "seed_grpo", "dra_grpo", "t_spmo", "s_grpo",
                   "disco", "successes", "spectral"],
@@ -329,8 +331,16 @@ def settings_for(seam, name):
     return {seam: name} | beside
 
 
-@pytest.mark.parametrize("method", ["grpo", "p2o"])
-@pytest.mark.parametrize("seam, name", [(seam, name) for seam, names in NAMES.items() for name in names])
+@pytest.mark.parametrize(
+    "seam, name, method",
+    [
+        (seam, name, method)
+        for method in ("grpo", "p2o")
+        for seam, names in NAMES.items()
+        for name in names
+        if method == "p2o" or seam not in ("evolve", "mine")  # GRPO has no templates
+    ],
+)
 def test_every_variant_trains_under_both_methods(small, seam, name, method):
     cfg = dataclasses.replace(small, method=method, **settings_for(seam, name))
     p2o.train(cfg)
@@ -341,12 +351,29 @@ def test_every_variant_trains_under_both_methods(small, seam, name, method):
     assert (epochs[2]["templated"] > 0) == (method == "p2o")
 
 
+def test_templates_are_given_instead_of_searched(tmp_path):
+    """`frozen` reads what an earlier epoch of the run has written; `uncovered` forgets the scores of a search."""
+    hard = [Question(name, f"{name}?", "1") for name in "abc"]
+    first = evolve.given(hard[:2], ["Add.", "Count."], [[1.0, 0.0], [1.0, 1.0]])
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "epoch-2.json").write_text(
+        json.dumps(dataclasses.asdict(first) | {"weights": first.weights})
+    )
+    assert evolve.frozen(hard, lambda hard: "searched", folder=tmp_path, epoch=2) == "searched"  # none earlier
+    frozen = evolve.frozen(hard, None, folder=tmp_path, epoch=3)
+    assert frozen.candidates == ["", "Add.", "Count."] and frozen.weights == [0.5, 1.0]
+    assert frozen.dev_ids == ["a", "b", "c"] and frozen.metric_calls == 0
+    found = dataclasses.replace(first, metric_calls=7, chosen=[2])
+    uncovered = evolve.uncovered(hard, lambda hard: found)
+    assert uncovered.chosen == [1, 2] and uncovered.weights == [1.0, 1.0] and uncovered.metric_calls == 7
+
+
 def test_the_list_of_variants_is_whole():
     for seam in NAMES:
         module = importlib.import_module(f"variants.{seam}")
         public = {name for name in getattr(module, "__all__", vars(module)) if callable(getattr(module, name))}
         own = {n for n in public if n == "gps" or getattr(module, n).__module__ == module.__name__}
-        helpers = {"rewards_of", "scaled", "strength", "in_a_row", "Tensor"}
+        helpers = {"given", "rewards_of", "scaled", "strength", "in_a_row", "Tensor"}
         partners = {"sdpo", "disco", "luffy"} - set(NAMES[seam])  # run by the advantage, the keep or the diff they need
         assert own - helpers - partners == set(NAMES[seam])
 
@@ -430,7 +457,7 @@ def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
     assert table.measured("`--advantage lead`") == "not yet measured"
 
 
-@pytest.mark.parametrize("name", ["advantages", "selection", "rivals"])
+@pytest.mark.parametrize("name", ["advantages", "parts", "selection", "rivals"])
 def test_a_study_names_options_that_there_are(name):
     _, variants = study.read_study(ROOT / "studies" / f"{name}.toml")
     for options in variants.values():

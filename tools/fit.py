@@ -16,6 +16,7 @@ import torch
 
 import grpo
 from support.errors import UserError
+from support.memory import longest_sequence
 
 GIB = 2**30
 CUDA_CONTEXT = 0.6 * GIB  # CUDA itself and the kernels of its libraries; a guess, not measured
@@ -108,7 +109,7 @@ def estimate(cfg, model: Architecture, card: float, on_gpu: bool = True) -> dict
         share = cfg.vllm_memory * card
         # Beside the weights, about 1 GiB of vLLM's own for a step's activations.
         parts["KV cache"] = max(0.0, share - (linear + table * (1 if model.tied else 2)) * width - GIB)
-        parts["KV cache, longest sequence"] = per_token * cfg.longest_sequence
+        parts["KV cache, longest sequence"] = per_token * longest_sequence(cfg)
         parts["sampling"] = loaded + share + asleep
     else:
         # The head sees the last position only, but of every sequence: three float32 rows of logits each.
@@ -182,7 +183,7 @@ def advice(cfg, parts: dict[str, float], card: float) -> list[str]:
         (
             vllm and parts["KV cache"] < parts["KV cache, longest sequence"],
             "sampling: --reflection-quote or --max-response-tokens, or raise --vllm-memory: vLLM has no room for the "
-            f"longest sequence of {cfg.longest_sequence} tokens",
+            f"longest sequence of {longest_sequence(cfg)} tokens",
         ),
     ]
     return [hint for applies, hint in rules if applies]

@@ -1,0 +1,57 @@
+"""Where the templates of the hard questions come from: --evolve NAME. `(hard, search) -> gepa_loop.Evolution`.
+
+`hard` are the hard questions, and `search(hard)` is prompt evolution as it is without a variant: GEPA, and the greedy
+cover. Who gets which template is decided afterwards, from what is returned here (gepa_loop.assign_templates): a
+question draws from the chosen templates that solve it. Behind `*`: options, and `folder` and `epoch` of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gepa_loop
+from support.data import Question
+
+Search = Callable[[list[Question]], gepa_loop.Evolution]
+
+
+def given(hard: list[Question], templates: list[str], scores: list[list[float]]) -> gepa_loop.Evolution:
+    """An evolution that nobody had to search: scores[k][n] says how well template k does on hard question n.
+
+    As in one that was searched, candidate 0 is the empty template.
+
+    >>> found = given(asked("a", "b"), ["Count.", "Add."], [[1, 0], [1, 1]])
+    >>> found.chosen, found.weights, found.metric_calls
+    ([1, 2], [0.5, 1.0], 0)
+    """
+    return gepa_loop.Evolution(
+        candidates=["", *templates], parents=[[None], *([0] for _ in templates)], train_ids=[],
+        dev_scores=[[0.0] * len(hard), *scores], dev_ids=[q.id for q in hard],
+        chosen=list(range(1, len(templates) + 1)), metric_calls=0, rejected_replies=0, stopped_early=None,
+    )  # fmt: skip
+
+
+def frozen(hard: list[Question], search: Search, *, folder: Path, epoch: int) -> gepa_loop.Evolution:
+    """P2O's own. The templates of the first evolution serve all epochs, drawn by the weights that they had there.
+
+    Against GRPO: templates, but no alternation: what the first ones do not unlock stays locked.
+    """
+    files = [folder / "templates" / f"epoch-{earlier}.json" for earlier in range(epoch)]
+    known = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()), None)
+    if known is None:
+        return search(hard)
+    templates = [known["candidates"][k] for k in known["chosen"]]
+    return given(hard, templates, [[weight] * len(hard) for weight in known["weights"]])
+
+
+def uncovered(hard: list[Question], search: Search) -> gepa_loop.Evolution:
+    """P2O's own. Every candidate but the empty one is drawn from, evenly, whatever it solves.
+
+    Against GRPO: templates, but no selection among them, neither by the cover nor by their scores.
+    """
+    found, evenly = search(hard), [1.0] * len(hard)
+    everything = given(hard, found.candidates[1:], [evenly for _ in found.candidates[1:]])
+    return dataclasses.replace(everything, parents=found.parents, metric_calls=found.metric_calls)
