@@ -24,6 +24,7 @@ from support.data import Question, load_questions
 from support.errors import UserError
 from support.seams import SEAMS, check, filled
 from tiny.problems import FAMILIES
+from tiny.worlds import WORLDS
 from tools import study
 from variants import advantage, evolve, gps, keep, loss, ratio, select, table
 from variants.example import advantaged, asked, rewarded
@@ -161,9 +162,11 @@ def test_spectral_leaves_groups_with_a_success_to_the_verifier():
     assert failed == pytest.approx([0.7071, -0.7071], abs=1e-3)
 
 
-def test_what_the_rivals_are_given_is_right():
+@pytest.mark.parametrize("world", ["united", "divided"])
+def test_what_the_rivals_are_given_is_right(world):
     for question in load_questions(str(ROOT / "tiny" / "train.jsonl")):
-        text = given.demonstration(question)
+        text = given.demonstration(question, str(WORLDS[world].model))
+        assert WORLDS[world].marks[given.family_of(question)] in text
         assert verify.grade(text, question.reference).reward == 1
         assert given.right_steps(question, text) == pytest.approx(1 - 1 / (len(given.states_of(question)) + 1))
 

@@ -82,7 +82,7 @@ def luffy(group: Group, *, policy: grpo.Policy, questions: list) -> Group:
     old log-probs are 0. Given a right response to every question, which P2O does not need.
     """
     question = next(q for q in questions if q.id == group[0].question_id)
-    text, bare = given.demonstration(question), group[0].trained_context
+    text, bare = given.demonstration(question, policy.cfg.model), group[0].trained_context
     ids = [*policy.tokenizer(text, add_special_tokens=False).input_ids, policy.stop_ids[0]]
     sure = {"sampled_logprobs": [0.0] * len(ids), "old_logprobs": [0.0] * len(ids)}
     shown = {"sampled_context": bare, "trained_context": bare, "truncated": False, "text": text, "reward": 1.0}
