@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers import Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 import grpo
 from support import pretrained
 from support.errors import UserError
 
-CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}
 # Qwen3's habit in two lines: an empty thought is put into the prompt when thinking is switched off.
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -255,6 +255,24 @@ def test_chat_templates_are_used_as_they_are(qwen3, tmp_path):
     )
     with pytest.raises(UserError, match="no chat template.*chat_template.jinja"):
         load(make_model(tmp_path / "base-model", chat_template=None))
+
+
+@pytest.mark.parametrize("family, sliding", [("gemma3", {}), ("qwen3", {"use_sliding_window": True})])
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_a_hybrid_cache_samples_what_the_trainer_scores(tmp_path, family, sliding, four_bit):
+    """Sliding layers beside full ones: contexts of unequal length, repeated ones, and rows that end early."""
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    policy = load(make_model(tmp_path, family, **layers, **sliding), load_in_4bit=four_bit, temperature=3.0)
+    policy.stop_ids = list(range(0, 320, 7))
+    asked = ["What is 2 + 2?", "Say 4, and rather more than that: 7, 8, 9, 10, 11, 12.", "What is 2 + 2?"] * 4
+    contexts = [grpo.chat_ids(policy, question) for question in asked]
+    samples = grpo.sample(policy, contexts, seed=0)
+    assert len({len(s.response_ids) for s in samples}) > 2
+    rollouts = [
+        grpo.Rollout(question_id="q", sampled_context=context, trained_context=context, **vars(s))
+        for context, s in zip(contexts, samples, strict=True)
+    ]
+    assert grpo.mismatch(policy, rollouts)[1] < (0.1 if four_bit else 1e-4)  # 4 bits compute in 16
 
 
 def test_a_response_that_runs_out_of_tokens_is_marked(qwen3):
