@@ -266,15 +266,11 @@ def transcripts(runs: list[dict]) -> Iterator[dict]:
 def write_report(folders: list[Path], out: Path, by: str = "family") -> Path:
     """report.html in `out`. Nothing in it is fetched from anywhere, and no script runs in it but its own."""
     runs = read_runs(folders)
-    script = (PAGE / "report.js").read_text(encoding="utf-8")
-    pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    pages.filters["said"] = said
     rows, columns = families(runs, by)
-    html = pages.get_template("report.html").render(
+    return write_page(
+        out / "report.html",
+        ["tables.js", "report.js"],
         title=" and ".join(run["name"] for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
-        style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=runs,
         going=[run for run in runs if not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]],
         warnings=[(run, line) for run in runs for line in run["lines"] if line["kind"] == "warning"],
@@ -294,10 +290,22 @@ def write_report(folders: list[Path], out: Path, by: str = "family") -> Path:
         legends={scale: Markup(tokens.legend(scale)) for scale in ("ratio", "advantage", "importance")},
         settings=settings(runs),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    # A lone surrogate, which JSON can hold, has no UTF-8.
-    (out / "report.html").write_text(html, encoding="utf-8", errors="replace")
-    return out / "report.html"
+
+
+def write_page(file: Path, scripts: list[str], **fields) -> Path:
+    """tools/page/NAME of the file's name, filled in with the fields, which are escaped, and with the scripts."""
+    script = "".join((PAGE / name).read_text(encoding="utf-8") for name in scripts)
+    pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    pages.filters["said"] = said
+    html = pages.get_template(file.name).render(
+        style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **fields,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(html, encoding="utf-8", errors="replace")  # a lone surrogate, which JSON can hold, has no UTF-8
+    return file
 
 
 def report(folders: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None, by: str = "family") -> None:

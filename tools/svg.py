@@ -53,16 +53,20 @@ def join(parts: Iterable[Markup]) -> Markup:
     return Markup("").join(parts)
 
 
-def chart(title: str, x_label: str, curves: list[tuple[str, list[Point]]], share: bool = False) -> Markup:
+def chart(
+    title: str, x_label: str, curves: list[tuple[str, list[Point]]], share: bool = False, up_to: float = 0
+) -> Markup:
     """One curve for each run, in the run's colour; a point says its numbers when the mouse is on it.
 
-    share: the axis goes from 0 to 1. Points without a value are left out; without any there is no picture.
+    share: the axis goes from 0 to 1. up_to: where the lower axis ends at the earliest, so that charts side by side can
+    have the same. Points without a value are left out; without any there is no picture.
     """
     known = [[(x, y) for x, y in points if y is not None and math.isfinite(y)] for _, points in curves]
     xs, ys = [x for points in known for x, _ in points], [y for points in known for _, y in points]
     if not xs:
         return Markup("")
-    across, up = ticks(min(xs), max(xs), whole=True), [0, 0.25, 0.5, 0.75, 1] if share else ticks(min(0, *ys), max(ys))
+    across = ticks(min(xs), max(up_to, *xs), whole=True)
+    up = [0, 0.25, 0.5, 0.75, 1] if share else ticks(min(0, *ys), max(ys))
 
     def place(x: float, y: float) -> tuple[str, str]:
         right = LEFT + (RIGHT - LEFT) * (x - across[0]) / (across[-1] - across[0])
@@ -106,6 +110,19 @@ def sparkline(shares: list[float], colour: int) -> Markup:
     return Markup(
         '<svg class="spark c{}" viewBox="0 0 80 20" role="img"><title>{}</title><polyline points="{}"/></svg>'
     ).format(colour % COLOURS, said, line)
+
+
+def interval(mean: float, low: float, high: float, span: float) -> Markup:
+    """A row of a forest plot, small enough for a table's cell: an interval beside zero, on an axis from -span to span.
+
+    Its class says whether it leaves zero out: good, bad, or neither.
+    """
+    clear = "" if low <= 0 <= high else "good" if mean > 0 else "bad"
+    left, middle, right = (f"{60 + 56 * value / (span or 1):.1f}" for value in (low, mean, high))
+    return Markup(
+        '<svg class="forest {}" viewBox="0 0 120 16" role="img"><title>{}</title><path class="grid" d="M60 0V16"/>'
+        '<path class="range" d="M{} 8H{}"/><circle cx="{}" cy="8" r="3.5"/></svg>'
+    ).format(clear, f"{mean:+.3f}, 95 %: {low:+.3f} to {high:+.3f}", left, right, middle)
 
 
 def strip(scores: list[float]) -> Markup:
