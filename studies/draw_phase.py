@@ -27,7 +27,9 @@ def grid(name: str) -> tuple[list[str], list[str], list[list[float]]]:
     for variant, runs in results.items():
         if runs:
             method, _, dial = variant.rpartition(", ")
-            cells.setdefault(method, {})[dial.split()[1]] = statistics.mean(run["accuracy"]["hard"] for run in runs)
+            cells.setdefault(method, {})[dial.split()[1]] = statistics.mean(
+                run["curve"][-1]["accuracy"]["hard"] for run in runs
+            )
     dials = list(dict.fromkeys(dial for row in cells.values() for dial in row))
     return list(cells), dials, [[row.get(dial, float("nan")) for dial in dials] for row in cells.values()]
 

@@ -19,7 +19,7 @@ import grpo
 import p2o
 import verify
 from p2o import Config
-from studies import areas, make_worlds
+from studies import make_worlds
 from support.data import Question, load_questions
 from support.errors import UserError
 from support.seams import SEAMS, check, filled
@@ -450,20 +450,24 @@ def test_a_variant_is_at_most_ten_lines_and_says_what_it_changes():
 
 
 def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
+    def runs(*finals):
+        curves = [[{"rollouts": x, "accuracy": {"hard": y}} for x, y in ((0, 0.0), (10, y))] for y in finals]
+        return [{"seed": seed, "curve": curve} for seed, curve in enumerate(curves)]
+
     (tmp_path / "results").mkdir()
-    runs = [{"accuracy": {"hard": 0.5}}, {"accuracy": {"hard": 1.0}}]
-    (tmp_path / "results" / "some.json").write_text(
-        json.dumps({"results": {"P2O, --advantage rloo": runs, "P2O": runs}})
-    )
+    results = {"uniform": runs(0.2, 0.2), "P2O, --advantage rloo": runs(0.5, 1.0), "P2O": runs(0.5, 0.5)}
+    results |= {"P2O, --select gps": [], "GRPO, --select gps": runs(0.2, 0.4)}  # without plain GRPO: against the first
+    (tmp_path / "results" / "some.json").write_text(json.dumps({"results": results}))
+    (tmp_path / "results" / "other.json").write_text(json.dumps([{"results": results}]))  # no study's
     monkeypatch.setattr(table, "ROOT", tmp_path)
-    assert table.measured("`--advantage rloo`") == "P2O 0.75 (some)"
+    assert table.measured("`--advantage rloo`") == "P2O +0.125 [+0.000, +0.250] (some)"
+    assert table.measured("`--select gps`") == "GRPO +0.050 [+0.000, +0.100] (some)"
     assert table.measured("`--advantage lead`") == "not yet measured"
 
 
 @pytest.mark.parametrize("name", ["advantages", "parts", "selection", "rivals"])
 def test_a_study_names_options_that_there_are(name):
-    _, variants = study.read_study(ROOT / "studies" / f"{name}.toml")
-    for options in variants.values():
+    for options in study.read_study(ROOT / "studies" / f"{name}.toml").variants.values():
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         of_the_diff = options.pop("sample_bare", None)
         cfg = Config(**options)
@@ -481,16 +485,6 @@ def test_the_worlds_of_the_studies_are_what_they_say():
         family = next(name for name, f in FAMILIES.items() if row["question"].startswith(f.ask))
         assert states.index(row["answer"]) + 1 == make_worlds.DEPTHS[family] and states.count(row["answer"]) == 1
     assert len({make_worlds.DEPTHS[name] for name in FAMILIES}) == 4
-
-
-def test_areas_are_compared_seed_by_seed():
-    def runs(*heights):
-        points = [[(0, 0.0), (100, height), (200, height)] for height in heights]
-        return [{"seed": seed, "curve": [{"rollouts": x, "accuracy": {"hard": y}} for x, y in curve]}
-                for seed, curve in enumerate(points)]  # fmt: skip
-
-    shown = areas.table({"P2O": runs(0.4, 0.8), "better by 0.1": runs(0.5, 0.9), "of no seed": []}, "hard")
-    assert "| P2O | 0.450 |  | 2 |" in shown and "| better by 0.1 | 0.525 | +0.075 ± 0.000 | 2 |" in shown
 
 
 def test_a_pattern_is_a_task_that_hints_solve(tiny_policy):

@@ -1,7 +1,9 @@
-"""Variants times seeds from one small file: run what is missing, resume what was stopped, then table and figures.
+"""Variants times seeds from one small file: run what is missing, resume what was stopped, then tables and a figure.
 
-A study file is TOML: defaults of every run at the top, a table for each variant, options named as in `p2o.py --help`.
+A study file is TOML: what it asks in a comment, defaults of every run at the top, a table for each variant, options
+named as in `p2o.py --help`. Every variant is compared with `baseline`, by default the first, seed by seed.
 
+    # Do twice the rollouts help?
     seeds = [0, 1, 2]
     [variants.grpo]
     method = "grpo"
@@ -13,29 +15,48 @@ A study file is TOML: defaults of every run at the top, a table for each variant
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import tyro
 from tqdm import tqdm
 
 from support.errors import UserError
+from tools import compare, figures
+from tools.compare import Cell
 from tools.report import read_run, spent
 
 ROOT = Path(__file__).resolve().parent.parent
+LOOK = 0.2  # seconds between two looks at the runs that are going on
+
+Key = tuple[str, int]  # (variant, seed): a run of the study
 
 
-def read_study(file: Path) -> tuple[list[int], dict[str, dict]]:
-    """(seeds, {variant: its options}), the file's other top-level options put into every variant."""
+# ----------------------------------------------------------------------------------------------------- the study file
+
+
+@dataclass(frozen=True)
+class Study:
+    seeds: list[int]
+    variants: dict[str, dict]  # the options of each, the file's defaults among them
+    baseline: str
+
+
+def read_study(file: Path) -> Study:
     try:
         study = tomllib.loads(file.read_text(encoding="utf-8"))
         seeds, variants = study.pop("seeds"), study.pop("variants")
+        baseline = study.pop("baseline", next(iter(variants), ""))
     except FileNotFoundError:
         raise UserError(f"{file}: no such study file") from None
     except tomllib.TOMLDecodeError as error:
@@ -44,7 +65,9 @@ def read_study(file: Path) -> tuple[list[int], dict[str, dict]]:
         raise UserError(
             f"{file}: no {error}; a study needs `seeds` and a [variants.NAME] table for each variant"
         ) from None
-    return seeds, {name: study | options for name, options in variants.items()}
+    if baseline not in variants:
+        raise UserError(f"{file}: the baseline {baseline!r} is none of its variants")
+    return Study(seeds, {name: study | options for name, options in variants.items()}, baseline)
 
 
 def as_arguments(options: dict) -> list[str]:
@@ -63,50 +86,65 @@ def as_arguments(options: dict) -> list[str]:
     return arguments
 
 
-def run_study(file: tyro.conf.Positional[Path], jobs: int = 2, runs: Path = ROOT / "runs") -> None:
+def chosen(variants: dict[str, dict], only: tuple[str, ...]) -> list[str]:
+    """The variants whose names hold one of these texts; all of them where no text is given.
+
+    >>> chosen({"GRPO": {}, "P2O": {}, "P2O, one bare": {}}, ("bare", "GRPO"))
+    ['GRPO', 'P2O, one bare']
+    """
+    names = [name for name in variants if not only or any(text in name for text in only)]
+    if not names:
+        raise UserError(f"--only {' '.join(only)}: no such variant; there are {'; '.join(variants)}")
+    return names
+
+
+def folders_of(study: Study, runs: Path) -> dict[Key, Path]:
+    """Where each run is kept, all variants of a seed before the next seed: what is there early can be compared."""
+    slugs = {variant: re.sub(r"[^a-z0-9.]+", "-", variant.lower()).strip("-") for variant in study.variants}
+    if len(set(slugs.values())) < len(slugs):
+        raise UserError(f"two variants have names too much alike for folders of their own: {', '.join(slugs.values())}")
+    return {(name, seed): runs / f"{slugs[name]}-seed{seed}" for seed in study.seeds for name in study.variants}
+
+
+# ---------------------------------------------------------------------------------------------------------- its runs
+
+
+def run_study(
+    file: tyro.conf.Positional[Path],
+    only: tuple[str, ...] = (),
+    jobs: int = os.cpu_count() or 1,
+    runs: Path = ROOT / "runs",
+) -> None:
     """Run every variant under every seed that has no summary yet; then write NAME.json, .md and .png to results/.
 
-    results/ stands beside the study file's folder. Ends with code 1 if a run failed.
+    results/ stands beside the study file's folder. Runs that were stopped are resumed. Ends with code 1 if a run
+    failed.
 
     Args:
         file: A TOML file; see studies/main.toml.
-        jobs: Runs at once.
+        only: Texts: run the variants that have one of them in their names. The results of the others stay as they are.
+        jobs: Runs at once, each on one thread unless the file says otherwise. Give 1 for models that fill a GPU.
         runs: Where the runs are kept.
     """
-    seeds, variants = read_study(file)
-    folders = {
-        (variant, seed): runs / file.stem / f"{re.sub(r'[^a-z0-9.]+', '-', variant.lower()).strip('-')}-seed{seed}"
-        for seed in seeds
-        for variant in variants
-    }
-
-    def run(key: tuple[str, int]) -> str:
-        """The last line of what a failed run printed; an empty one if it went well."""
-        variant, seed = key
-        folder = folders[key]
-        if (folder / "summary.json").exists():
-            return ""
-        command = [sys.executable, str(ROOT / "p2o.py"), *as_arguments(variants[variant] | {"seed": seed})]
-        command += ["--runs", str(folder.parent), "--name", folder.name]
-        command += ["--resume"] if (folder / "config.json").exists() else []
-        result = subprocess.run(command, capture_output=True, text=True)
-        return "" if result.returncode == 0 else f"{variant}, seed {seed}: {result.stderr.strip().splitlines()[-1]}"
-
-    failures = []
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(folders), desc=file.stem, unit="run") as progress:
-        for failure in pool.map(run, folders):
-            progress.update()
-            if failure:
-                failures.append(failure)
-                tqdm.write(failure)
-    results = {
-        variant: [
-            result_of(folders[variant, seed]) for seed in seeds if (folders[variant, seed] / "summary.json").exists()
-        ]
-        for variant in variants
-    }
-    if any(results.values()):
-        write_results(file, results, failures)
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: at least one run at a time")
+    study = read_study(file)
+    names, folders = chosen(study.variants, only), folders_of(study, runs / file.stem)
+    asked = [key for key in folders if key[0] in names]
+    changed = {key: text for key in asked if (text := other_options(folders[key], study.variants[key[0]]))}
+    failures = [f"{variant}, seed {seed}: {text}" for (variant, seed), text in changed.items()]
+    print("\n".join([*failures, plan(asked, folders, jobs)]))
+    try:
+        failures += do_runs(study, asked, folders, jobs)
+    except KeyboardInterrupt:
+        done = sum(is_done(folders[key]) for key in asked)
+        print(f"\np2o: stopped; {done} of {len(asked)} runs are done, the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+    results = {}
+    for name in names:
+        usable = [(name, seed) for seed in study.seeds if is_done(folders[name, seed])]
+        results[name] = [result_of(folders[key]) for key in usable if key not in changed]
+    write_results(file, study, results, failures)
     if failures:
         raise SystemExit(1)
 
@@ -115,70 +153,215 @@ def main(argv: list[str]) -> None:
     tyro.cli(run_study, args=argv, prog="p2o.py study")
 
 
+def is_done(folder: Path) -> bool:
+    return (folder / "summary.json").exists()
+
+
+def other_options(folder: Path, options: dict) -> str:
+    """What is wrong with a finished run whose options are no longer those of the study file; else an empty text."""
+    if not is_done(folder):
+        return ""  # to be resumed, which refuses other options by itself
+    recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    changed = [
+        f"{name} {recorded[name]}, now {value}"
+        for name, value in options.items()
+        if name in recorded and value != recorded[name] and str(value) != str(recorded[name])
+    ]
+    return f"left out, it was made with {'; '.join(changed)}. Remove {folder} to run it again" if changed else ""
+
+
+def command_of(options: dict, seed: int, folder: Path) -> list[str]:
+    """The command of a run. One thread: runs side by side use the cores better than threads do."""
+    command = [sys.executable, str(ROOT / "p2o.py"), *as_arguments({"threads": 1} | options | {"seed": seed})]
+    command += ["--runs", str(folder.parent), "--name", folder.name]
+    return command + (["--resume"] if (folder / "config.json").exists() else [])
+
+
+def do_runs(study: Study, asked: list[Key], folders: dict[Key, Path], jobs: int) -> list[str]:
+    """Do those that have no summary, with a bar on the screen; a line for each that failed."""
+    todo = [key for key in asked if not is_done(folders[key])]
+    commands = {key: command_of(study.variants[key[0]], key[1], folders[key]) for key in todo}
+    failures, unknown = [], not known_seconds(folders)
+    with tqdm(total=len(todo), unit="run", disable=not todo) as bar, closing(queue(commands, jobs)) as ended:
+        for (variant, seed), failure in ended:
+            bar.update()
+            if failure:
+                failures.append(f"{variant}, seed {seed}: {failure}")
+                tqdm.write(failures[-1])
+            elif unknown:
+                unknown = False
+                tqdm.write(plan(asked, folders, jobs))
+    return failures
+
+
+def queue(commands: dict[Key, list[str]], jobs: int) -> Iterator[tuple[Key, str]]:
+    """Run the commands, `jobs` at once; as each ends, its key and the last line it printed if it failed, else "".
+
+    Whoever closes it early ends the runs that are going on: they can be resumed from any moment.
+    """
+    waiting, running = list(commands), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+                process = subprocess.Popen(commands[waiting[0]], stdout=subprocess.DEVNULL, stderr=said)
+                running[waiting.pop(0)] = process, said
+            for key in [key for key, (process, _) in running.items() if process.poll() is not None]:
+                process, said = running.pop(key)
+                with said:
+                    yield key, last_line(process.returncode, said)
+            time.sleep(LOOK)
+    finally:
+        for process, said in running.values():
+            process.terminate()
+            process.wait()
+            said.close()
+
+
+def last_line(code: int, said) -> str:
+    if code == 0:
+        return ""
+    said.seek(0)
+    lines = said.read().strip().splitlines()
+    return lines[-1] if lines else f"ended with code {code}"
+
+
+# ---------------------------------------------------------------------------------------------------- how long it takes
+
+
+def plan(asked: list[Key], folders: dict[Key, Path], jobs: int) -> str:
+    """What is to be done and how long that takes, in a line."""
+    pending = [key[0] for key in asked if not is_done(folders[key])]
+    start = f"{len(asked)} runs, {len(asked) - len(pending)} are done"
+    if not pending:
+        return start
+    seconds = estimate(pending, known_seconds(folders), jobs)
+    return f"{start}; {about(seconds) if seconds else 'time unknown until the first run ends'}, {jobs} at a time"
+
+
+def known_seconds(folders: dict[Key, Path]) -> dict[str, list[float]]:
+    """{variant: what its finished runs took}."""
+    known: dict[str, list[float]] = {}
+    for (variant, _), folder in folders.items():
+        if is_done(folder):
+            known.setdefault(variant, []).append(json.loads((folder / "summary.json").read_text())["seconds"])
+    return known
+
+
+def estimate(pending: list[str], known: dict[str, list[float]], jobs: int) -> float | None:
+    """Seconds until all pending runs, given by their variants, are done: a variant's runs take what its finished ones
+    took, a variant without any what all finished ones took, `jobs` at once, none split.
+
+    >>> estimate(["a", "a", "b"], {"a": [60.0, 80.0]}, jobs=2), estimate(["a"], {}, jobs=2)
+    (140.0, None)
+    """
+    if not known:
+        return None
+    usual = statistics.fmean(seconds for of in known.values() for seconds in of)
+    ends = [0.0] * jobs  # when each of the places is free
+    for variant in pending:
+        place = ends.index(min(ends))
+        ends[place] += statistics.fmean(known.get(variant, [usual]))
+    return max(ends)
+
+
+def about(seconds: float) -> str:
+    """
+    >>> about(20), about(60), about(1500), about(9000)
+    ('less than a minute', 'about 1 minute', 'about 25 minutes', 'about 2.5 hours')
+    """
+    if seconds < 45:
+        return "less than a minute"
+    minutes = round(seconds / 60) or 1
+    if minutes < 100:
+        return f"about {minutes} minute{'s' if minutes > 1 else ''}"
+    return f"about {seconds / 3600:.1f} hours"
+
+
+# ------------------------------------------------------------------------------------------------------- their results
+
+
 def result_of(folder: Path) -> dict:
-    """What a study keeps of one run: its summary and the curve of each held-out file."""
+    """What a study keeps of one run: what it cost, and after each epoch accuracy and hard set."""
     run = read_run(folder)
-    curve = [{"rollouts": spent(e), "accuracy": e["accuracy"]} for e in run["epochs"]]
-    return run["summary"] | {"curve": curve}
+    curve = [{"rollouts": spent(e), "accuracy": e["accuracy"], "hard_set": e.get("hard_set")} for e in run["epochs"]]
+    kept = ("seed", "rollouts", "gepa_calls", "hard_set", "seconds")
+    return {name: run["summary"][name] for name in kept} | {"curve": curve}
 
 
-def write_results(file: Path, results: dict[str, list[dict]], failures: list[str]) -> None:
-    out = file.resolve().parent.parent / "results" / file.stem
+def read_results(folder: Path) -> dict[str, dict]:
+    """{study: its record}, of those files that are a study's; the benchmarks leave theirs in the same folder."""
+    records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    results = {name: record.get("results") for name, record in records.items() if isinstance(record, dict)}
+    return {name: records[name] for name, of in results.items() if isinstance(of, dict) and any(of.values())}
+
+
+def baseline_of(record: dict) -> str:
+    """The variant that the others are compared with: the first, if the record is so old that there was no choice."""
+    return record.get("baseline", next(iter(record["results"])))
+
+
+def merged(known: dict, study: Study, results: dict[str, list[dict]], failures: list[str]) -> dict:
+    """A study's record: of the variants in `results` what they gave now, of its others what was known of them."""
+    options, before = known.get("options", {}), known.get("results", {})
+    others = {name: options.get(name, now) for name, now in study.variants.items() if name not in results}
+    return {
+        "baseline": study.baseline,
+        "failures": failures + [line for line in known.get("failures", []) if line.partition(", seed ")[0] in others],
+        "options": study.variants | others,
+        "results": {name: results.get(name, before.get(name, [])) for name in study.variants},
+    }
+
+
+def write_results(file: Path, study: Study, results: dict[str, list[dict]], failures: list[str]) -> None:
+    """NAME.json, NAME.md and NAME.png; nothing if there is no run to speak of."""
+    out = file.resolve().parent.parent / "results" / f"{file.stem}.json"
+    known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    record = {"command": f"python p2o.py study {file.parent.name}/{file.name}"}
+    record |= merged(known, study, results, failures)
+    if not any(record["results"].values()):
+        return
     out.parent.mkdir(exist_ok=True)
-    command = f"python p2o.py study {file.parent.name}/{file.name}"
-    out.with_suffix(".json").write_text(
-        json.dumps({"command": command, "failures": failures, "results": results}) + "\n"
-    )
-    table = study_table(results)
-    out.with_suffix(".md").write_text(f"Made by `{command}`.\n\n{table}\n")
-    draw_curves(results, out.with_suffix(".png"))
+    out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    table = compare.markdown(*study_table(record["results"]))
+    parts = [f"Made by `{record['command']}`.", table, compare.NOTE, *comparisons(record["results"], study.baseline)]
+    out.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    figures.draw_study(record["results"], study.baseline, out.with_suffix(".png"))
     print(f"{table}\n\nwritten to {out.with_suffix('.md')}, with the raw results and a figure beside it")
 
 
-def study_table(results: dict[str, list[dict]]) -> str:
-    """Markdown: mean ± sample standard deviation over seeds, of the accuracy after the last epoch."""
-    names = list(next(runs[0]["accuracy"] for runs in results.values() if runs))
+def comparisons(results: dict[str, list[dict]], baseline: str) -> list[str]:
+    """Paragraphs of Markdown: what is compared, then a heading and a table for each held-out file."""
+    parts = [compare.caption(compare.shared_budget(results), baseline)]
+    for name in compare.files_of(results):
+        rows = compare.comparison_rows(compare.compare(results, name, baseline))
+        parts += [f"## Held out: {name}", compare.markdown(compare.HEADER, rows)]
+    return parts
+
+
+def study_table(results: dict[str, list[dict]]) -> tuple[list[str], list[list[Cell]]]:
+    """(header, rows): accuracy after the last epoch, mean ± sample standard deviation over seeds, and what it cost."""
+    names = compare.files_of(results)
     header = ["variant", *names, "final hard set", "training rollouts", "+ GEPA's", "minutes", "seeds"]
-    rows = [header, ["---"] * len(header)]
+    rows = []
     for variant, runs in results.items():
         if runs:
-            scores = [spread([run["accuracy"][name] for run in runs], "{:.2f}") for name in names]
-            hard = spread([run["hard_set"] for run in runs], "{:.0f}")
-            spending = [f"{statistics.mean(run[key] for run in runs):,.0f}" for key in ("rollouts", "gepa_calls")]
-            minutes = f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f}"
-            rows.append([variant, *scores, hard, *spending, minutes, str(len(runs))])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+            finals = [run["curve"][-1]["accuracy"] for run in runs]
+            scores = [spread([final[name] for final in finals if name in final], ".2f") for name in names]
+            hard = spread([run["hard_set"] for run in runs], ".0f")
+            spending = [compare.mean_cell([run[key] for run in runs], ",.0f") for key in ("rollouts", "gepa_calls")]
+            minutes = compare.mean_cell([run["seconds"] / 60 for run in runs], ".1f")
+            rows.append([Cell(variant, None), *scores, hard, *spending, minutes, Cell(str(len(runs)), len(runs))])
+    return header, rows
 
 
-def spread(values: list[float], form: str) -> str:
+def spread(values: list[float], form: str) -> Cell:
     """'mean ± standard deviation', or the value alone.
 
-    >>> spread([0.5, 1.0], "{:.2f}")
+    >>> spread([0.5, 1.0], ".2f").text
     '0.75 ± 0.35'
     """
-    mean = form.format(statistics.mean(values))
-    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
-
-
-def draw_curves(results: dict[str, list[dict]], file: Path) -> None:
-    """Accuracy against all sampled responses, GEPA's included: the mean over seeds, and every seed as a thin line."""
-    names = list(next(runs[0]["accuracy"] for runs in results.values() if runs))
-    figure, axes = plt.subplots(1, len(names), figsize=(5.4 * len(names), 4), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        for i, (variant, runs) in enumerate(results.items()):
-            curves = [([p["rollouts"] for p in r["curve"]], [p["accuracy"][name] for p in r["curve"]]) for r in runs]
-            for xs, ys in curves:
-                axis.plot(xs, ys, color=f"C{i}", alpha=0.25, linewidth=0.8)
-            if curves:
-                means = [
-                    [statistics.mean(column) for column in zip(*part, strict=False)]
-                    for part in zip(*curves, strict=True)
-                ]
-                axis.plot(*means, color=f"C{i}", marker="o", markersize=3, label=variant)
-        axis.set(title=f"held out: {name}, bare prompt, greedy", xlabel="responses sampled, GEPA's included")
-        axis.set(ylabel="accuracy", ylim=(-0.03, 1.03))
-        axis.grid(alpha=0.25)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    if not values:
+        return Cell("", None)
+    mean = compare.mean_cell(values, form)
+    return Cell(f"{mean.text} ± {statistics.stdev(values):{form}}", mean.value) if len(values) > 1 else mean

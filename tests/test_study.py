@@ -1,0 +1,272 @@
+"""Studies: the queue, what a study keeps, paired comparisons, and bad input."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+import p2o
+from tools import compare, figures, study
+
+# ----------------------------------------------------------------------------------------------------- one small study
+
+
+@pytest.fixture
+def small_study(tmp_path):
+    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[:16]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "studies").mkdir()
+    file = tmp_path / "studies" / "small.toml"
+    file.write_text(
+        f"""# Do twice the rollouts help?
+        seeds = [0, 1]
+        train_data = "{tmp_path / "train.jsonl"}"
+        eval_data = ["{tmp_path / "train.jsonl"}"]
+        epochs = 1
+        [variants.GRPO]
+        method = "grpo"
+        [variants."GRPO, 2x rollouts"]
+        method = "grpo"
+        group_size = 12
+        """
+    )
+    return file
+
+
+def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(small_study, tmp_path, capsys):
+    arguments = ["study", str(small_study), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
+    results = tmp_path / "results"
+    assert p2o.main([*arguments, "--only", "2x", "3x"]) == 0
+    assert "2 runs, 0 are done; time unknown until the first run ends, 2 at a time" in capsys.readouterr().out
+    alone = json.loads((results / "small.json").read_text())["results"]
+    assert [len(runs) for runs in alone.values()] == [0, 2]
+
+    assert p2o.main([*arguments, "--only", "GRPO"]) == 0
+    assert "4 runs, 2 are done; less than a minute, 2 at a time" in capsys.readouterr().out
+    table = (results / "small.md").read_text()
+    assert "| GRPO | " in table and "| GRPO, 2x rollouts | " in table and "±" in table and "+0.000 [+0.000" in table
+    raw = json.loads((results / "small.json").read_text())
+    assert [len(runs) for runs in raw["results"].values()] == [2, 2] and raw["failures"] == []
+    assert raw["results"]["GRPO, 2x rollouts"] == alone["GRPO, 2x rollouts"] and raw["baseline"] == "GRPO"
+    assert raw["options"]["GRPO, 2x rollouts"]["group_size"] == 12 and raw["options"]["GRPO"]["epochs"] == 1
+    first, second = (raw["results"][name][0] for name in ("GRPO, 2x rollouts", "GRPO"))
+    assert first["rollouts"] == 2 * second["rollouts"] == 192
+    assert [point["rollouts"] for point in second["curve"]] == [0, 96] and second["curve"][1]["hard_set"] == 16
+    assert (results / "small.png").stat().st_size > 0
+
+    summaries = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("summary.json")}
+    next(iter(summaries)).unlink()  # as if the study had been stopped in the middle of this run
+    assert p2o.main(arguments) == 0
+    after = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("summary.json")}
+    assert len(after) == 4 and sum(after[file] == summaries[file] for file in summaries) == 3
+    assert json.loads((results / "small.json").read_text())["results"].keys() == raw["results"].keys()
+
+    small_study.write_text(small_study.read_text().replace("group_size = 12", "group_size = 8"))
+    with pytest.raises(SystemExit, match="1"):
+        p2o.main(arguments)
+    assert "GRPO, 2x rollouts, seed 1: left out, it was made with group_size 12, now 8." in capsys.readouterr().out
+    after = json.loads((results / "small.json").read_text())["results"]
+    assert [len(runs) for runs in after.values()] == [2, 0]
+
+
+def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_path, capsys):
+    small_study.write_text(small_study.read_text() + "\n[variants.broken]\ngroup_size = 1\n")
+    (tmp_path / "results").mkdir()
+    kept = made_up({"GRPO": [0.5, 0.7], "gone": [0.1]})
+    before = {"results": kept, "failures": ["GRPO, seed 2: as before", "broken, seed 0: otherwise"]}
+    (tmp_path / "results" / "small.json").write_text(json.dumps(before))
+    with pytest.raises(SystemExit, match="1"):
+        p2o.main(["study", str(small_study), "--runs", str(tmp_path / "runs"), "--only", "broken"])
+    assert "broken, seed 0: p2o: --group-size 1" in capsys.readouterr().out
+    written = json.loads((tmp_path / "results" / "small.json").read_text())
+    assert written["results"] == {"GRPO": kept["GRPO"], "GRPO, 2x rollouts": [], "broken": []}
+    assert [line.partition(":")[0] for line in written["failures"]] == [
+        "broken, seed 0", "broken, seed 1", "GRPO, seed 2"
+    ]  # fmt: skip
+    assert "| GRPO | " in (tmp_path / "results" / "small.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text, options, complaint",
+    [
+        (None, [], "no such study file"),
+        ("seeds = [", [], "not TOML"),
+        ("seeds = [0]", [], "no 'variants'"),
+        ("[variants.a]", [], "no 'seeds'"),
+        ('seeds = [0]\nbaseline = "b"\n[variants.a]', [], "the baseline 'b' is none of its variants"),
+        ("seeds = [0]\n[variants.a]", ["--only", "b", "c"], "--only b c: no such variant; there are a"),
+        ("seeds = [0]\n[variants.a]", ["--jobs", "0"], "--jobs 0: at least one run at a time"),
+        ('seeds = [0]\n[variants."a b"]\n[variants."a, b"]', [], "too much alike"),
+    ],
+)
+def test_a_bad_study_gets_one_line(text, options, complaint, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "bad.toml").write_text(text)
+    assert p2o.main(["study", str(tmp_path / "bad.toml"), "--runs", str(tmp_path), *options]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and len(said.splitlines()) == 1
+
+
+def test_the_shipped_studies_name_only_real_options():
+    for file in (ROOT / "studies").glob("*.toml"):
+        for options in study.read_study(file).variants.values():
+            ours = {k: v for k, v in options.items() if k not in ("model", "sample_bare")}  # the latter: a rival's diff
+            p2o.parse_config(study.as_arguments(ours))
+
+
+# ----------------------------------------------------------------------------------------------------------- the queue
+
+
+def code(text):
+    return [sys.executable, "-c", text]
+
+
+def test_the_queue_says_how_each_run_ended():
+    commands = {
+        ("fine", 0): code("import sys; print('a word', file=sys.stderr)"),
+        ("wrong", 0): code("import sys; print('first', file=sys.stderr); sys.exit('p2o: no such thing')"),
+        ("killed", 0): code("import os; os.kill(os.getpid(), 9)"),
+    }
+    ended = dict(study.queue(commands, jobs=2))
+    assert ended == {("fine", 0): "", ("wrong", 0): "p2o: no such thing", ("killed", 0): "ended with code -9"}
+
+
+def test_no_more_runs_at_once_than_jobs_and_none_is_left_when_the_queue_is_closed(tmp_path, monkeypatch):
+    started, Popen = [], subprocess.Popen
+
+    def popen(*args, **options):
+        assert sum(process.poll() is None for process in started) < 2
+        started.append(Popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(study.subprocess, "Popen", popen)
+    queue = study.queue(
+        {("slow", 0): code("import time; time.sleep(60)"), ("quick", 0): code(""), ("c", 0): code("")}, 2
+    )
+    assert next(queue) == (("quick", 0), "")
+    assert next(queue) == (("c", 0), "")
+    begun = time.monotonic()
+    queue.close()
+    assert all(process.poll() is not None for process in started) and time.monotonic() - begun < 10
+
+
+def test_ctrl_c_ends_a_study_with_one_line(small_study, tmp_path, capsys, monkeypatch):
+    def interrupted(commands, jobs):
+        yield next(iter(commands)), ""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "queue", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        p2o.main(["study", str(small_study), "--runs", str(tmp_path / "runs")])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("p2o: ")]
+    assert ended.value.code == 130 and said == ["p2o: stopped; 0 of 4 runs are done, the same command goes on"]
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_estimate_goes_by_what_is_known():
+    known = {"a": [10.0, 30.0], "b": [40.0]}
+    assert study.estimate(["a"] * 4, known, jobs=2) == 40
+    assert study.estimate(["a", "b", "c"], known, jobs=3) == 40  # the longest; c is taken for the mean of all, 26.7
+    assert study.estimate(["c"], known, jobs=3) == pytest.approx(80 / 3)
+    assert study.estimate(["a"], {}, jobs=1) is None
+
+
+def test_a_finished_run_is_told_from_one_with_other_options(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"epochs": 2, "gepa_budget": "60", "temperature": 1.0}))
+    assert study.other_options(tmp_path, {"epochs": 3}) == ""  # not finished: p2o.py says it when it is resumed
+    (tmp_path / "summary.json").write_text("{}")
+    assert study.other_options(tmp_path, {"epochs": 2, "gepa_budget": 60, "temperature": 1, "of_a_diff": True}) == ""
+    assert "epochs 2, now 3" in study.other_options(tmp_path, {"epochs": 3})
+
+
+# ------------------------------------------------------------------------------------------------------------ comparing
+
+
+def made_up(finals, files=("hard",), epochs=(0, 100, 200)):
+    """{variant: runs}, seeds from 0 up, whose accuracy is 0 at first and then what is given."""
+    return {
+        variant: [
+            {
+                "seed": seed, "rollouts": 200, "gepa_calls": 0, "hard_set": 3, "seconds": 60.0,
+                "curve": [{"rollouts": x, "accuracy": dict.fromkeys(files, y if x else 0.0)} for x in epochs],
+            }
+            for seed, y in enumerate(of)
+        ]
+        for variant, of in finals.items()
+    }  # fmt: skip
+
+
+@given(heights=st.lists(st.floats(0, 1), min_size=2, max_size=6), budget=st.floats(1, 500))
+def test_the_area_is_the_mean_height_on_the_way(heights, budget):
+    curve = [(100.0 * i, height) for i, height in enumerate(heights)]
+    budget = min(budget, curve[-1][0])
+    xs = np.linspace(0, budget, 20_001)
+    assert compare.area(curve, budget) == pytest.approx(np.interp(xs, *zip(*curve, strict=True)).mean(), abs=1e-3)
+
+
+def test_the_area_of_no_way_at_all_is_the_height_there():
+    assert compare.area([(0, 0.3), (10, 1.0)], 0) == 0.3
+
+
+def test_the_bootstrap_is_what_can_be_counted():
+    # Means of two draws from 0 and 1: 0 and 1 with probability 1/4 each.
+    assert compare.bootstrap([0.0, 1.0]) == (0.0, 1.0)
+    # Means of five draws, k of them the last: C(5, k) 4^(5 - k) / 5^5; P(k >= 3) = 0.058, P(k >= 4) = 0.007.
+    assert compare.bootstrap([0.0, 0.0, 0.0, 0.0, 5.0]) == (0.0, 3.0)
+    assert compare.bootstrap([0.25, 0.25, 0.25]) == (0.25, 0.25)
+
+
+def test_differences_are_paired_by_seed():
+    results = made_up({"P2O": [0.4, 0.8], "better by 0.1": [0.5, 0.9], "of no seed": []})
+    compared = compare.compare(results, "hard", "P2O")
+    assert list(compared) == ["P2O", "better by 0.1"] and compared["P2O"].against == {}
+    better = compared["better by 0.1"]
+    assert better.areas == {0: pytest.approx(0.375), 1: pytest.approx(0.675)}  # of 0.5 and 0.9: up by 100, then level
+    gain = better.against["areas"]
+    assert gain.mean == pytest.approx(0.075) and gain.half == pytest.approx(0, abs=1e-9)
+    assert better.against["final"].text("+.2f") == "+0.10 [+0.10, +0.10]"
+    assert better.reached == {1: 100} and better.against["reached"] is None  # the baseline never gets there
+    row = compare.comparison_rows(compared)[1]
+    assert [cell.text for cell in row[1:6]] == ["0.525", "+0.075 [+0.075, +0.075]", "± 0.000", "100 (1 of 2)", ""]
+
+
+def test_only_seeds_that_both_have_are_paired():
+    difference = compare.paired({0: 1.0, 1: 2.0, 5: 9.0}, {1: 0.5, 5: 0.5, 7: 3.0})
+    assert difference.seeds == [1.5, 8.5] and compare.paired({0: 1.0}, {1: 1.0}) is None
+    alone = compare.paired({0: 1.0}, {0: 0.5})
+    assert alone.interval is alone.half is None and alone.text() == "+0.500"
+
+
+def test_the_budget_is_what_every_run_has_spent():
+    results = made_up({"a": [1.0]}) | made_up({"b": [1.0]}, epochs=(0, 50, 150))
+    assert compare.shared_budget(results) == 150
+
+
+def test_a_baseline_without_runs_leaves_no_difference():
+    row = compare.comparison_rows(compare.compare(made_up({"a": [0.5, 0.6], "b": []}), "hard", "b"))[0]
+    assert [row[i].text for i in (2, 3, 5, 7)] == ["", "", "", ""]
+
+
+# ------------------------------------------------------------------------------------------- tables and figure
+
+
+def test_whatever_accuracy_was_measured_of_is_in_the_table():
+    results = made_up({"a": [0.5, 0.6]}, files=("hard", "hard, sampled", "ood")) | made_up({"b": [1.0]})
+    header, rows = study.study_table(results)
+    assert header[1:4] == ["hard", "hard, sampled", "ood"]
+    assert [[cell.text for cell in row[:4]] for row in rows] == [["a", *["0.55 ± 0.07"] * 3], ["b", "1.00", "", ""]]
+    paragraphs = study.comparisons(results, "a")
+    assert [part for part in paragraphs if part.startswith("#")] == [f"## Held out: {name}" for name in header[1:4]]
+
+
+@pytest.mark.parametrize("count, seeds", [(1, 1), (3, 1), (16, 3)])
+def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
+    results = made_up({f"variant {i}": [i / 16 + seed / 50 for seed in range(seeds)] for i in range(count)})
+    figures.draw_study(results, "variant 0", tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 0
