@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 import tyro
 
-TOOLS = {"demo": "demo", "study": "study", "eval": "evaluate", "fit": "fit", "report": "report"}  # files of tools/
+TOOLS = {name: name for name in ("demo", "study", "studies", "fit", "report")} | {"eval": "evaluate"}  # files of tools/
 
 
 def tool(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Studies: the queue, what a study keeps, paired comparisons, and bad input."""
+"""Studies: the queue, what a study keeps, paired comparisons, the page of all studies, and bad input."""
 
 import json
 import subprocess
@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
-from tools import compare, figures, study
+from tools import compare, figures, studies, study
 
 # ----------------------------------------------------------------------------------------------------- one small study
 
@@ -73,6 +74,10 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(s
     assert "GRPO, 2x rollouts, seed 1: left out, it was made with group_size 12, now 8." in capsys.readouterr().out
     after = json.loads((results / "small.json").read_text())["results"]
     assert [len(runs) for runs in after.values()] == [2, 0]
+
+    assert p2o.main(["studies", "--results", str(results)]) == 0
+    page = Page(results / "studies.html")
+    assert "Do twice the rollouts help?" in page.text and "left out, it was made with group_size 12" in page.text
 
 
 def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_path, capsys):
@@ -253,7 +258,7 @@ def test_a_baseline_without_runs_leaves_no_difference():
     assert [row[i].text for i in (2, 3, 5, 7)] == ["", "", "", ""]
 
 
-# ------------------------------------------------------------------------------------------- tables and figure
+# ------------------------------------------------------------------------------------------- tables, figure and page
 
 
 def test_whatever_accuracy_was_measured_of_is_in_the_table():
@@ -270,3 +275,67 @@ def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
     results = made_up({f"variant {i}": [i / 16 + seed / 50 for seed in range(seeds)] for i in range(count)})
     figures.draw_study(results, "variant 0", tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def page_of(tmp_path, word="fine"):
+    results, command = tmp_path / "results", "python p2o.py study studies/some.toml"
+    results.mkdir(parents=True)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "some.toml").write_text(
+        f"# What is asked, {word}\n# in two lines.\n#\n# And more.\nseeds = []\n"
+    )
+    made = made_up({f"base {word}": [0.1, 0.2, 0.2], f"{word} 10": [0.95, 0.9, 1.0], f"worse {word}": [0.1, 0.1, 0.2]},
+                   files=(f"hard {word}", "ood"))  # fmt: skip
+    record = {"command": command, "failures": [f"failed: {word}"], "results": made}
+    (results / "some.json").write_text(json.dumps(record | {"baseline": f"base {word}"}))
+    old = {"command": command.replace("some", "old"), "failures": [], "results": made_up({"one": [0.5], "none": []})}
+    (results / "old.json").write_text(json.dumps(old))
+    (results / "bench.json").write_text("[1]")
+    studies.write_studies(results)
+    return results / "studies.html"
+
+
+def test_all_studies_are_on_the_page_and_nothing_else(tmp_path):
+    page = Page(page_of(tmp_path))
+    titles = page.source.split("<h2>")[1:]
+    assert [title.partition("</h2>")[0] for title in titles] == ["old", "some"]
+    assert "What is asked, fine in two lines." in page.text and "And more." in page.text and "seeds =" not in page.text
+    assert page.source.count('class="forest good"') == 2 and page.source.count('class="forest "') == 2  # of two files
+    assert not {"link", "img", "iframe"} & set(page.tags) and "default-src 'none'" in page.source
+    links = [value for name, value in page.attributes if name in ("href", "src")]
+    assert links and all(link.startswith("#") for link in links)
+
+
+def test_hostile_names_stay_text(tmp_path):
+    page, honest = Page(page_of(tmp_path / "hostile", HOSTILE)), Page(page_of(tmp_path / "honest"))
+    assert page.tags == honest.tags and page.tags.count("script") == 1
+    assert {name for name, _ in page.attributes} == {name for name, _ in honest.attributes}
+    assert page.text.count(HOSTILE) >= 10
+
+
+def test_a_folder_without_results_is_refused(tmp_path, capsys):
+    assert p2o.main(["studies", "--results", str(tmp_path)]) == 2
+    assert "no study has left its results there" in capsys.readouterr().err
+
+
+SORTER = """<script>
+const table = document.querySelectorAll("table")[4];  // of the second study, its first comparison
+const sorted = (n) => {
+  table.querySelectorAll("th button")[n].click();
+  return [...table.tBodies[0].rows].map((row) => row.cells[n].textContent);
+};
+const shown = JSON.stringify([sorted(2), sorted(5)]);
+document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: shown }));
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser: install Debian's chromium, or Chrome")
+def test_a_browser_sorts_the_tables_by_their_numbers(tmp_path):
+    page = page_of(tmp_path, HOSTILE)
+    source, console = browse(page, tmp_path)
+    assert console == [] and "forest good" in source
+    page.write_text(page.read_text().replace('<meta http-equiv="Content-Security-Policy"', "<meta name=off") + SORTER)
+    source, console = browse(page, tmp_path)
+    gains, reached = json.loads(source.partition("<pre>")[2].partition("</pre>")[0])
+    assert console == [] and [text.partition(" ")[0] for text in gains] == ["-0.025", "", "+0.588"]
+    assert [text.partition(" ")[0] for text in reached] == ["100", "never", "never"]
