@@ -54,7 +54,8 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(s
     assert "| GRPO | " in table and "| GRPO, 2x rollouts | " in table and "±" in table and "+0.000 [+0.000" in table
     raw = json.loads((results / "small.json").read_text())
     assert [len(runs) for runs in raw["results"].values()] == [2, 2] and raw["failures"] == []
-    assert raw["results"]["GRPO, 2x rollouts"] == alone["GRPO, 2x rollouts"] and raw["baseline"] == "GRPO"
+    assert raw["results"]["GRPO, 2x rollouts"] == alone["GRPO, 2x rollouts"]
+    assert {*raw["baselines"].values()} == {"GRPO"}
     assert raw["options"]["GRPO, 2x rollouts"]["group_size"] == 12 and raw["options"]["GRPO"]["epochs"] == 1
     first, second = (raw["results"][name][0] for name in ("GRPO, 2x rollouts", "GRPO"))
     assert first["rollouts"] == 2 * second["rollouts"] == 192
@@ -67,6 +68,10 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(s
     after = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("summary.json")}
     assert len(after) == 4 and sum(after[file] == summaries[file] for file in summaries) == 3
     assert json.loads((results / "small.json").read_text())["results"].keys() == raw["results"].keys()
+
+    capsys.readouterr()
+    assert p2o.main(["study", str(small_study), "--runs", str(tmp_path / "elsewhere"), "--kept"]) == 0
+    assert "4 runs, 4 are done" in capsys.readouterr().out and not (tmp_path / "elsewhere").exists()
 
     small_study.write_text(small_study.read_text().replace("group_size = 12", "group_size = 8"))
     with pytest.raises(SystemExit, match="1"):
@@ -229,7 +234,7 @@ def test_the_bootstrap_is_what_can_be_counted():
 
 def test_differences_are_paired_by_seed():
     results = made_up({"P2O": [0.4, 0.8], "better by 0.1": [0.5, 0.9], "of no seed": []})
-    compared = compare.compare(results, "hard", "P2O")
+    compared = compare.compare(results, "hard", dict.fromkeys(results, "P2O"))
     assert list(compared) == ["P2O", "better by 0.1"] and compared["P2O"].against == {}
     better = compared["better by 0.1"]
     assert better.areas == {0: pytest.approx(0.375), 1: pytest.approx(0.675)}  # of 0.5 and 0.9: up by 100, then level
@@ -239,6 +244,16 @@ def test_differences_are_paired_by_seed():
     assert better.reached == {1: 100} and better.against["reached"] is None  # the baseline never gets there
     row = compare.comparison_rows(compared)[1]
     assert [cell.text for cell in row[1:6]] == ["0.525", "+0.075 [+0.075, +0.075]", "± 0.000", "100 (1 of 2)", ""]
+
+
+def test_each_world_of_a_study_may_have_a_baseline_of_its_own(tmp_path):
+    worlds = '[variants.a]\n[variants."a+"]\n[variants.b]\nbaseline = "b"\n[variants."b+"]\nbaseline = "b"\n'
+    (tmp_path / "two.toml").write_text(f"seeds = [0]\n{worlds}")
+    baselines = study.read_study(tmp_path / "two.toml").baselines
+    assert baselines == {"a": "a", "a+": "a", "b": "b", "b+": "b"}
+    compared = compare.compare(made_up({"a": [0.5], "a+": [0.6], "b": [0.1], "b+": [0.3]}), "hard", baselines)
+    gains = [of.against["final"].mean if of.against else None for of in compared.values()]
+    assert gains == [None, pytest.approx(0.1), None, pytest.approx(0.2)]
 
 
 def test_only_seeds_that_both_have_are_paired():
@@ -254,7 +269,7 @@ def test_the_budget_is_what_every_run_has_spent():
 
 
 def test_a_baseline_without_runs_leaves_no_difference():
-    row = compare.comparison_rows(compare.compare(made_up({"a": [0.5, 0.6], "b": []}), "hard", "b"))[0]
+    row = compare.comparison_rows(compare.compare(made_up({"a": [0.5, 0.6], "b": []}), "hard", {"a": "b", "b": "b"}))[0]
     assert [row[i].text for i in (2, 3, 5, 7)] == ["", "", "", ""]
 
 
@@ -266,14 +281,14 @@ def test_whatever_accuracy_was_measured_of_is_in_the_table():
     header, rows = study.study_table(results)
     assert header[1:4] == ["hard", "hard, sampled", "ood"]
     assert [[cell.text for cell in row[:4]] for row in rows] == [["a", *["0.55 ± 0.07"] * 3], ["b", "1.00", "", ""]]
-    paragraphs = study.comparisons(results, "a")
+    paragraphs = study.comparisons(results, dict.fromkeys(results, "a"))
     assert [part for part in paragraphs if part.startswith("#")] == [f"## Held out: {name}" for name in header[1:4]]
 
 
 @pytest.mark.parametrize("count, seeds", [(1, 1), (3, 1), (16, 3)])
 def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
     results = made_up({f"variant {i}": [i / 16 + seed / 50 for seed in range(seeds)] for i in range(count)})
-    figures.draw_study(results, "variant 0", tmp_path / "figure.png")
+    figures.draw_study(results, dict.fromkeys(results, "variant 0"), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
@@ -287,7 +302,9 @@ def page_of(tmp_path, word="fine"):
     made = made_up({f"base {word}": [0.1, 0.2, 0.2], f"{word} 10": [0.95, 0.9, 1.0], f"worse {word}": [0.1, 0.1, 0.2]},
                    files=(f"hard {word}", "ood"))  # fmt: skip
     record = {"command": command, "failures": [f"failed: {word}"], "results": made}
-    (results / "some.json").write_text(json.dumps(record | {"baseline": f"base {word}"}))
+    (results / "some.json").write_text(
+        json.dumps(record | {"baselines": dict.fromkeys(record["results"], f"base {word}")})
+    )
     old = {"command": command.replace("some", "old"), "failures": [], "results": made_up({"one": [0.5], "none": []})}
     (results / "old.json").write_text(json.dumps(old))
     (results / "bench.json").write_text("[1]")

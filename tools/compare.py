@@ -155,7 +155,7 @@ class Comparison:
     against: dict[str, Difference | None]  # of these three; empty for the baseline itself
 
 
-def compare(results: dict[str, list[dict]], file: str, baseline: str) -> dict[str, Comparison]:
+def compare(results: dict[str, list[dict]], file: str, baselines: dict[str, str]) -> dict[str, Comparison]:
     """{variant: how it compares on a held-out file}, of the variants that have runs."""
     budget, found = shared_budget(results), {}
 
@@ -164,12 +164,15 @@ def compare(results: dict[str, list[dict]], file: str, baseline: str) -> dict[st
         return {seed: value for seed, value in numbers.items() if value is not None}
 
     numbers = {"areas": lambda curve: area(curve, budget), "reached": responses_to, "final": lambda curve: curve[-1][1]}
-    theirs = {name: of_each(results.get(baseline, []), number) for name, number in numbers.items()}
-    for variant, runs in results.items():
-        ours = {name: of_each(runs, number) for name, number in numbers.items()}
+    measured = {
+        variant: {name: of_each(runs, number) for name, number in numbers.items()} for variant, runs in results.items()
+    }
+    nothing = dict.fromkeys(numbers, {})
+    for variant, ours in measured.items():
         if ours["areas"]:
-            against = {} if variant == baseline else {name: paired(ours[name], theirs[name]) for name in numbers}
-            found[variant] = Comparison(**ours, against=against)
+            theirs = measured.get(baselines[variant], nothing)
+            against = {name: paired(ours[name], theirs[name]) for name in numbers}
+            found[variant] = Comparison(**ours, against={} if variant == baselines[variant] else against)
     return found
 
 
@@ -177,11 +180,20 @@ HEADER = ["variant", "area", "area, difference", "Student's", f"to {SOLVED} (see
 HEADER += [f"to {SOLVED}, difference", "final", "final, difference"]
 
 
-def caption(budget: int, baseline: str) -> str:
+def caption(budget: int, baselines: dict[str, str]) -> str:
     return (
         f"The area is the mean accuracy on the way to {budget:,} responses; to {SOLVED}: the responses spent when that "
-        f"accuracy was first measured. Differences are from {baseline}."
+        f"accuracy was first measured. {compared_with(baselines)}"
     )
+
+
+def compared_with(baselines: dict[str, str]) -> str:
+    """
+    >>> compared_with({"a": "a", "b": "a"}), compared_with({"a": "a", "b": "a", "c": "c", "d": "c"})
+    ('Differences are from a.', 'Differences are each from the nearest above of: a; c.')
+    """
+    names = list(dict.fromkeys(baselines.values()))
+    return f"Differences are {'from' if len(names) == 1 else 'each from the nearest above of:'} {'; '.join(names)}."
 
 
 def comparison_rows(compared: dict[str, Comparison]) -> list[list[Cell]]:

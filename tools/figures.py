@@ -18,25 +18,25 @@ WIDTH, COLUMNS = 10, 4  # inches; small pictures in a row
 GAIN, LOSS, OPEN, BASE = "#1b9e77", "#d95f02", "#7b8794", "#b0b7c0"  # better, worse, not shown, the baseline
 
 
-def draw_study(results: dict[str, list[dict]], baseline: str, file: Path) -> None:
+def draw_study(results: dict[str, list[dict]], baselines: dict[str, str], file: Path) -> None:
     """Of the first held-out file; the tables beside the figure have all."""
     name = files_of(results)[0]
-    compared = compare(results, name, baseline)
+    compared = compare(results, name, baselines)
     rows = math.ceil(len(compared) / COLUMNS)
     heights = [0.9 + 0.3 * len(compared), 0.6 + 1.7 * rows]
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     forest, curves = figure.subfigures(2, 1, height_ratios=heights)
-    draw_forest(forest.subplots(), compared, baseline, f"{name}: area up to {shared_budget(results):,} responses")
-    draw_curves(curves, results, list(compared), baseline, name)
+    draw_forest(forest.subplots(), compared, baselines, f"{name}: area up to {shared_budget(results):,} responses")
+    draw_curves(curves, results, list(compared), baselines, name)
     figure.savefig(file, dpi=110)
 
 
-def draw_forest(axis: Axes, compared: dict[str, Comparison], baseline: str, title: str) -> None:
+def draw_forest(axis: Axes, compared: dict[str, Comparison], baselines: dict[str, str], title: str) -> None:
     """The paired difference of each variant's area, coloured where its interval (see bounds) leaves 0 out."""
     for row, (name, of) in enumerate(compared.items()):
         difference = of.against.get("areas")
         if not difference:
-            if name == baseline:
+            if name == baselines[name]:
                 axis.annotate("baseline", (0, row), xytext=(5, 0), textcoords="offset points", va="center", color=OPEN)
             continue
         colour = verdict(difference.mean, *bounds(difference))
@@ -47,7 +47,7 @@ def draw_forest(axis: Axes, compared: dict[str, Comparison], baseline: str, titl
         axis.plot(difference.mean, row, "D", color=colour, markersize=6, markeredgecolor="white")
     axis.axvline(0, color="black", linewidth=0.8, zorder=0)
     axis.set_yticks(range(len(compared)), [shorten(name, 60, placeholder=" ...") for name in compared])
-    axis.set(ylim=(len(compared) - 0.4, -0.6), title=f"{title}, less that of {baseline}, seed by seed")
+    axis.set(ylim=(len(compared) - 0.4, -0.6), title=f"{title}, less that of the baseline, seed by seed")
     axis.set_xlabel(
         "worse  ←  difference of the mean accuracy on the way  →  better\n"
         "dots: seeds; diamond: their mean; 95 % intervals: bootstrap thick, Student's thin"
@@ -69,16 +69,15 @@ def verdict(mean: float, low: float, high: float) -> str:
 
 
 def draw_curves(
-    figure: SubFigure, results: dict[str, list[dict]], variants: list[str], baseline: str, name: str
+    figure: SubFigure, results: dict[str, list[dict]], variants: list[str], baselines: dict[str, str], name: str
 ) -> None:
     """Accuracy against all responses, a small picture for each variant: every seed thin, the mean thick, and grey what
-    the baseline's mean is."""
+    its baseline's mean is."""
     axes = figure.subplots(math.ceil(len(variants) / COLUMNS), COLUMNS, sharex=True, sharey=True, squeeze=False)
     axes = [axis for row in axes for axis in row]
-    base = mean_curve([curve_of(run, name) for run in results.get(baseline, [])])
     for axis, variant in zip(axes, variants, strict=False):
         curves = [curve for run in results[variant] if (curve := curve_of(run, name))]
-        axis.plot(*base, color=BASE, linewidth=3)
+        axis.plot(*mean_curve([curve_of(run, name) for run in results[baselines[variant]]]), color=BASE, linewidth=3)
         for curve in curves:
             axis.plot(*zip(*curve, strict=True), color="#1f77b4", alpha=0.35, linewidth=0.8)
         axis.plot(*mean_curve(curves), color="#1f77b4", linewidth=1.8, marker="o", markersize=2.5)
@@ -92,7 +91,7 @@ def draw_curves(
         axis.set_visible(False)
     for axis in axes[max(0, len(variants) - COLUMNS) : len(variants)]:  # the lowest of each column
         axis.tick_params(labelbottom=True)
-    figure.supxlabel(f"responses sampled, GEPA's included (grey: {baseline}; thin: each seed)", fontsize=9)
+    figure.supxlabel("responses sampled, GEPA's included (grey: the baseline; thin: each seed)", fontsize=9)
     figure.supylabel(f"accuracy, {name}, bare prompt", fontsize=9)
 
 

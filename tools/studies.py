@@ -23,7 +23,7 @@ from tools.compare import (
 )
 from tools.figures import bounds, mean_curve
 from tools.report import write_page
-from tools.study import ROOT, baseline_of, read_results, study_table
+from tools.study import ROOT, baselines_of, read_results, study_table
 
 OVERVIEW = ["study", "baseline", "variants", "runs", "hours of computing"]
 
@@ -39,29 +39,29 @@ def about(study_file: Path) -> list[str]:
 def of_study(name: str, record: dict, folder: Path) -> dict:
     """What the page shows of one study."""
     results = {variant: runs for variant, runs in record["results"].items() if runs}
-    baseline = baseline_of(record)
+    baselines = baselines_of(record)
     return {
         "name": name,
         "about": about(folder.resolve().parent / record["command"].split()[-1]),
         "command": record["command"],
         "failures": record["failures"],
-        "baseline": baseline,
+        "baseline": "; ".join(dict.fromkeys(baselines.values())),
         "table": study_table(results),
-        "caption": caption(shared_budget(results), baseline),
-        "files": [of_file(results, file, baseline) for file in files_of(results)],
+        "caption": caption(shared_budget(results), baselines),
+        "files": [of_file(results, file, baselines) for file in files_of(results)],
         "results": results,
     }
 
 
-def of_file(results: dict[str, list[dict]], file: str, baseline: str) -> dict:
+def of_file(results: dict[str, list[dict]], file: str, baselines: dict[str, str]) -> dict:
     """A table and a chart for each variant, of one held-out file."""
-    compared = compare(results, file, baseline)
+    compared = compare(results, file, baselines)
     rows = zip(comparison_rows(compared), forest_of(compared), strict=True)
     return {
         "name": file,
         "header": [*HEADER[:4], "worse | better", *HEADER[4:]],
         "rows": [[*row[:4], picture, *row[4:]] for row, picture in rows],
-        "charts": charts_of(results, file, baseline),
+        "charts": charts_of(results, file, baselines),
     }
 
 
@@ -73,17 +73,18 @@ def forest_of(compared: dict[str, Comparison]) -> list[Markup]:
     return [svg.interval(d.mean, *bounds(d), span) if d else Markup("") for d in known]
 
 
-def charts_of(results: dict[str, list[dict]], file: str, baseline: str) -> list[Markup]:
+def charts_of(results: dict[str, list[dict]], file: str, baselines: dict[str, str]) -> list[Markup]:
     """Each variant's mean curve beside the baseline's, all on the same axes."""
     curves = {
         variant: list(zip(*mean_curve(of_seeds), strict=True))
         for variant, runs in results.items()
         if (of_seeds := [curve for run in runs if (curve := curve_of(run, file))])
     }
-    last, base = max(curve[-1][0] for curve in curves.values()), (baseline, curves.get(baseline, []))
-    label = "responses sampled, GEPA's included"
+    last, label = max(curve[-1][0] for curve in curves.values()), "responses sampled, GEPA's included"
+    bases = {variant: (baselines[variant], curves.get(baselines[variant], [])) for variant in curves}
     return [
-        svg.chart(variant, label, [base, (variant, curve)], share=True, up_to=last) for variant, curve in curves.items()
+        svg.chart(variant, label, [bases[variant], (variant, curve)], share=True, up_to=last)
+        for variant, curve in curves.items()
     ]
 
 

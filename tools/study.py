@@ -1,7 +1,8 @@
 """Variants times seeds from one small file: run what is missing, resume what was stopped, then tables and a figure.
 
 A study file is TOML: what it asks in a comment, defaults of every run at the top, a table for each variant, options
-named as in `p2o.py --help`. Every variant is compared with `baseline`, by default the first, seed by seed.
+named as in `p2o.py --help`. Every variant is compared with a `baseline`, seed by seed: the study's, by default its
+first variant, or one named among the variant's options.
 
     # Do twice the rollouts help?
     seeds = [0, 1, 2]
@@ -49,14 +50,15 @@ Key = tuple[str, int]  # (variant, seed): a run of the study
 class Study:
     seeds: list[int]
     variants: dict[str, dict]  # the options of each, the file's defaults among them
-    baseline: str
+    baselines: dict[str, str]  # variant -> the one that it is compared with
 
 
 def read_study(file: Path) -> Study:
     try:
         study = tomllib.loads(file.read_text(encoding="utf-8"))
         seeds, variants = study.pop("seeds"), study.pop("variants")
-        baseline = study.pop("baseline", next(iter(variants), ""))
+        first = study.pop("baseline", next(iter(variants), ""))
+        baselines = {name: options.pop("baseline", first) for name, options in variants.items()}
     except FileNotFoundError:
         raise UserError(f"{file}: no such study file") from None
     except tomllib.TOMLDecodeError as error:
@@ -65,9 +67,10 @@ def read_study(file: Path) -> Study:
         raise UserError(
             f"{file}: no {error}; a study needs `seeds` and a [variants.NAME] table for each variant"
         ) from None
-    if baseline not in variants:
-        raise UserError(f"{file}: the baseline {baseline!r} is none of its variants")
-    return Study(seeds, {name: study | options for name, options in variants.items()}, baseline)
+    for baseline in baselines.values():
+        if baseline not in variants:
+            raise UserError(f"{file}: the baseline {baseline!r} is none of its variants")
+    return Study(seeds, {name: study | options for name, options in variants.items()}, baselines)
 
 
 def as_arguments(options: dict) -> list[str]:
@@ -114,6 +117,7 @@ def run_study(
     only: tuple[str, ...] = (),
     jobs: int = os.cpu_count() or 1,
     runs: Path = ROOT / "runs",
+    kept: bool = False,
 ) -> None:
     """Run every variant under every seed that has no summary yet; then write NAME.json, .md and .png to results/.
 
@@ -125,6 +129,7 @@ def run_study(
         only: Texts: run the variants that have one of them in their names. The results of the others stay as they are.
         jobs: Runs at once, each on one thread unless the file says otherwise. Give 1 for models that fill a GPU.
         runs: Where the runs are kept.
+        kept: Count as done what results/NAME.json has under the same options, though the run itself is gone.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least one run at a time")
@@ -133,17 +138,20 @@ def run_study(
     asked = [key for key in folders if key[0] in names]
     changed = {key: text for key in asked if (text := other_options(folders[key], study.variants[key[0]]))}
     failures = [f"{variant}, seed {seed}: {text}" for (variant, seed), text in changed.items()]
-    print("\n".join([*failures, plan(asked, folders, jobs)]))
+    known = kept_runs(study, results_file(file)) if kept else {}
+    done = lambda: known | {key: result_of(folders[key]) for key in asked if is_done(folders[key])}  # noqa: E731
+    print("\n".join([*failures, plan(asked, done(), jobs)]))
     try:
-        failures += do_runs(study, asked, folders, jobs)
+        failures += do_runs(study, [key for key in asked if key not in done()], folders, jobs)
     except KeyboardInterrupt:
-        done = sum(is_done(folders[key]) for key in asked)
-        print(f"\np2o: stopped; {done} of {len(asked)} runs are done, the same command goes on", file=sys.stderr)
+        count = len(done().keys() & set(asked))
+        print(f"\np2o: stopped; {count} of {len(asked)} runs are done, the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
-    results = {}
-    for name in names:
-        usable = [(name, seed) for seed in study.seeds if is_done(folders[name, seed])]
-        results[name] = [result_of(folders[key]) for key in usable if key not in changed]
+    gave = done()
+    results = {
+        name: [gave[name, seed] for seed in study.seeds if (name, seed) in gave.keys() - changed.keys()]
+        for name in names
+    }
     write_results(file, study, results, failures)
     if failures:
         raise SystemExit(1)
@@ -177,20 +185,16 @@ def command_of(options: dict, seed: int, folder: Path) -> list[str]:
     return command + (["--resume"] if (folder / "config.json").exists() else [])
 
 
-def do_runs(study: Study, asked: list[Key], folders: dict[Key, Path], jobs: int) -> list[str]:
-    """Do those that have no summary, with a bar on the screen; a line for each that failed."""
-    todo = [key for key in asked if not is_done(folders[key])]
+def do_runs(study: Study, todo: list[Key], folders: dict[Key, Path], jobs: int) -> list[str]:
+    """Do them, with a bar on the screen that knows how long it takes; a line for each that failed."""
     commands = {key: command_of(study.variants[key[0]], key[1], folders[key]) for key in todo}
-    failures, unknown = [], not known_seconds(folders)
+    failures = []
     with tqdm(total=len(todo), unit="run", disable=not todo) as bar, closing(queue(commands, jobs)) as ended:
         for (variant, seed), failure in ended:
             bar.update()
             if failure:
                 failures.append(f"{variant}, seed {seed}: {failure}")
                 tqdm.write(failures[-1])
-            elif unknown:
-                unknown = False
-                tqdm.write(plan(asked, folders, jobs))
     return failures
 
 
@@ -229,23 +233,17 @@ def last_line(code: int, said) -> str:
 # ---------------------------------------------------------------------------------------------------- how long it takes
 
 
-def plan(asked: list[Key], folders: dict[Key, Path], jobs: int) -> str:
+def plan(asked: list[Key], done: dict[Key, dict], jobs: int) -> str:
     """What is to be done and how long that takes, in a line."""
-    pending = [key[0] for key in asked if not is_done(folders[key])]
+    pending = [key[0] for key in asked if key not in done]
     start = f"{len(asked)} runs, {len(asked) - len(pending)} are done"
     if not pending:
         return start
-    seconds = estimate(pending, known_seconds(folders), jobs)
+    known: dict[str, list[float]] = {}  # what each variant's finished runs took
+    for (variant, _), run in done.items():
+        known.setdefault(variant, []).append(run["seconds"])
+    seconds = estimate(pending, known, jobs)
     return f"{start}; {about(seconds) if seconds else 'time unknown until the first run ends'}, {jobs} at a time"
-
-
-def known_seconds(folders: dict[Key, Path]) -> dict[str, list[float]]:
-    """{variant: what its finished runs took}."""
-    known: dict[str, list[float]] = {}
-    for (variant, _), folder in folders.items():
-        if is_done(folder):
-            known.setdefault(variant, []).append(json.loads((folder / "summary.json").read_text())["seconds"])
-    return known
 
 
 def estimate(pending: list[str], known: dict[str, list[float]], jobs: int) -> float | None:
@@ -289,6 +287,18 @@ def result_of(folder: Path) -> dict:
     return {name: run["summary"][name] for name in kept} | {"curve": curve}
 
 
+def results_file(study_file: Path) -> Path:
+    return study_file.resolve().parent.parent / "results" / f"{study_file.stem}.json"
+
+
+def kept_runs(study: Study, file: Path) -> dict[Key, dict]:
+    """The runs in a results file whose variants had the options that they have now."""
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    options = record.get("options", {})
+    same = [name for name in study.variants if options.get(name) == study.variants[name]]
+    return {(name, run["seed"]): run for name in same for run in record["results"][name]}
+
+
 def read_results(folder: Path) -> dict[str, dict]:
     """{study: its record}, of those files that are a study's; the benchmarks leave theirs in the same folder."""
     records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
@@ -296,9 +306,10 @@ def read_results(folder: Path) -> dict[str, dict]:
     return {name: records[name] for name, of in results.items() if isinstance(of, dict) and any(of.values())}
 
 
-def baseline_of(record: dict) -> str:
-    """The variant that the others are compared with: the first, if the record is so old that there was no choice."""
-    return record.get("baseline", next(iter(record["results"])))
+def baselines_of(record: dict) -> dict[str, str]:
+    """{variant: the one it is compared with}: the first, if the record is so old that there was no choice."""
+    first = next(iter(record["results"]))
+    return record.get("baselines", dict.fromkeys(record["results"], first))
 
 
 def merged(known: dict, study: Study, results: dict[str, list[dict]], failures: list[str]) -> dict:
@@ -306,7 +317,7 @@ def merged(known: dict, study: Study, results: dict[str, list[dict]], failures: 
     options, before = known.get("options", {}), known.get("results", {})
     others = {name: options.get(name, now) for name, now in study.variants.items() if name not in results}
     return {
-        "baseline": study.baseline,
+        "baselines": study.baselines,
         "failures": failures + [line for line in known.get("failures", []) if line.partition(", seed ")[0] in others],
         "options": study.variants | others,
         "results": {name: results.get(name, before.get(name, [])) for name in study.variants},
@@ -315,7 +326,7 @@ def merged(known: dict, study: Study, results: dict[str, list[dict]], failures: 
 
 def write_results(file: Path, study: Study, results: dict[str, list[dict]], failures: list[str]) -> None:
     """NAME.json, NAME.md and NAME.png; nothing if there is no run to speak of."""
-    out = file.resolve().parent.parent / "results" / f"{file.stem}.json"
+    out = results_file(file)
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     record = {"command": f"python p2o.py study {file.parent.name}/{file.name}"}
     record |= merged(known, study, results, failures)
@@ -324,17 +335,17 @@ def write_results(file: Path, study: Study, results: dict[str, list[dict]], fail
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(record) + "\n", encoding="utf-8")
     table = compare.markdown(*study_table(record["results"]))
-    parts = [f"Made by `{record['command']}`.", table, compare.NOTE, *comparisons(record["results"], study.baseline)]
+    parts = [f"Made by `{record['command']}`.", table, compare.NOTE, *comparisons(record["results"], study.baselines)]
     out.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    figures.draw_study(record["results"], study.baseline, out.with_suffix(".png"))
+    figures.draw_study(record["results"], study.baselines, out.with_suffix(".png"))
     print(f"{table}\n\nwritten to {out.with_suffix('.md')}, with the raw results and a figure beside it")
 
 
-def comparisons(results: dict[str, list[dict]], baseline: str) -> list[str]:
+def comparisons(results: dict[str, list[dict]], baselines: dict[str, str]) -> list[str]:
     """Paragraphs of Markdown: what is compared, then a heading and a table for each held-out file."""
-    parts = [compare.caption(compare.shared_budget(results), baseline)]
+    parts = [compare.caption(compare.shared_budget(results), baselines)]
     for name in compare.files_of(results):
-        rows = compare.comparison_rows(compare.compare(results, name, baseline))
+        rows = compare.comparison_rows(compare.compare(results, name, baselines))
         parts += [f"## Held out: {name}", compare.markdown(compare.HEADER, rows)]
     return parts
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from support.seams import SEAMS, as_option
 from tools.compare import compare, files_of
-from tools.study import baseline_of, read_results
+from tools.study import baselines_of, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "<!-- made by `python -m variants.table` -->\n"
@@ -67,7 +67,7 @@ def measured(option: str) -> str:
         for name in (name for name, runs in results.items() if runs):
             method, _, options = name.partition(", ")  # "METHOD, OPTION"
             if f"`{options}`" == option:
-                plain = method if results.get(method) else baseline_of(record)
+                plain = baselines_of(record) | ({name: method} if results.get(method) else {})
                 compared = compare(results, files_of(results)[0], plain)
                 gain = compared[name].against.get("areas") if name in compared else None
                 cells += [f"{method} {gain.text()} ({study})"] if gain else []
