@@ -1,6 +1,6 @@
 """The numbers of tests/data/trl_losses.json: what TRL's own trainers say of one small batch.
 
-    pip install trl==1.16.0 && python bench/trl_losses.py > tests/data/trl_losses.json
+    pip install trl==1.16.0 && python -m bench.trl_losses > tests/data/trl_losses.json
 
 TRL computes its losses inside its trainers, so a trainer's method is called here on a stub that has the settings, and
 gives the log-probs instead of a model. `cispo` caps the ratio itself in TRL, at 1.2; ours caps it at 1 + clip_high.
@@ -64,8 +64,8 @@ def loss_of(trainer, settings: dict) -> dict:
 
 def main() -> None:
     new, old, mask = ([[round(x, 4) for x in row] for row in part.tolist()] for part in batch())
-    lengths = [25, 30, 32, 36, 40]
-    penalties = get_soft_overlong_punishment(40, 10)([[1] * n for n in lengths])
+    lengths = [30, 32, 34, 37, 40]
+    penalties = get_soft_overlong_punishment(40, 8)([[1] * n for n in lengths])
     known = {
         "made_with": "TRL 1.16.0, bench/trl_losses.py", "logprobs": new, "old_logprobs": old, "mask": mask,
         "advantages": ADVANTAGES, "overlong": {"lengths": lengths, "penalties": penalties},

@@ -64,16 +64,17 @@ def reinforce_pp(group: Group, *, batch: Group) -> list[float]:
 
 
 def overlong(group: Group, *, max_response_tokens: int) -> list[float]:
-    r"""DAPO's overlong shaping (arXiv:2503.14476, eq. 13). r_i - clip((|y_i| - (L - L_c)) / L_c, 0, 1), L_c = L / 4.
+    r"""DAPO's overlong shaping (arXiv:2503.14476, eq. 13). r_i - clip((|y_i| - (L - L_c)) / L_c, 0, 1), L_c = L / 5.
 
-    Against GRPO: the last quarter of the room costs up to 1, linearly. A group in which all fail gets advantages by its
-    lengths then; only where no response is that long does it stay at zero.
+    Against GRPO: the last fifth of the room costs up to 1, linearly. (4,096 of 20,480 tokens in the paper, whose wrong
+    answers earn -1: there the price is at most half of right against wrong, here all of it.) A group in which all fail
+    gets advantages by its lengths then; only where no response is that long does it stay at zero.
 
     >>> [round(a, 3) for a in overlong(rewarded(0, 0, lengths=(30, 35)), max_response_tokens=40)]
     [0.707, -0.707]
     """
     lengths = torch.tensor([float(len(r.response_ids)) for r in group])
-    return scaled(rewards_of(group) - (4 * lengths / max_response_tokens - 3).clamp(0, 1))
+    return scaled(rewards_of(group) - (5 * lengths / max_response_tokens - 4).clamp(0, 1))
 
 
 def pass_at_k(group: Group, k: int = 3) -> list[float]:

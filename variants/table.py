@@ -25,7 +25,9 @@ OPTIONS = [  # papers that need no function
     ("Dr. GRPO (arXiv:2503.20783)", "`--no-scale-by-std --aggregation seq-mean-token-sum-norm`",
      "neither the standard deviation nor the response's own length divides"),
     ("DAPO (arXiv:2503.14476)", "`--clip-high 0.28 --advantage overlong --keep informative`",
-     "a higher upper clip, a price on the last quarter of the room, groups with contrast only"),
+     "a higher upper clip, a price on the last fifth of the room, groups with contrast only"),
+    ("GPG (arXiv:2504.02546)", "`--loss reinforce --no-scale-by-std`",
+     "no ratio, no clip, no standard deviation; up to its factor B / (B - M), where M of B rollouts teach nothing"),
 ]  # fmt: skip
 
 
