@@ -83,11 +83,21 @@ def test_losses_and_gradients_are_those_of_trl(name, settings, factor):
 
 
 def test_disco_is_the_gradient_of_its_objective():
-    """On-policy, A log pi with DisCO's A has the gradient of mean s_right - log mean exp s_wrong."""
-    s = torch.tensor([-1.0, -2.0, -0.5, -3.0], requires_grad=True)
-    (s[:2].mean() - s[2:].exp().mean().log()).backward()
-    group = rewarded(1, 1, 0, 0, logprobs=s.tolist())
-    assert advantage.disco(group) == pytest.approx(s.grad.tolist(), abs=1e-6)
+    """On-policy, A log pi with DisCO's A has the gradient of mean s_right - tau log mean exp(s_wrong / tau)."""
+    for tau, given_tau in ((10.0, {}), (1.0, {"tau": 1.0})):
+        s = torch.tensor([-1.0, -2.0, -0.5, -3.0], requires_grad=True)
+        (s[:2].mean() - tau * (s[2:] / tau).exp().mean().log()).backward()
+        group = rewarded(1, 1, 0, 0, logprobs=s.tolist())
+        assert advantage.disco(group, **given_tau) == pytest.approx(s.grad.tolist(), abs=1e-6)
+
+
+def test_discos_fence_pushes_by_what_the_kl_is_beyond_its_bound():
+    """Inside nothing, outside beta (KL - delta) times the gradient of the KL: -1 / 4 for each of four tokens."""
+    for log_ratio, push in (([0.1, -0.1, 0.0, 0.0], 0.0), ([-0.1, -0.2, 0.1, 0.0], 1000 * (0.05 - 1e-4))):
+        new = torch.tensor([log_ratio], requires_grad=True)
+        ones = torch.ones(1, 4)
+        grpo.aggregate(loss.disco(new, 0 * ones, logprobs=new, mask=ones), ones, "token-mean").backward()
+        assert new.grad[0].tolist() == pytest.approx([-push / 4] * 4, abs=1e-4)
 
 
 def test_the_samplers_ratio_is_the_products_of_both_ratios():

@@ -180,20 +180,21 @@ def s_grpo(group: Group, first: int = 5, share: float = 0.5, most: int = 15) -> 
 
 
 @needs(loss="disco", aggregation="seq-mean-token-mean")
-def disco(group: Group) -> list[float]:
-    r"""DisCO (arXiv:2505.12366). A_i = 1 / n_right if right, else -softmax_i(s) of the wrong ones; s: mean log-prob.
+def disco(group: Group, tau: float = 10.0) -> list[float]:
+    r"""DisCO (arXiv:2505.12366). A_i = 1 / n_right if right, else -softmax_i(s / tau) of the wrong ones.
 
-    Against GRPO: right against wrong, whatever the share of right ones, and most against the likeliest mistake. What
-    was sampled under a template is scored under it, for pi(y | x) is not yet known here.
+    s is the mean log-prob; for it the authors recommend tau = 10, and 1 for likelihood ratios. Against GRPO: right
+    against wrong, whatever the share of right ones, and most against the likeliest mistake. What was sampled under a
+    template is scored under it, for pi(y | x) is not yet known here.
 
     >>> [round(a, 3) for a in disco(rewarded(1, 1, 0, 0, logprobs=(-1.0, -1.0, -1.0, -3.0)))]
-    [0.5, 0.5, -0.881, -0.119]
+    [0.5, 0.5, -0.55, -0.45]
     """
     right = rewards_of(group)
     if right.min() == right.max():
         return [0.0] * len(group)
     score = torch.tensor([sum(r.sampled_logprobs) / len(r.sampled_logprobs) for r in group])
-    return (right / right.sum() - score.masked_fill(right > 0, -torch.inf).softmax(dim=0)).tolist()
+    return (right / right.sum() - (score / tau).masked_fill(right > 0, -torch.inf).softmax(dim=0)).tolist()
 
 
 @needs(loss="reinforce")

@@ -54,15 +54,16 @@ def reinforce(log_ratio: Tensor, advantages: Tensor, *, logprobs: Tensor, **_) -
 
 @needs(advantage="disco")
 def disco(log_ratio: Tensor, advantages: Tensor, *, logprobs: Tensor, mask: Tensor, **_) -> Tensor:
-    r"""DisCO (arXiv:2505.12366). -A log pi + 1000 max(0, KL - 1e-4)^2, KL = mean of -log rho.
+    r"""DisCO (arXiv:2505.12366). -A log pi + sg(max(0, 1000 (KL - 1e-4))) KL, KL = mean of -log rho.
 
-    Against GRPO: no clip, but a fence around the sampling policy. (The KL is the micro-batch's.)
+    Against GRPO: no clip, but a fence around the sampling policy. (The KL is the micro-batch's. The authors' function
+    estimates it by k3 unless told otherwise.)
 
     >>> disco(torch.tensor([[-0.0101]]), torch.ones(1, 1), logprobs=torch.tensor([[-2.0]]), mask=torch.ones(1, 1))
-    tensor([[2.1000]])
+    tensor([[2.1010]])
     """
     kl = grpo.aggregate(-log_ratio, mask, "token-mean")
-    return -advantages * logprobs + 1000 * (kl - 1e-4).clamp(min=0) ** 2
+    return -advantages * logprobs + (1000 * (kl - 1e-4)).clamp(min=0).detach() * kl
 
 
 @needs(keep="luffy")
