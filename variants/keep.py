@@ -75,11 +75,13 @@ def trained_part(group: Group) -> Group:
 
 
 @needs(loss="luffy", advantage="")
-def luffy(group: Group, *, policy: grpo.Policy, questions: list) -> Group:
+def luffy(group: Group, *, policy: grpo.Policy, questions: list, scale_by_std: bool = True) -> Group:
     r"""LUFFY (arXiv:2504.14945). A demonstration takes the place of the group's last rollout; the A_i are drawn anew.
 
     Against GRPO: no group is dead unless all are right. Its writer is taken to have been sure of each token, so its
-    old log-probs are 0. Given a right response to every question, which P2O does not need.
+    old log-probs are 0. Given a right response to every question, which P2O does not need. (A recipe derived from the
+    authors' has one demonstration to seven rollouts, no division by the standard deviation and no mean over tokens:
+    `--group-size 8 --no-scale-by-std --aggregation seq-mean-token-sum-norm`. It does not clip either.)
     """
     question = next(q for q in questions if q.id == group[0].question_id)
     text, bare = given.demonstration(question, policy.cfg.model), group[0].trained_context
@@ -87,7 +89,7 @@ def luffy(group: Group, *, policy: grpo.Policy, questions: list) -> Group:
     sure = {"sampled_logprobs": [0.0] * len(ids), "old_logprobs": [0.0] * len(ids)}
     shown = {"sampled_context": bare, "trained_context": bare, "truncated": False, "text": text, "reward": 1.0}
     mixed = [*group[:-1], grpo.Rollout(question_id=question.id, response_ids=ids, **sure, **shown)]
-    advantages = grpo.group_advantages(torch.tensor([r.reward for r in mixed]), len(mixed)).tolist()
+    advantages = grpo.group_advantages(torch.tensor([r.reward for r in mixed]), len(mixed), scale_by_std).tolist()
     for r, advantage in zip(mixed, advantages, strict=True):
         r.advantage = advantage
     return mixed

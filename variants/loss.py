@@ -71,7 +71,7 @@ def luffy(log_ratio: Tensor, advantages: Tensor, *, logprobs: Tensor, **clips) -
     r"""LUFFY (arXiv:2504.14945). -A pi / (pi + 0.1) on the demonstration's tokens, GRPO's on the policy's own.
 
     Against GRPO: a demonstration is not clipped, and its unlikely tokens get the largest gradient. Its old log-probs
-    are 0, which makes its log rho equal log pi.
+    are 0, which makes its log rho equal log pi. (A recipe derived from the authors' clips neither.)
 
     >>> own, shown = torch.tensor([[0.0]]), torch.tensor([[0.1]]).log()
     >>> clips = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0}
