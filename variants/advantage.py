@@ -115,7 +115,8 @@ def lead(group: Group, alpha: float = 0.05) -> list[float]:
 def seed_grpo(group: Group, alpha: float = 0.5) -> list[float]:
     r"""SEED-GRPO (arXiv:2505.12346). A_i = GRPO_i (1 - alpha H / log G), H the entropy of the group's answers.
 
-    Against GRPO: the more the answers disagree, the smaller the step.
+    Against GRPO: the more the answers disagree, the smaller the step. (The paper, too, lets the entropy of what the
+    responses mean modulate the advantages. Its exact factor was not at hand: the form here is ours.)
 
     >>> boxed = ["\\boxed{1}", "\\boxed{2}", "\\boxed{3}", "\\boxed{4}"]
     >>> [round(a, 3) for a in seed_grpo(rewarded(1, 0, 0, 0, texts=boxed))]  # four answers: H = log 4
@@ -231,8 +232,11 @@ def sdpo(group: Group, *, policy: grpo.Policy, questions: list) -> list[list[flo
     r"""SDPO, OPSD (arXiv:2601.20802, 2601.18734). A_it = GRPO_i + log pi(y_t | T(x, z)) - log pi(y_t | x).
 
     Against GRPO: the policy itself, under a template, says of each token of a bare response how much better it would
-    have been likelier. Needs bare samples of templated questions: `git apply variants/rivals/sdpo.diff`, then
-    `--sample-bare`; without it the second term has lost its meaning. Given what P2O is given, and one more pass.
+    have been likelier. This is the form of the sampled token, and it is added to GRPO's advantage here. SDPO's code
+    minimizes a divergence (JSD, or KL either way) of the whole next-token distributions instead, or of their top k.
+    There the teacher is shown a response that succeeded, and feedback; in OPSD, the reference solution; here, a
+    template. Needs bare samples of templated questions: `git apply variants/rivals/sdpo.diff`, then `--sample-bare`;
+    without it the second term has lost its meaning. Given what P2O is given, and one more pass.
     """
     text = next(q.text for q in questions if q.id == group[0].question_id)
     teachers = [grpo.chat_ids(policy, gepa_loop.apply_template(r.template, text)) for r in group]

@@ -14,10 +14,11 @@ Tensor = torch.Tensor
 
 
 def cispo(log_ratio: Tensor, advantages: Tensor, *, clip_high: float, logprobs: Tensor, **_) -> Tensor:
-    r"""CISPO (arXiv:2506.13585, eq. 4). -sg(min(rho, 1 + eps_high)) A log pi.
+    r"""CISPO (arXiv:2506.13585, eq. 4 and 5). -sg(min(rho, 1 + eps_high)) A log pi.
 
     Against GRPO: the clipped ratio is a constant weight, so no token ever loses its gradient. (No lower bound, as in
-    the paper's experiments.)
+    the paper's experiments; verl clips on both sides. TRL's epsilon_high is the bound itself: the 5.0 that it
+    recommends is --clip-high 4 here.)
 
     >>> cispo(torch.tensor([[1.5]]).log(), torch.ones(1, 1), clip_high=0.2, logprobs=torch.tensor([[-2.0]]))
     tensor([[2.4000]])
