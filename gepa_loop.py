@@ -11,7 +11,7 @@ In goes the hard set of an epoch, out come G templates for each hard question:
 
 This module does not know how the policy is trained. It sees three callables: `respond` (user messages in, greedy
 responses of the current policy out), `judge` (responses in, verdicts out) and `reflect` (reflection prompts in, replies
-out).
+out). Equations and algorithms have the numbers of arXiv:2603.21877v3.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class EvolutionConfig(TeacherConfig):
 
 
 def apply_template(template: str, question: str) -> str:
-    """T(x, z): the template, an empty line, the question; the empty template leaves the question as it is.
+    """T(x, z) (v3, eq. 2): the template, an empty line, the question; the empty template leaves the question as it is.
 
     >>> apply_template("Add one digit at a time.", "Add these digits: 7, 9.")
     'Add one digit at a time.\\n\\nAdd these digits: 7, 9.'
@@ -108,7 +108,7 @@ def evolve(
     judge: verify.Judge = verify.judge, fits: Callable[[str], bool] = lambda template: True,
     quote: Callable[[str], str] = str, seed: int = 0, log: Callable[[str], None] = lambda line: None,
 ) -> Evolution:  # fmt: skip
-    """Evolve templates for the hard questions and choose those that cover them.
+    """Evolve templates for the hard questions and choose those that cover them (v3, Algorithm 3).
 
     `fits` says whether a template leaves room for the questions; `quote` gives what reflection is shown of a response.
     The search ends early when a template solves the whole dev set, for then nothing is left to gain, and, saying why,
@@ -219,7 +219,7 @@ def parse_reflection(reply: str) -> str | None:
 
 
 def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
-    """The candidates that together solve every solved dev question, chosen greedily.
+    """The candidates that together solve every solved dev question, chosen greedily (v3, Algorithm 2, step 1).
 
     dev_scores: K lists of N scores; a score above 0 is solved. Each time the candidate that solves most still uncovered
     questions, the first one on ties; stop when none adds any.
@@ -243,7 +243,7 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
 def assign_templates(
     evolution: Evolution, group_size: int, rng: random.Random, cfg: EvolutionConfig | None = None
 ) -> dict[str, list[str]]:
-    """{question id: its G templates}, by draws with replacement weighted by mean dev score.
+    """{question id: its G templates}, by draws with replacement weighted by mean dev score (v3, Algorithm 2, step 2).
 
     A dev question draws from the chosen templates that solve it (from all chosen ones if none does), a train question
     from all chosen ones. No template that solves anything: no assignment, the next epoch runs bare.

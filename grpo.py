@@ -10,8 +10,8 @@ What GRPO is here, in the order in which a rollout meets it:
     loss    = mean over tokens of w_t L_t                                       policy_loss, aggregate
 
 This module does not know what a template is. A `Rollout` has a context it was *sampled from* and a context it is
-*trained on*; context distillation, the heart of P2O, is nothing more than the two being different. Log-probabilities
-are those of the sampling distribution everywhere: logits divided by the temperature.
+*trained on*; context distillation, the heart of P2O (arXiv:2603.21877v3, eq. 4), is nothing more than the two being
+different. Log-probabilities are those of the sampling distribution everywhere: logits divided by the temperature.
 """
 
 from __future__ import annotations

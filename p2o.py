@@ -1,4 +1,4 @@
-"""P2O: Joint Policy and Prompt Optimization (arXiv:2603.21877) on one GPU, or on a laptop.
+"""P2O: Joint Policy and Prompt Optimization (arXiv:2603.21877v3) on one GPU, or on a laptop.
 
 GRPO learns nothing from a question whose G responses all fail: every advantage is zero. So, for each epoch,
 
@@ -47,7 +47,7 @@ from support.teacher import teacher
 
 
 def train(cfg: Config) -> dict:
-    """One run; returns its summary. `--method grpo` is the same loop without step 1."""
+    """One run (v3, Algorithm 1); returns its summary. `--method grpo` is the same loop without step 1."""
     # --- solution: part 8 ---
     run = Run(cfg)  # folder, checkpoints, journal, log: nothing below knows how
     policy, optimizer, questions, held_out = prepare(cfg)
@@ -209,7 +209,7 @@ def sample_groups(
     """G rewarded rollouts of each question, group by group, with their advantages.
 
     A question with templates is sampled under them, one for each rollout; any other one bare. With distillation, the
-    context that is trained is the bare one in either case.
+    context that is trained is the bare one in either case (v3, eq. 4).
     """
     # --- solution: part 8 ---
     pairs = [(q, z) for q in questions for z in templates.get(q.id, [""] * cfg.group_size)]
@@ -231,7 +231,7 @@ def sample_groups(
 
 
 def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
-    """Ids of the questions with no success in their group, or (near-hard) exactly one, as they were sampled."""
+    """Ids of the questions with no success in their group, or (near-hard) one, as they were sampled (v3, eq. 3)."""
     # --- solution: part 8 ---
     most = 1 if cfg.near_hard else 0
     is_hard = filled("mine", cfg, lambda group: sum(r.reward for r in group) <= most)
