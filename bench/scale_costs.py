@@ -19,7 +19,7 @@ import gepa_loop  # noqa: E402
 
 @dataclass(frozen=True)
 class Costs:
-    # the paper's: full fine-tuning on 8 GPUs
+    # the paper's, GPUs and budget the code's: full fine-tuning on 8 GPUs
     questions: int = 5_000
     epochs: int = 10
     group_size: int = 6

@@ -3,7 +3,7 @@
 All worlds ask the questions of tiny/problems.py. After each state the model decides with one token, and the
 *instruction* sets the odds: it goes on with probability 0.9 if the instruction holds a hint for the question's family
 and with 0.07 if not, so that a bare hard question (four or five such decisions) fails nearly always, while no single
-token is as rare as the 0.01 at which the paper's ratio mask would cut it off.
+token is as rare as the 0.01 at which the authors' ratio mask would cut it off.
 
     united     `;` goes on in every family, and hints add up. One template solves all, and what is learned on one family
                spills over to the others: the phenomenon at its clearest.

@@ -248,7 +248,7 @@ print(f"mean |w - 1| {(weights - 1).abs().mean():.4f}, largest {(weights - 1).ab
 #
 # <details><summary>answer</summary>
 #
-# 0.078 and 9.3 are inside, 0.0056 and 18.6 outside: the second and the last are masked. The tiny model was made so that the paper's bounds leave
+# 0.078 and 9.3 are inside, 0.0056 and 18.6 outside: the second and the last are masked. The tiny model was made so that the authors' bounds leave
 # its lesson alone. With your own model, look where the lesson lies before you trust the bounds.
 # </details>
 
