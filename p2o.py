@@ -163,6 +163,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
     if len(hard) < cfg.hard_set_min:
         return {}
     room = cfg.max_prompt_tokens - max(len(grpo.chat_ids(policy, question.text)) for question in hard)
+    # Dev scores are to say how well a template does, not how lucky it was: greedy.
     journal = run.journal(f"templates/epoch-{epoch}")  # every response and reflection: a kill costs none
     greedy = partial(grpo.respond, policy, seed=None)
     search = partial(
@@ -174,6 +175,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         seed=seed_for(cfg, "gepa", epoch), log=run.note,
     )  # fmt: skip
     evolution = filled("evolve", cfg, lambda hard, search: search(hard), folder=run.folder, epoch=epoch)(hard, search)
+    # One template for each rollout, not for each question: where some solve it and some do not, there is contrast.
     rng = random.Random(seed_for(cfg, "assign", epoch))
     templates = gepa_loop.assign_templates(evolution, cfg.group_size, rng, cfg)
     run.log_evolution(epoch, evolution, templates)
@@ -196,6 +198,7 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
 def choose_questions(questions: list[Question], state: State, step: int, cfg: Config, policy=None) -> list[Question]:
     """The questions of a batch. By default all in turn, in a new order each epoch; --select may use the history."""
     epoch, batch = divmod(step, math.ceil(len(questions) / cfg.questions_per_batch))
+    # Drawn from the seed each time, so that a resumed run need not know where an earlier one had got to.
     order = random.Random(f"{cfg.seed}/order/{epoch}").sample(questions, len(questions))
     start = batch * cfg.questions_per_batch
     count = min(cfg.questions_per_batch, len(order) - start)
@@ -223,6 +226,7 @@ def sample_groups(
                      reward=verdict.reward, well_formed=verdict.well_formed)
         for (q, z), context, target, drawn, verdict in zip(pairs, sampled, trained, samples, verdicts, strict=True)
     ]  # fmt: skip
+    # Only now: a variant's advantage may look at texts and lengths, and at the whole batch.
     advantages_of = partial(grpo.advantages_of, cfg=cfg, batch=rollouts, policy=policy, questions=questions)
     for group in grpo.groups_of(rollouts):
         for rollout, advantage in zip(group, advantages_of(group), strict=True):

@@ -222,7 +222,7 @@ MISTAKES = [
         "Near-hard questions count whatever cfg.near_hard says.",
     ),
     Mistake(
-        8, "p2o.py", "sum(r.reward for r in group) <= min", "sum(r.reward for r in group) == min",
+        8, "p2o.py", "sum(r.reward for r in group) <= most", "sum(r.reward for r in group) == most",
         "Exactly that many successes are too few questions: up to that many.",
     ),
     Mistake(
@@ -234,7 +234,7 @@ MISTAKES = [
         "cfg.distill is ignored: without it the sampled context is trained.",
     ),
     Mistake(
-        8, "p2o.py", "verdicts = verify.judge_of(cfg.reward)(\n", "verdicts = verify.judge(\n",
+        8, "p2o.py", "judge = verify.judge_of(cfg.reward)\n", "judge = verify.judge\n",
         "cfg.reward is ignored: verify.judge_of(cfg.reward) knows it.",
     ),
     Mistake(
