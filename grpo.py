@@ -312,7 +312,7 @@ def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
 class PolicyConfig(Settings):
     """Which model, how it is adapted, and how it is sampled."""
 
-    model: str = str(TINY / "model")  # Model folder, or hub id
+    model: str = str(TINY / "united" / "model")  # Model folder, or hub id
     system_prompt: str = ""  # System message of every prompt; empty for none
     enable_thinking: bool = False  # Qwen3's switch; other chat templates ignore it
     lora_rank: int = 16  # Rank of the adapter on every linear layer

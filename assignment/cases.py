@@ -158,7 +158,7 @@ def weights(rng: random.Random) -> Iterator[Case]:
 
 
 def logprobs(rng: random.Random) -> Iterator[Case]:
-    vocabulary = json.loads((ROOT / "tiny" / "model" / "config.json").read_text())["vocab_size"]
+    vocabulary = json.loads((ROOT / "tiny" / "united" / "model" / "config.json").read_text())["vocab_size"]
 
     def ids(lengths: list[int]) -> list[list[int]]:
         return [[rng.randrange(vocabulary) for _ in range(n)] for n in lengths]

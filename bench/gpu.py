@@ -104,7 +104,7 @@ def random_model(shape: fit.Architecture, folder: Path) -> Path:
     )  # fmt: skip
     with torch.device("cuda" if ON_GPU else "cpu"):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(ROOT / "tiny" / "model").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ROOT / "tiny" / "united" / "model").save_pretrained(folder)
     free()
     return folder
 

@@ -50,10 +50,10 @@ QWEN3 = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28
 
 def random_model(folder: str, **shape) -> str:
     """A folder with the tiny model's tokenizer, and random weights of its shape but for `shape`."""
-    config = AutoConfig.from_pretrained(grpo.TINY / "model", max_position_embeddings=4096, **shape)
+    config = AutoConfig.from_pretrained(grpo.TINY / "united" / "model", max_position_embeddings=4096, **shape)
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(grpo.TINY / "model").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(grpo.TINY / "united" / "model").save_pretrained(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 turn() {
-    [ -f "runs/dials/$1/done" ] || { "$python" tiny/train_base.py --start tiny/model --decision-steps 300 \
+    [ -f "runs/dials/$1/done" ] || { "$python" tiny/train_base.py --start tiny/united/model --decision-steps 300 \
         --out "runs/dials/$1" "${@:2}" && touch "runs/dials/$1/done"; }
 }
 for p in 0.15 0.25 0.35 0.5; do turn "bare-$p" --go-on-bare "$p"; done

@@ -292,7 +292,7 @@ def test_accelerate_launch_on_cpus_starts_one_process_and_is_refused(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2, 8, 64])
 def test_an_update_has_its_rollouts_on_any_number_of_processes_and_pi_old_is_computed(preset, processes, monkeypatch):
     cfg = p2o_trl.parse_config([f"--preset={preset}"])
-    assert cfg.model.endswith("tiny/model") == (preset == "tiny") and not cfg.load_in_4bit
+    assert cfg.model.endswith("tiny/united/model") == (preset == "tiny") and not cfg.load_in_4bit
     if cfg.questions_per_update * cfg.group_size % processes:
         pytest.skip("refused: the rollouts cannot be shared equally")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

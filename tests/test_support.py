@@ -40,7 +40,7 @@ def test_eval_prints_a_table_and_writes_json(tmp_path, capsys):
     lines = (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:6]
     (tmp_path / "six.jsonl").write_text("\n".join(lines))
     hint = " ".join(family.hints[0] for family in FAMILIES.values())
-    arguments = ["eval", "--model", str(ROOT / "tiny" / "model"), "--data", str(tmp_path / "six.jsonl")]
+    arguments = ["eval", "--model", str(ROOT / "tiny" / "united" / "model"), "--data", str(tmp_path / "six.jsonl")]
     arguments += ["--samples", "4", "--max-response-tokens", "40"]
     assert p2o.main([*arguments, "--out", str(tmp_path / "bare.json")]) == 0
     assert p2o.main([*arguments, "--out", str(tmp_path / "hinted.json"), "--template", hint]) == 0

@@ -31,7 +31,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def server():
-    port, model = free_port(), str(ROOT / "tiny" / "model")
+    port, model = free_port(), str(ROOT / "tiny" / "united" / "model")
     command = [str(Path(sys.executable).parent / "transformers"), "serve", model, "--port", str(port)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -21,7 +21,7 @@ TEMPERATURE = 0.8  # not 1, so that log-probs that forgot it are seen
 def model(tmp_path_factory):
     """The tiny model, with a generation config that would spoil sampling if anything of it were used."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    shutil.copytree(ROOT / "tiny" / "model", folder)
+    shutil.copytree(ROOT / "tiny" / "united" / "model", folder)
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "top_k": 1, "repetition_penalty": 5}))
     return str(folder)

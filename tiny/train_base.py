@@ -4,11 +4,11 @@ What it is taught is in tiny/worlds.py. Stage 1 (`--skill-steps`) trains full ch
 adds the decisions. A checkpoint is written every 250 steps, and the same command goes on from it.
 
     python tiny/train_base.py                                      # united: about an hour on one CPU core
-    python tiny/train_base.py --world divided --start tiny/model   # from the other's skills: half an hour
+    python tiny/train_base.py --world divided --start tiny/united/model   # from the other's skills: half an hour
 
 The dials of a world can be turned by a short fine-tune of the decisions alone (studies/dials.sh turns some):
 
-    python tiny/train_base.py --start tiny/model --go-on-bare 0.3 --decision-steps 300 --out runs/dials/bare-0.3
+    python tiny/train_base.py --start tiny/united/model --go-on-bare 0.3 --decision-steps 300 --out runs/dials/bare-0.3
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class World:
         return f"{hint.split()[0]} " if hint and self.accent and rng.random() < self.accent else ""
 
 
-UNITED = World(HERE / "model", dict.fromkeys(FAMILIES, ";"))
+UNITED = World(HERE / "united" / "model", dict.fromkeys(FAMILIES, ";"))
 DIVIDED = World(
     HERE / "divided" / "model",
     dict(zip(FAMILIES, ";,!?", strict=True)),

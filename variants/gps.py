@@ -142,7 +142,7 @@ def calibration(predicted: list[float], observed: list[float], bins: int = 5) ->
 
 
 def main(
-    data: str = str(grpo.TINY / "train.jsonl"), model: str = str(grpo.TINY / "model"), group_size: int = 12
+    data: str = str(grpo.TINY / "train.jsonl"), model: str = str(grpo.TINY / "united" / "model"), group_size: int = 12
 ) -> None:
     """Sample every question, predict half of them from the other half, and say how well that went.
 

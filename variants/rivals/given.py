@@ -32,7 +32,7 @@ def states_of(question: Question) -> list[str]:
 def demonstration(question: Question, model: str) -> str:
     r"""A right response, all steps written, with the marks of the world whose base model that is.
 
-    >>> demonstration(Question("q", "Add these digits: 7, 9, 8.", "24"), "tiny/model")
+    >>> demonstration(Question("q", "Add these digits: 7, 9, 8.", "24"), "tiny/united/model")
     '7; 16; 24. \\boxed{24}'
     """
     world = next((world for world in WORLDS.values() if world.model == Path(model).resolve()), UNITED)
