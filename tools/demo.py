@@ -8,9 +8,12 @@ from pathlib import Path
 import p2o
 from tools import report
 
+# P2O has solved the tiny world after three. An option of the user's own comes later on the command line, and wins.
+EPOCHS = ("--epochs", "5")
+
 
 def main(argv: list[str]) -> None:
-    cfg = p2o.parse_config(argv)
+    cfg = p2o.parse_config([*EPOCHS, *argv])
     base = Path(cfg.runs) / (cfg.name or "demo")
     while base.exists():  # a second demo stands beside the first
         stem, _, number = base.name.rpartition("-")
