@@ -29,7 +29,8 @@ from gepa.strategies.proposal_sampling import IndependentSampling
 
 import verify
 from support.data import Question
-from support.gepa_glue import BUDGETS, Evaluator, Reflection, metric_call_budget
+from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, SearchConfig, metric_call_budget
+from support.messages import as_template
 from support.teacher import TeacherConfig
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
@@ -37,7 +38,7 @@ Reflect = Callable[[list[str]], list[str]]  # reflection prompts -> replies
 
 
 @dataclass(frozen=True)
-class EvolutionConfig(TeacherConfig):
+class EvolutionConfig(SearchConfig, TeacherConfig):
     """When templates are evolved, what that may cost, who reflects, and how templates are given out."""
 
     hard_set_min: int = 12  # With fewer hard questions than this, no templates are evolved and the next epoch runs bare
@@ -46,7 +47,6 @@ class EvolutionConfig(TeacherConfig):
     gepa_parents: int = 4  # Parents advanced per iteration, as one batch
     gepa_budget: str = "500"
     """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
-    gepa_seed_template: str = ""  # The template that evolution starts from
     reflection: Literal["self", "policy", "teacher"] = "self"
     """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
     reflection_tokens: int = 60  # Length limit of a reflection
@@ -74,6 +74,8 @@ class EvolutionConfig(TeacherConfig):
 def apply_template(template: str, question: str) -> str:
     """T(x, z) (v3, eq. 2): the template, an empty line, the question; the empty template leaves the question as it is.
 
+    A template may begin with a system part (`--gepa-system`), which the chat format puts where it belongs.
+
     >>> apply_template("Add one digit at a time.", "Add these digits: 7, 9.")
     'Add one digit at a time.\\n\\nAdd these digits: 7, 9.'
     """
@@ -96,6 +98,7 @@ class Evolution:
     metric_calls: int  # responses that the search spent
     rejected_replies: int  # reflections that were empty, cut off or too long
     stopped_early: str | None  # why the search ended before its budget
+    tokens: int = 0  # of these responses, and of the reflections
 
     @property
     def weights(self) -> list[float]:
@@ -105,29 +108,32 @@ class Evolution:
 
 def evolve(
     hard: Sequence[Question], respond: Respond, reflect: Reflect, cfg: EvolutionConfig, *,
-    judge: verify.Judge = verify.judge, fits: Callable[[str], bool] = lambda template: True,
+    judge: verify.Judge = verify.judge, tokens: Callable[[str], int] = len, room: float = float("inf"),
     quote: Callable[[str], str] = str, seed: int = 0, log: Callable[[str], None] = lambda line: None,
 ) -> Evolution:  # fmt: skip
     """Evolve templates for the hard questions and choose those that cover them (v3, Algorithm 3).
 
-    `fits` says whether a template leaves room for the questions; `quote` gives what reflection is shown of a response.
+    `tokens` counts those of a text (by default, its characters), and a template has fewer than `room`. `quote` gives
+    what reflection is shown of a response.
     The search ends early when a template solves the whole dev set, for then nothing is left to gain, and, saying why,
     when many replies in a row were of no use.
     """
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
-    named = not cfg.gepa_budget.isdigit()
-    budget = metric_call_budget(cfg.gepa_budget, len(dev)) if named else int(cfg.gepa_budget)
-    reflection = Reflection(reflect, reflection_prompt, parse_reflection, fits, log)
+    budget, meter = metric_call_budget(cfg.gepa_budget, len(dev)), Meter(tokens, cfg.gepa_tokens)
+    reflection = Reflection(reflect, reflection_prompt, parse_reflection, lambda z: tokens(z) < room, log, meter)
     result = gepa.optimize(
-        seed_candidate={"template": cfg.gepa_seed_template},
+        seed_candidate=cfg.gepa_seed,
         trainset=train,
         valset=dev,
-        adapter=Evaluator(partial(run_templates, respond=respond, judge=judge, quote=quote)),
+        adapter=Evaluator(partial(run_templates, respond=respond, judge=judge, quote=quote), meter),
         reflection_strategy=reflection,
         sampling_strategy=IndependentSampling(cfg.gepa_parents),
+        frontier_type=cfg.gepa_front,
+        use_merge=cfg.gepa_merge,
+        merge_val_overlap_floor=1,  # all candidates are scored on the whole dev set, so any two overlap
         reflection_minibatch_size=cfg.gepa_minibatch,
         max_metric_calls=budget,
-        stop_callbacks=lambda state: reflection.useless or max(state.program_full_scores_val_set) >= 1.0,
+        stop_callbacks=lambda state: reflection.useless or meter.full or max(state.program_full_scores_val_set) >= 1.0,
         logger=SimpleNamespace(log=log),
         seed=seed,
         raise_on_exception=True,  # an adapter that always fails would loop for ever otherwise
@@ -136,7 +142,7 @@ def evolve(
         log(f"prompt evolution ends after {result.total_metric_calls} of {budget} metric calls: {reflection.useless}")
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]
     return Evolution(
-        candidates=[candidate["template"] for candidate in result.candidates],
+        candidates=[as_template(candidate) for candidate in result.candidates],
         parents=[list(parents) for parents in result.parents],
         dev_scores=dev_scores,
         dev_ids=[question.id for question in dev],
@@ -145,20 +151,21 @@ def evolve(
         metric_calls=result.total_metric_calls,
         rejected_replies=reflection.rejected,
         stopped_early=reflection.useless,
+        tokens=meter.spent,
     )
 
 
 def run_templates(
     pairs: list[tuple[str, Question]], respond: Respond, judge: verify.Judge, quote: Callable[[str], str] = str
-) -> list[tuple[str, float, dict]]:
-    """(response, reward, what reflection is shown of it) for each template and question."""
+) -> list[tuple[str, verify.Verdict, dict]]:
+    """(response, verdict, what reflection is shown of it) for each template and question."""
     responses = respond([apply_template(template, question.text) for template, question in pairs])
     texts, asked = [text for text, _ in responses], [question for _, question in pairs]
     verdicts = judge(texts, asked, [truncated for _, truncated in responses])
     shown = [
         reflection_record(q.text, quote(text), v.feedback) for q, text, v in zip(asked, texts, verdicts, strict=True)
     ]
-    return list(zip(texts, [verdict.reward for verdict in verdicts], shown, strict=True))
+    return list(zip(texts, verdicts, shown, strict=True))
 
 
 def split_hard_set(

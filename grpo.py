@@ -32,6 +32,7 @@ from transformers import DynamicCache
 
 from support import pretrained, shared_prompt
 from support.memory import halve_when_out_of_memory
+from support.messages import as_messages
 from support.seams import filled
 from support.settings import Settings
 
@@ -394,9 +395,11 @@ def load_policy(
 
 
 def chat_ids(policy: Policy, message: str) -> list[int]:
-    """Token ids of one user message in the model's chat format, up to where the response begins."""
-    messages = [{"role": "system", "content": policy.cfg.system_prompt}] if policy.cfg.system_prompt else []
-    messages.append({"role": "user", "content": message})
+    """Token ids of one message in the model's chat format, up to where the response begins.
+
+    It is the user's, but for what a template's system part says (support/messages.py).
+    """
+    messages = as_messages(message, policy.cfg.system_prompt)
     return policy.tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, enable_thinking=policy.cfg.enable_thinking, return_dict=False
     )

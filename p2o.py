@@ -170,7 +170,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         gepa_loop.evolve, cfg=cfg, judge=verify.judge_of(cfg.reward),
         respond=journal("respond", lambda messages, _: [(s.text, s.truncated) for s in greedy(messages)]),
         reflect=journal("reflect", reflection_model(policy, cfg, epoch)),
-        fits=lambda template: len(policy.tokenizer(template).input_ids) < room,
+        tokens=lambda text: len(policy.tokenizer(text).input_ids), room=room,
         quote=partial(shortened, policy.tokenizer, limit=cfg.reflection_quote),
         seed=seed_for(cfg, "gepa", epoch), log=run.note,
     )  # fmt: skip

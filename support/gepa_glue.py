@@ -1,38 +1,113 @@
-"""The two objects that gepa asks for: one that evaluates candidates, one that proposes new ones. Batches throughout."""
+"""What gepa asks for: options, an object that evaluates candidates, one that proposes new ones. Batches throughout."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from gepa.core.adapter import EvaluationBatch
+from gepa.proposer import merge
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
+
+from support.messages import as_template
+from support.settings import Settings
 
 BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn its budget
 
 
-def metric_call_budget(auto: str, dev_size: int) -> int:
-    """Metric calls of a budget name, as DSPy computes them for GEPA with one prompt (design, section 2).
+@dataclass(frozen=True)
+class SearchConfig(Settings):
+    """What GEPA starts from, what it may change, among whom it chooses, and when it has had enough."""
 
-    >>> metric_call_budget("light", 50)
-    580
+    gepa_seed_template: str = ""  # The template that evolution starts from
+    gepa_system: bool = False  # Evolve a system message, too: a second component, changed in turn with the template
+    gepa_merge: bool = False  # Cross two candidates of which each has changed a component that the other has not
+    gepa_front: Literal["instance", "objective", "hybrid", "cartesian"] = "instance"
+    """Whose best candidates become parents: each dev question's, each objective's (reward, form), both, each pair's."""
+    gepa_tokens: int = 0  # Tokens that an evolution may sample, responses and reflections together; 0 is no limit
+
+    def rules(self) -> dict[str, bool]:
+        return {
+            "--gepa-merge: it needs --gepa-system, for a template alone has nothing to cross": (
+                self.gepa_system or not self.gepa_merge
+            ),
+            f"--gepa-tokens {self.gepa_tokens}: 0 for no limit, or more": self.gepa_tokens >= 0,
+        }
+
+    @property
+    def gepa_seed(self) -> dict[str, str]:
+        """Candidate 0, a text for each component. gepa changes them in this order, so the template comes first.
+
+        >>> SearchConfig().gepa_seed, SearchConfig(gepa_system=True, gepa_seed_template="Add.").gepa_seed
+        ({'template': ''}, {'template': 'Add.', 'system': ''})
+        """
+        return {"template": self.gepa_seed_template} | ({"system": ""} if self.gepa_system else {})
+
+
+def metric_call_budget(auto: str, dev_size: int) -> int:
+    """Metric calls of a budget: a number, or a name, as DSPy computes it for GEPA with one prompt (design, section 2).
+
+    >>> metric_call_budget("light", 50), metric_call_budget("500", 50)
+    (580, 500)
     """
+    if auto.isdigit():
+        return int(auto)
     candidates = BUDGETS[auto]
     trials = int(max(4 * math.log2(candidates), 1.5 * candidates))
     full_evaluations = (trials + 1) // 5 + 1 + (trials < 5)
     return dev_size + 5 * candidates + 35 * trials + full_evaluations * dev_size
 
 
-@dataclass
-class Evaluator:
-    """gepa's adapter: `run` takes (template, question) pairs and gives (response, reward, record) of each.
+def common_ancestor(*args, agg_scores: list[float], **how):
+    """gepa's find_common_ancestor_pair, which raises if none of two candidates' common ancestors scores above 0.
 
-    The records are what the reflection model reads.
+    It draws one of them by its score (`rng.choices`, whose weights must not all be 0), and the empty template of hard
+    questions scores 0. Otherwise scores are compared only, so all of them can be lifted by next to nothing.
+    """
+    lift = 1e-9 - min(0.0, *agg_scores)
+    return GEPA_COMMON_ANCESTOR(*args, agg_scores=[score + lift for score in agg_scores], **how)
+
+
+GEPA_COMMON_ANCESTOR = merge.find_common_ancestor_pair
+merge.find_common_ancestor_pair = common_ancestor
+
+
+@dataclass
+class Meter:
+    """How many tokens a search has sampled, and whether that is all it may: `budget`, 0 for no limit.
+
+    They are counted again from the texts. So answers from a journal count as they did before the stop, and a search
+    that goes on ends where it would have ended.
+
+    >>> meter = Meter(tokens=lambda text: len(text.split()), budget=3)
+    >>> meter.count(["one two"]), meter.full, meter.count(["three"]), meter.full
+    (None, False, None, True)
     """
 
-    run: Callable[[list[tuple]], list[tuple[str, float, dict]]]
+    tokens: Callable[[str], int]
+    budget: int
+    spent: int = 0
+
+    def count(self, texts: list[str]) -> None:
+        self.spent += sum(map(self.tokens, texts))
+
+    @property
+    def full(self) -> bool:
+        return 0 < self.budget <= self.spent
+
+
+@dataclass
+class Evaluator:
+    """gepa's adapter: `run` takes (template, question) pairs and gives (response, verdict, record) of each.
+
+    The records are what the reflection model reads. A verdict's reward is the score; reward and form are objectives.
+    """
+
+    run: Callable[[list[tuple]], list[tuple]]
+    meter: Meter
     propose_new_texts = None  # the reflection strategy proposes
 
     def evaluate(self, batch: list, candidate: dict[str, str], capture_traces: bool = False) -> EvaluationBatch:
@@ -40,12 +115,16 @@ class Evaluator:
 
     def batch_evaluate(self, items: list[tuple[dict[str, str], list]]) -> list[EvaluationBatch]:
         """All candidates' questions at once, so that a GPU has enough to do."""
-        results = iter(self.run([(c["template"], question) for c, questions in items for question in questions]))
-        batches = []
-        for _, questions in items:
-            outputs, scores, records = zip(*(next(results) for _ in questions), strict=True)
-            batches.append(EvaluationBatch(outputs=list(outputs), scores=list(scores), trajectories=list(records)))
-        return batches
+        asked = [(as_template(candidate), question) for candidate, questions in items for question in questions]
+        results = iter(self.run(asked))
+        return [self.batch_of([next(results) for _ in questions]) for _, questions in items]
+
+    def batch_of(self, results: list[tuple]) -> EvaluationBatch:
+        outputs, verdicts, records = map(list, zip(*results, strict=True))
+        self.meter.count(outputs)
+        scores, formed = [verdict.reward for verdict in verdicts], [float(verdict.well_formed) for verdict in verdicts]
+        objectives = [{"reward": score, "well formed": form} for score, form in zip(scores, formed, strict=True)]
+        return EvaluationBatch(outputs, scores, trajectories=records, objective_scores=objectives)
 
     def make_reflective_dataset(self, candidate, eval_batch: EvaluationBatch, components_to_update: list[str]):
         return {name: eval_batch.trajectories for name in components_to_update}
@@ -60,10 +139,11 @@ class Reflection:
     """
 
     ask: Callable[[list[str]], list[str]]  # reflection prompts -> replies
-    prompt: Callable[[str, list[dict]], str]  # (instruction, records) -> reflection prompt
+    prompt: Callable[[str, list[dict]], str]  # (a component's text, records) -> reflection prompt
     parse: Callable[[str], str | None]  # reply -> new instruction
     fits: Callable[[str], bool]  # does a template leave room for the questions?
     log: Callable[[str], None]
+    meter: Meter
     rejected: int = 0
     failed_in_a_row: int = 0
     why: str = ""
@@ -79,24 +159,26 @@ class Reflection:
         return self.reflect_many([(candidate, reflective_dataset, components_to_update)])[0]
 
     def reflect_many(self, jobs):
-        prompts = [self.prompt(candidate["template"], dataset["template"]) for candidate, dataset, _ in jobs]
+        """A child for each job: (its parent, the records for each component, [the component whose turn it is])."""
+        prompts = [self.prompt(parent[name], records[name]) for parent, records, (name,) in jobs]
         try:
             replies = self.ask(prompts)
         except Exception as error:  # gepa would swallow it
             replies, self.why = [""] * len(prompts), f"{type(error).__name__}: {error}"
             self.failed_in_a_row = max(self.failed_in_a_row, MAX_FAILED_REFLECTIONS - len(prompts))
-        return [(self.proposal(prompt, reply), self) for prompt, reply in zip(prompts, replies, strict=True)]
+        self.meter.count(replies)
+        return [(self.proposal(*task), self) for task in zip(jobs, prompts, replies, strict=True)]
 
-    def proposal(self, prompt: str, reply: str) -> ReflectionProposal:
+    def proposal(self, job: tuple, prompt: str, reply: str) -> ReflectionProposal:
         """The child that a reply proposes; an empty proposal if the reply is of no use."""
-        template = self.parse(reply)
-        if template is not None and self.fits(template):
+        parent, _, (name,) = job
+        text = self.parse(reply)
+        if text is not None and self.fits(as_template(parent | {name: text})):
             self.failed_in_a_row = 0
-            texts = {"template": template}
-            return ReflectionProposal(texts, prompts={"template": prompt}, raw_lm_outputs={"template": reply})
+            return ReflectionProposal({name: text}, prompts={name: prompt}, raw_lm_outputs={name: reply})
         self.rejected += 1
         self.failed_in_a_row += 1
         if reply:
-            self.why = "it leaves no room for the question" if template else f"no fenced text in {reply[:80]!r}"
+            self.why = "it leaves no room for the question" if text else f"no fenced text in {reply[:80]!r}"
         self.log(f"a reflection was not adopted: {self.why or 'it was empty'}")
         return ReflectionProposal(new_texts={})

@@ -6,13 +6,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from gepa.proposer import merge
 from hypothesis import given
 from hypothesis import strategies as st
 
 import gepa_loop
+import verify
 from gepa_loop import EvolutionConfig
-from support import gepa_glue
+from support import checkpoint, gepa_glue
 from support.data import Question
+from support.messages import as_messages
 
 CASES = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())
 
@@ -197,7 +200,7 @@ def test_a_reflection_model_that_fails_ends_the_search_with_its_reason():
 
 
 def test_a_template_that_leaves_no_room_is_not_adopted():
-    found = evolve(lambda p: "```\nRED BLUE\n```", gepa_budget="5000", fits=lambda z: len(z) < 5)
+    found = evolve(lambda p: "```\nRED BLUE\n```", gepa_budget="5000", room=5)
     assert found.candidates == [""] and "no room" in found.stopped_early
 
 
@@ -219,3 +222,134 @@ def test_reflections_of_one_iteration_go_out_as_one_batch():
     cfg = EvolutionConfig(gepa_dev_size=8, gepa_budget="60", gepa_parents=4)
     gepa_loop.evolve(hard_questions(), respond, reflect, cfg)
     assert max(sizes) == 4
+
+
+# --------------------------------------------------------------------------------- components, merges, fronts, tokens
+
+
+def respond_to_parts(messages):
+    """A red question is solved under a system message with RED in it, a blue one under a template with BLUE."""
+    replies = []
+    for message in messages:
+        *system, user = [part["content"] for part in as_messages(message)]
+        template, _, question = user.rpartition("\n\n")
+        colour, number = question.split()
+        solved = "RED" in system if colour == "red" else "BLUE" in template
+        replies.append((f"\\boxed{{{number if solved else -1}}}", False))
+    return replies
+
+
+def evolve_parts(reflect, **settings):
+    cfg = {"gepa_system": True, "gepa_dev_size": 8, "gepa_budget": "300"} | settings
+    return gepa_loop.evolve(hard_questions(), respond_to_parts, reflect, EvolutionConfig(**cfg))
+
+
+def test_a_system_message_and_a_template_evolve_in_turn():
+    def reflect(prompt):  # whatever it is asked to better, it has one word of two
+        return f"```\n{random.Random(prompt).choice(['RED', 'BLUE'])}\n```"
+
+    found = evolve_parts(one_by_one(reflect), gepa_parents=2)
+    assert found.candidates[0] == "" and all(len(parents) == 1 for parents in found.parents)
+    assert found.weights == [1.0]
+    assert [found.candidates[k] for k in found.chosen] == ["RED\n<the system message ends here>\n\nBLUE"]
+
+
+def specialists():
+    """A reflection model that once has the template BLUE and the system message RED, and then nothing of use."""
+    replies = iter([["BLUE", "RED", "BLUE", "RED"]])
+    return lambda prompts: [f"```\n{word}\n```" for word in next(replies, ["green"] * len(prompts))]
+
+
+def test_a_merge_takes_each_component_from_the_parent_that_changed_it():
+    found = evolve_parts(specialists(), gepa_merge=True)
+    one, other = "BLUE", "RED\n<the system message ends here>"
+    assert found.candidates == ["", one, other, f"{other}\n\n{one}"]
+    assert found.parents == [[None], [0], [0], [1, 2]]  # of the empty seed, which solves nothing
+    assert found.chosen == [3] and found.weights == [1.0]
+    assert len(evolve_parts(specialists()).candidates) == 3  # no reflection brings the two together
+
+
+def test_gepa_alone_cannot_merge_children_of_a_seed_that_solves_nothing(monkeypatch):
+    """If this fails, gepa was mended: common_ancestor can go."""
+    monkeypatch.setattr(merge, "find_common_ancestor_pair", gepa_glue.GEPA_COMMON_ANCESTOR)
+    with pytest.raises(ValueError, match="Total of weights"):
+        evolve_parts(specialists(), gepa_merge=True)
+
+
+def test_scores_are_lifted_without_changing_their_order(monkeypatch):
+    seen = []
+    monkeypatch.setattr(gepa_glue, "GEPA_COMMON_ANCESTOR", lambda *_, agg_scores: seen.append(agg_scores))
+    for scores in ([0.0, 0.5, 0.5], [-1.0, -0.5, 0.0]):
+        gepa_glue.common_ancestor(agg_scores=scores)
+        assert [sorted(seen[-1]).index(x) for x in seen[-1]] == [sorted(scores).index(x) for x in scores]
+        assert min(seen[-1]) > 0
+
+
+@pytest.mark.parametrize("front, both", [("instance", True), ("objective", False), ("hybrid", True)])
+def test_by_question_a_specialist_stays_a_parent_and_by_objective_only_the_best_of_all_does(front, both):
+    def respond(messages):
+        asked = [message.rpartition("\n\n") for message in messages]
+        solved = [z == ("MOST" if int(q.split()[1]) % 4 else "REST") for z, _, q in asked]
+        pairs = zip((q.split()[1] for _, _, q in asked), solved, strict=True)
+        return [(f"\\boxed{{{number if right else -1}}}", False) for number, right in pairs]
+
+    current = []
+
+    def reflect(prompt):
+        current.append(prompt.split("```")[1].strip())
+        return f"```\n{'REST' if current[-1] == 'MOST' else 'MOST'}\n```"
+
+    found = evolve(reflect, respond=respond, gepa_budget="400", gepa_front=front, gepa_dev_size=16)
+    assert {"MOST", "REST"} <= set(found.candidates)
+    assert ("REST" in current) == both
+
+
+def test_reward_and_form_are_the_objectives():
+    verdicts = [verify.Verdict(1.0, ""), verify.Verdict(0.0, "", well_formed=False)]
+    evaluator = gepa_glue.Evaluator(lambda pairs: [("text", v, {}) for v in verdicts], gepa_glue.Meter(len, 0))
+    batch = evaluator.evaluate(["a", "b"], {"template": ""})
+    assert batch.scores == [1.0, 0.0]
+    assert batch.objective_scores == [{"reward": 1.0, "well formed": 1.0}, {"reward": 0.0, "well formed": 0.0}]
+
+
+def test_a_search_ends_when_its_tokens_are_spent():
+    sampled = []
+
+    def counted(call):
+        def called(inputs):
+            outputs = call(inputs)
+            sampled.extend(text if isinstance(text, str) else text[0] for text in outputs)
+            return outputs
+
+        return called
+
+    cfg = EvolutionConfig(gepa_dev_size=8, gepa_budget="400", gepa_tokens=1000)
+    found = gepa_loop.evolve(hard_questions(), counted(respond), counted(one_by_one(lambda p: "```\ngreen\n```")), cfg)
+    assert 1000 <= found.tokens == sum(map(len, sampled)) < 1500 and found.metric_calls < 200
+    assert found.stopped_early is None
+
+
+def test_a_search_that_goes_on_from_a_journal_has_spent_the_same_tokens(tmp_path):
+    cfg = EvolutionConfig(gepa_dev_size=8, gepa_system=True, gepa_merge=True, gepa_tokens=1500)
+
+    def search(file, calls_until_killed):
+        left = iter(range(calls_until_killed))
+
+        def mortal(call):
+            def called(inputs, _):
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return call(inputs)
+
+            return called
+
+        wrap = checkpoint.journaled(tmp_path / file)
+        reflect = one_by_one(lambda p: f"```\n{random.Random(p).choice(['RED', 'green'])}\n```")
+        calls = wrap("respond", mortal(respond_to_parts)), wrap("reflect", mortal(reflect))
+        return gepa_loop.evolve(hard_questions(), *calls, cfg)
+
+    whole = search("whole", 1000)
+    assert whole.tokens >= 1500 and len(whole.candidates) > 1
+    with pytest.raises(KeyboardInterrupt):
+        search("killed", 6)
+    assert search("killed", 1000) == whole

@@ -16,6 +16,7 @@ import verify
 from p2o import Config
 from support.data import load_questions
 from support.errors import UserError
+from support.messages import as_messages, as_template
 from support.run import Run
 from tiny.problems import FAMILIES
 from tools import report
@@ -175,6 +176,23 @@ def test_evolution_assigns_templates_to_hard_questions_only(small, run, tiny_pol
     assert record["assignment"] == templates
     (line,) = run.logged("evolution")
     assert line["metric_calls"] == record["metric_calls"] >= 60
+
+
+def test_a_system_part_is_sampled_as_a_system_message_and_trained_bare(small, tiny_policy, questions):
+    template = as_template({"system": "Be brief.", "template": "Think hard."})
+    rollout, _ = p2o.sample_groups(tiny_policy, questions[:1], {questions[0].id: [template] * 2}, small, seed=0)
+    text = f"<|system|> Be brief. <|end|> <|user|> Think hard.\n\n{questions[0].text} <|end|> <|assistant|>"
+    assert rollout.sampled_context == tiny_policy.tokenizer(text).input_ids
+    assert rollout.trained_context == grpo.chat_ids(tiny_policy, questions[0].text)
+
+
+def test_both_components_evolve_on_the_real_model(small, run, tiny_policy, questions):
+    options = {"gepa_system": True, "gepa_merge": True, "gepa_front": "hybrid", "gepa_budget": "200"}
+    assignment = p2o.evolve_templates(tiny_policy, questions, dataclasses.replace(small, **options), 1, run)
+    record = json.loads((run.folder / "templates" / "epoch-1.json").read_text())
+    messages = [as_messages(gepa_loop.apply_template(z, "?")) for z in record["candidates"]]
+    assert {len(parts) for parts in messages} == {1, 2}  # some have a system part
+    assert assignment and record["tokens"] > record["metric_calls"]
 
 
 @pytest.mark.parametrize(
@@ -386,6 +404,8 @@ def refused(capsys, *argv):
         (["--temperature", "0"], "--temperature 0"),
         (["--questions-per-update", "64"], "--questions-per-update 64"),
         (["--gepa-budget", "huge"], "heavy_4"),
+        (["--gepa-merge"], "--gepa-merge: it needs --gepa-system"),
+        (["--gepa-tokens", "-1"], "--gepa-tokens -1"),
         (["--soft-clip", "--no-ratio-mask"], "soft clip is a kind of ratio mask"),
         (["--clip-low", "1.5"], "clip-low"),
         (["--soft-clip", "--no-distill"], "every ratio is 1"),

@@ -42,7 +42,7 @@ def answering(policy):
 
 question = hard[0]
 for template in ("", "Add one digit at a time.", "Move the hand step by step."):
-    ((text, reward, record),) = gepa_loop.run_templates([(template, question)], answering(united), verify.judge)
+    ((text, _, record),) = gepa_loop.run_templates([(template, question)], answering(united), verify.judge)
     print(f"{template or '(bare)'}\n    {question.text}\n    {text}\n    {record['Feedback']}\n")
 
 # %% [markdown]
@@ -71,7 +71,7 @@ templates = ["", *(FAMILIES[f].hints[0] for f in families), " ".join(FAMILIES[f]
 def solved_table(policy):
     """[templates][families][10 questions]: rewards under greedy decoding"""
     pairs = [(z, q) for z in templates for part in by_family for q in part]
-    rewards = [reward for _, reward, _ in gepa_loop.run_templates(pairs, answering(policy), verify.judge)]
+    rewards = [verdict.reward for _, verdict, _ in gepa_loop.run_templates(pairs, answering(policy), verify.judge)]
     return torch.tensor(rewards).view(len(templates), len(families), -1)
 
 
@@ -104,7 +104,7 @@ plt.show()
 
 def run_minibatch(template, minibatch):
     results = gepa_loop.run_templates([(template, q) for q in minibatch], answering(united), verify.judge)
-    return [reward for _, reward, _ in results], [record for _, _, record in results]
+    return [verdict.reward for _, verdict, _ in results], [record for _, _, record in results]
 
 
 parent = ""
