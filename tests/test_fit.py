@@ -166,6 +166,9 @@ def test_hours_count_the_responses_of_a_run():
     """1,000 questions, 2 epochs, G = 6; GEPA's light budget once; three held-out sets, three times. By hand."""
     cfg = p2o.PRESETS["qwen3-4b-24gb"]
     assert fit.responses_of(cfg) == {"sampling": 12_000, "evolution": 780, "evaluation": 3 * (30 + 40 + 500)}
+    limited = dataclasses.replace(cfg, gepa_tokens=1_024_000)  # of responses of 2,048 tokens each, on average
+    assert fit.responses_of(limited)["evolution"] == 500
+    assert fit.responses_of(dataclasses.replace(cfg, gepa_tokens=10**9))["evolution"] == 780
     assert fit.responses_of(p2o.Config())["sampling"] == 6 * 184 * 6  # a local file is counted
     shape, card = fit.KNOWN["Qwen/Qwen3-4B"], fit.CARDS["RTX 4090"]
     once = fit.hours(cfg, shape, card, 8 * fit.GIB)

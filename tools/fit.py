@@ -135,9 +135,11 @@ def responses_of(cfg) -> dict[str, float]:
     import gepa_loop
     from support.data import PAPER_SIZES, label
 
-    file, budget = Path(cfg.train_data), cfg.gepa_budget
+    file = Path(cfg.train_data)
     known = len(file.read_text(encoding="utf-8").splitlines()) if file.suffix == ".jsonl" else PAPER_SIZES[0]
-    calls = gepa_loop.metric_call_budget(budget, cfg.gepa_dev_size) if budget in gepa_loop.BUDGETS else int(budget)
+    calls = gepa_loop.metric_call_budget(cfg.gepa_budget, cfg.gepa_dev_size)
+    if cfg.gepa_tokens:
+        calls = min(calls, round(cfg.gepa_tokens / (RESPONSE_SHARE * cfg.max_response_tokens)))
     return {
         "sampling": cfg.epochs * (cfg.train_questions or known) * cfg.group_size,
         "evolution": (cfg.epochs - 1) * calls if cfg.method == "p2o" else 0,
