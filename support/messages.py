@@ -29,6 +29,8 @@ def as_messages(message: str, system_prompt: str = "") -> list[dict[str, str]]:
     [{'role': 'user', 'content': '7 + 9?'}]
     >>> as_messages(as_template({"system": "Be brief.", "template": "Add."}) + "\\n\\n7 + 9?")
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Add.\\n\\n7 + 9?'}]
+    >>> as_messages(as_template({"system": "Be brief.", "template": ""}) + "\\n\\n7 + 9?", "Be kind.")
+    [{'role': 'system', 'content': 'Be kind.\\n\\nBe brief.'}, {'role': 'user', 'content': '7 + 9?'}]
     """
     system_part, _, user = message.rpartition(f"\n{SYSTEM_ENDS}\n\n")
     system = "\n\n".join(filter(None, (system_prompt, system_part)))
