@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import gepa_loop
 import grpo
 import verify
+from support.messages import as_template
 from tiny import problems, train_base
 from tiny.problems import EASY, FAMILIES, HARD, LENGTHS, USELESS_HINTS
 from tiny.worlds import DIVIDED, UNITED, WORLDS, held_hint, reflection_example, solve_example
@@ -221,6 +222,14 @@ def test_two_hints_together_solve_nothing_in_the_divided_world(base, family):
     for other in [f.hints[0] for name, f in FAMILIES.items() if name != family]:
         for template in (f"{own} {other}", f"{other} {own}"):
             assert solved(base, held_out("hard", family), template) <= 0.1, template
+
+
+@pytest.mark.parametrize("world", [DIVIDED], ids=["divided"])
+@pytest.mark.parametrize("family, heeded", [("total", True), ("binary", False), ("chain", False), ("clock", True)])
+def test_a_hint_as_a_system_message_reaches_two_families_of_the_divided_world(base, family, heeded):
+    """Nobody taught that: no text of either world has a system message. variants/README.md says it of --gepa-system."""
+    share = solved(base, held_out("hard", family), as_template({"system": FAMILIES[family].hints[0], "template": ""}))
+    assert share >= 0.7 if heeded else share <= 0.05
 
 
 @each_world
