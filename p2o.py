@@ -174,7 +174,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         quote=partial(shortened, policy.tokenizer, limit=cfg.reflection_quote),
         seed=seed_for(cfg, "gepa", epoch), log=run.note,
     )  # fmt: skip
-    evolution = filled("evolve", cfg, lambda hard, search: search(hard), folder=run.folder, epoch=epoch)(hard, search)
+    evolution = filled("evolve", cfg, lambda hard, search: search(hard), folder=cfg.folder, epoch=epoch)(hard, search)
     # One template for each rollout, not for each question: where some solve it and some do not, there is contrast.
     rng = random.Random(seed_for(cfg, "assign", epoch))
     templates = gepa_loop.assign_templates(evolution, cfg.group_size, rng, cfg)
