@@ -22,7 +22,7 @@ pytest.importorskip("trl", reason="trl is not installed: make test-scale")
 from scale import p2o_trl  # noqa: E402
 
 TEMPLATE = "Keep a running total. Move the hand step by step. Double and add for every bit."
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # on a free port
 
 
 # ---------------------------------------------------------------------------------------------------------- parity
