@@ -12,7 +12,6 @@ not those of final.toml has no score.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import statistics
 import subprocess
@@ -21,29 +20,16 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent)]
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from grade import unpack  # noqa: E402
-from process import GIVEN, HERE, ROOT  # noqa: E402
+from process import GIVEN, ROOT  # noqa: E402
+
+from tools.compare import area, student  # noqa: E402
 
 BUDGET = 6_000  # responses
 SCORED = "ood"
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # of Student, by seeds
-
-
-def area(curve: list[tuple[int, float]], budget: int) -> float:
-    """The mean accuracy on the way to `budget` responses: linear between measurements, constant behind the last.
-
-    >>> area([(0, 0.0), (100, 1.0)], 200), area([(0, 0.0), (100, 1.0)], 50)
-    (0.75, 0.25)
-    """
-    total = 0.0
-    for (x, y), (right, after) in zip(curve, [*curve[1:], (max(budget, curve[-1][0]), curve[-1][1])], strict=True):
-        end = min(right, budget)
-        if end > x:
-            at_end = y + (after - y) * (end - x) / (right - x)
-            total += (end - x) * (y + at_end) / 2
-    return total / budget
 
 
 def interval(values: list[float]) -> str:
@@ -52,8 +38,7 @@ def interval(values: list[float]) -> str:
     >>> interval([0.4, 0.5, 0.6])
     '0.500 ± 0.248'
     """
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.fmean(values):.3f} ± {half:.3f}"
+    return f"{statistics.fmean(values):.3f} ± {student(values):.3f}"
 
 
 def score_of(run: Path, options: dict) -> float:
