@@ -188,14 +188,14 @@ def command_of(options: dict, seed: int, folder: Path) -> list[str]:
 def do_runs(study: Study, todo: list[Key], folders: dict[Key, Path], jobs: int) -> list[str]:
     """Do them, with a bar on the screen that knows how long it takes; a line for each that failed."""
     commands = {key: command_of(study.variants[key[0]], key[1], folders[key]) for key in todo}
-    failures = []
+    failed = {}
     with tqdm(total=len(todo), unit="run", disable=not todo) as bar, closing(queue(commands, jobs)) as ended:
         for (variant, seed), failure in ended:
             bar.update()
             if failure:
-                failures.append(f"{variant}, seed {seed}: {failure}")
-                tqdm.write(failures[-1])
-    return failures
+                failed[variant, seed] = f"{variant}, seed {seed}: {failure}"
+                tqdm.write(failed[variant, seed])
+    return [failed[key] for key in todo if key in failed]  # in the study's order, whichever ended first
 
 
 def queue(commands: dict[Key, list[str]], jobs: int) -> Iterator[tuple[Key, str]]:
