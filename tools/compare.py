@@ -17,17 +17,7 @@ import numpy as np
 
 SOLVED = 0.9  # the accuracy whose price in responses is compared
 DRAWS = 10_000
-T_95 = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}  # Student, of n seeds
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student, n seeds
 
 NOTE = (
     "Differences are taken seed by seed, those of responses over the seeds in which both get there. In brackets the "
