@@ -28,9 +28,9 @@ from typing import Literal, get_args
 import torch
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
 
 from support import pretrained, shared_prompt
+from support.cache import roomy_cache
 from support.memory import halve_when_out_of_memory
 from support.messages import as_messages
 from support.seams import filled
@@ -451,7 +451,7 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
     # The G rollouts of a question share its context: it is read once.
     place = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
     batch = policy.tokenizer.pad({"input_ids": list(map(list, place))}, return_tensors="pt").to(policy.device)  # left
-    mask, cache = batch.attention_mask, DynamicCache(config=policy.model.config)
+    mask, cache = batch.attention_mask, roomy_cache(policy.model.config)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     tokens, stop = batch.input_ids, torch.tensor(policy.stop_ids, device=policy.device)
     going = list(range(len(contexts)))  # which response a row of the batch is

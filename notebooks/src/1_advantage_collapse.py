@@ -269,6 +269,12 @@ plt.show()
 # %% [markdown]
 # That is GRPO: REINFORCE with the group's mean and standard deviation in the advantage, and two clips in the loss. `grpo.py` holds
 # these lines; here they are on two tokens, by hand and by `grpo.policy_loss`.
+#
+# **Predict:** a token with $A = +1$ went from 0.2 to 0.3, one with $A = -1$ from 0.1 to 0.4. What is the gradient of each?
+# <details><summary>answer</summary>
+#
+# Zero, both. The ratios are 1.5 and 4, and each is beyond a bound: why, and which, stands below the numbers.
+# </details>
 
 # %%
 new, old = [math.log(0.30), math.log(0.40)], [math.log(0.20), math.log(0.10)]
@@ -353,6 +359,12 @@ plt.show()
 # %% [markdown]
 # One group of each kind, its responses coloured by their advantage: blue will be made more likely, red less, and what is not coloured
 # teaches nothing. (All tokens of a response share one advantage.)
+#
+# **Predict:** which of the three groups has any colour?
+# <details><summary>answer</summary>
+#
+# Only the instructed one. In the others all six earned the same, right or wrong, so all six advantages are 0.
+# </details>
 
 # %%
 html = legend("advantage")
@@ -402,6 +414,12 @@ for name, questions in sets.items():
 # The loss of the instructed questions is not a number to watch. In the first update the policy is still the one that sampled: all ratios are
 # 1, the loss is the mean of $-A$ over tokens, and the advantages of a group sum to zero. With responses of equal length it is zero
 # though the gradient is not; here right responses are longer, so they have more tokens in the mean. **A loss that begins near zero is no bug.**
+#
+# **Predict:** one token with $A = +1$, one with $A = -1$, both at ratio 1. What is the loss, and what is its gradient?
+# <details><summary>answer</summary>
+#
+# The loss is $(-1 + 1) / 2 = 0$. The gradient with respect to the log-probs is $-A / 2$: one goes up, one goes down.
+# </details>
 
 # %%
 logprobs = torch.full((2, 1), math.log(0.5), requires_grad=True)

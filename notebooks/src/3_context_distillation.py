@@ -63,6 +63,12 @@ display(HTML(html))
 # %% [markdown]
 # The **template ratio** of a token is $\pi_\text{old}(y_t \mid x) / \pi_\text{old}(y_t \mid T(x, z))$: how much of its probability is
 # left when the template is taken away.
+#
+# **Predict:** the template makes the model go on with 0.9 instead of 0.07. What is the ratio of a `;`? Of a number?
+# <details><summary>answer</summary>
+#
+# $0.07 / 0.9 \approx 0.08$, and 1: so nearly all of the factor of 350,000 is $0.08^5$.
+# </details>
 
 # %%
 ratio = (torch.tensor(under_bare) - torch.tensor(under_template)).exp()
@@ -380,6 +386,13 @@ for name, p in (("before", policy), ("with distillation", distilled), ("without"
 # %% [markdown]
 # The same response as at the top, coloured by $\pi_\text{distilled}(y_t \mid x) / \pi_\text{base}(y_t \mid x)$: the tokens that distillation
 # has moved. Struck through are those that PPO's clip would silence if it were one update ($A > 0$, ratio above 1.2).
+#
+# **Predict:** which tokens have moved, by what factor, and could a single update have done it?
+# <details><summary>answer</summary>
+#
+# The `;`, from 0.07 to nearly 1: some fourteen times likelier. A single update could not, for the clip ends its pull at 1.2; each new batch starts
+# again from ratio 1.
+# </details>
 
 # %%
 moved = grpo.logprobs_of(distilled, [bare], [sample.response_ids])[0]
