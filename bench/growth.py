@@ -5,9 +5,10 @@
 
 The model is a random one of the tiny model's shape (its vocabulary is an axis, so nothing depends on what it says), the
 questions are random tokens. Along each axis all else stays at 4 questions, G = 8, prompts and responses of 64 tokens
-and 402 words. An exponent is the slope of log cost over log size across the last three sizes: 1 is in proportion to the
-work. Every size is measured in a process of its own: least of three for seconds, peak resident memory above what was
-there before for memory. An update's memory stops growing at --micro-batch-tokens, as it should.
+and 402 words. An exponent is the slope of log cost over log size across the last three sizes; beneath it stands that of
+the work, the multiplications that the model has to do, attention's square among them. Every size is measured in a
+process of its own: least of three for seconds, peak resident memory above what was there before for memory. An update's
+memory stops growing at --micro-batch-tokens, as it should.
 """
 
 from __future__ import annotations
@@ -119,6 +120,24 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
     return round(slope, 2)
 
 
+def work_of(size: dict[str, int]) -> float:
+    """Multiplications of one pass: each prompt read once, each of its responses after it, the head for responses only.
+
+    >>> sizes = [USUAL | {"group": group} for group in (16, 32, 64)]
+    >>> exponent([16, 32, 64], [work_of(size) for size in sizes])  # less than 1: the prompts are read in any case
+    0.97
+    """
+    config = AutoConfig.from_pretrained(grpo.TINY / "united" / "model")
+    heads = config.num_attention_heads * config.head_dim
+    projections = 2 * config.hidden_size * (heads + config.num_key_value_heads * config.head_dim)
+    matrices = config.num_hidden_layers * (projections + 3 * config.hidden_size * config.intermediate_size)  # a token
+    prompt, response = size["prompt"], size["response"]
+    pairs = prompt**2 / 2 + size["group"] * response * (prompt + response / 2)  # a token and one before it
+    tokens = prompt + size["group"] * response
+    head = size["group"] * response * config.hidden_size * size["vocabulary"]
+    return QUESTIONS * (tokens * matrices + 2 * config.num_hidden_layers * heads * pairs + head)
+
+
 def table(axis: str, sizes: list[int], points: list[dict]) -> str:
     header = f"| {AXES[axis][0]} | " + " | ".join(f"{part}, s | MiB" for part in PARTS) + " |"
     lines = [header, "| ---: " * (1 + 2 * len(PARTS)) + "|"]
@@ -126,7 +145,9 @@ def table(axis: str, sizes: list[int], points: list[dict]) -> str:
         costs = [f"{seconds:.2f} | {peak:.0f}" for seconds, peak in (point[part] for part in PARTS)]
         lines.append(f"| {size:,} | {' | '.join(costs)} |")
     slopes = [exponent(sizes[-3:], [point[part][k] for point in points[-3:]]) for part in PARTS for k in (0, 1)]
-    return "\n".join([*lines, f"| exponent | {' | '.join(map(str, slopes))} |"])
+    work = exponent(sizes[-3:], [work_of(USUAL | {axis: size}) for size in sizes[-3:]])
+    lines.append(f"| exponent | {' | '.join(map(str, slopes))} |")
+    return "\n".join([*lines, f"| of the work | {' | '.join([f'{work} | '] * len(PARTS))} |"])
 
 
 def draw(measured: dict[str, list[dict]], file: Path) -> None:
