@@ -186,6 +186,12 @@ def test_garbage_reference_is_matched_by_its_own_text_only(reference):
             assert grade(rf"\boxed{{{answer}}}", reference).reward == 0
 
 
+@pytest.mark.parametrize("hostile, harmless", [("x+\x1f1", "x+1"), ("x+" + " " * 2001 + "1", "x+1")])
+def test_what_no_answer_holds_is_wrong_on_either_side(hostile, harmless):
+    """A control character, and more than MAX_ANSWER characters: both would be tidied away."""
+    assert not grade(rf"\boxed{{{hostile}}}", harmless).reward and not grade(rf"\boxed{{{harmless}}}", hostile).reward
+
+
 def test_an_empty_answer_is_never_right():
     for nothing in ["", " ", "$$", r"\boxed{}", r"\text{}", "{}"]:
         assert grade(rf"\boxed{{{nothing}}}", nothing).reward == 0
