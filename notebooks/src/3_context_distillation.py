@@ -387,11 +387,11 @@ for name, p in (("before", policy), ("with distillation", distilled), ("without"
 # The same response as at the top, coloured by $\pi_\text{distilled}(y_t \mid x) / \pi_\text{base}(y_t \mid x)$: the tokens that distillation
 # has moved. Struck through are those that PPO's clip would silence if it were one update ($A > 0$, ratio above 1.2).
 #
-# **Predict:** which tokens have moved, by what factor, and could a single update have done it?
+# **Predict:** which tokens have moved, by what factor, and could a single batch have done it?
 # <details><summary>answer</summary>
 #
-# The `;`, from 0.07 to nearly 1: some fourteen times likelier. A single update could not, for the clip ends its pull at 1.2; each new batch starts
-# again from ratio 1.
+# The `;`, from 0.07 to nearly 1: some fourteen times likelier. A single batch hardly could: beyond 1.2 the clip ends a token's pull, and each
+# new batch starts again from ratio 1.
 # </details>
 
 # %%
