@@ -43,16 +43,23 @@ def small_study(tmp_path):
 
 
 def in_this_process(commands, jobs):
-    """Stands in for `study.queue`, once two real processes have been seen: to start one takes longer than its run."""
+    """Stands in for `study.queue`: to start a process takes longer than its run."""
     for key, command in commands.items():
         with contextlib.redirect_stderr(io.StringIO()) as said:
             code = p2o.main(command[2:])
         yield key, study.last_line(code, said)
 
 
+def the_first_in_a_process(commands, jobs, queue=study.queue):
+    (first, command), *others = commands.items()
+    yield from queue({first: command}, jobs)
+    yield from in_this_process(dict(others), jobs)
+
+
 def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     small_study, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(study, "queue", the_first_in_a_process)
     arguments = ["study", str(small_study), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
     results = tmp_path / "results"
     assert p2o.main([*arguments, "--only", "2x", "3x"]) == 0
