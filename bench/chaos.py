@@ -10,14 +10,18 @@ At the end metrics.jsonl, transcripts.jsonl, the templates and the adapter must 
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 POINTS = {  # what is killed -> at most how many calls later
@@ -46,26 +50,43 @@ def small_run(folder: Path) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
-def killed_run(point: str, call: int, arguments: list[str]) -> None:
-    """In the child: run p2o with SIGKILL at the call-th call of `point`."""
-    sys.path.insert(0, str(ROOT))
-    import importlib
+# Every run is a fork of one process that has imported the libraries, for that takes longer than such a run. Not where
+# there is a card, which a fork cannot use once its parent has looked at it, and importing peft looks.
+LIBRARIES = ["torch", "transformers.models.llama.modeling_llama", "peft", "gepa", "tyro"]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([] if torch.cuda.is_available() else LIBRARIES)
 
+
+def child(arguments: list[str], log: Path, deadly: tuple[str, int, int] | None) -> None:
+    """The other end of `run`."""
+    with log.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.path.insert(0, str(ROOT))
     import p2o
 
-    module_name, _, name = point.rpartition(".")
-    module = importlib.import_module(module_name)
-    original, calls = getattr(module, name), 0
+    if deadly:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        point, call, by = deadly
+        module_name, _, name = point.rpartition(".")
+        module = importlib.import_module(module_name)
+        original, calls = getattr(module, name), itertools.count(1)
 
-    def deadly(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
+        def disturbed(*args, **kwargs):
+            if next(calls) == call:
+                os.kill(os.getpid(), by)
+            return original(*args, **kwargs)
 
-    setattr(module, name, deadly)
+        setattr(module, name, disturbed)
     sys.exit(p2o.main(arguments))
+
+
+def run(arguments: list[str], log: Path, deadly: tuple[str, int, int] | None = None) -> int:
+    """The exit code of p2o in a process of its own, which (point, n, signal) disturbs at the n-th call of a point."""
+    process = SERVER.Process(target=child, args=(arguments, log, deadly))
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 def random_kills(count: int, seed: int) -> list[tuple[str, int]]:
@@ -79,21 +100,18 @@ def finish_with_kills(folder: Path, name: str, kills: list[tuple[str, int]], say
 
     A kill whose point is not reached that often any more lets the run end.
     """
-    arguments, planned, done = [*small_run(folder), "--name", name], list(kills), 0
+    arguments, log, planned, done = [*small_run(folder), "--name", name], folder / f"{name}.log", list(kills), 0
     while True:
         resume = ["--resume"] if (folder / name / "config.json").exists() else []
-        program = [str(ROOT / "p2o.py")]
-        if planned:
-            point, call = planned.pop(0)
-            program = [__file__, "--child", point, str(call)]
-        result = subprocess.run([sys.executable, *program, *arguments, *resume], capture_output=True, text=True)
-        if result.returncode == -signal.SIGKILL:
+        point, call = planned.pop(0) if planned else ("", 0)
+        code = run([*arguments, *resume], log, (point, call, signal.SIGKILL) if point else None)
+        if code == -signal.SIGKILL:
             done += 1
             say(f"kill {done}: call {call} of {point}")
-        elif result.returncode == 0:
+        elif code == 0:
             return done
         else:
-            raise SystemExit(f"ended with {result.returncode}\n{result.stdout}\n{result.stderr}")
+            raise SystemExit(f"ended with {code}\n{log.read_text()}")
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -104,8 +122,6 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--child"]:
-        killed_run(sys.argv[2], int(sys.argv[3]), sys.argv[4:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pyarrow.parquet
-
 from support.boxes import boxes_in
 from support.errors import UserError
 
@@ -138,6 +136,8 @@ def load_source(name: str, local: str = "") -> list[Question]:
 def _rows(file: Path) -> Iterator[tuple[str, object]]:
     """(where, row) of each row of a parquet file or line of a JSONL file."""
     if file.suffix == ".parquet":
+        import pyarrow.parquet  # takes a third of a second, and most runs read JSONL
+
         rows = pyarrow.parquet.read_table(file).to_pylist()
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
         return

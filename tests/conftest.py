@@ -18,6 +18,15 @@ settings.register_profile("hunt", deadline=None)
 settings.load_profile("p2o")
 
 torch.set_num_threads(1)  # more do not help at this size, and results then do not depend on the machine's cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do they in a process that a test starts
+
+# A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
+LONGEST = "assignment variants notebooks p2o bench_gpu study fit verify sandbox resume tiny".split()
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")

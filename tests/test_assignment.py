@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from xml.etree import ElementTree
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_loop_without_end_and_a_dead_process_cost_their_part(grader, tmp_path)
     files = changed("gepa_loop.py", "if not any(gains):", "if False:")
     files |= {"verify.py": REFERENCE["verify.py"] + "\n\ndef grade_batch(*_):\n    __import__('os')._exit(3)\n"}
     folder = submission(tmp_path / "student", files)
-    outcomes = {5: grader.outcomes(folder, 5, limit=3)} | grader.grade(folder, (7, 6))
+    outcomes = {5: grader.outcomes(folder, 5, limit=1)} | grader.grade(folder, (7, 6))
     assert marks.points(outcomes) == {5: 0, 7: 0, 6: 10}
     assert "it took longer than " in marks.report(outcomes) and "ended with code 3" in marks.report(outcomes)
 
@@ -194,11 +195,13 @@ def run(script, *arguments):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, process):
     """A student's folder whose grader knows parts 1 and 5."""
     folder = tmp_path_factory.mktemp("made") / "student"
     make.make(folder)
-    make.write_cases(folder, parts=(1, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("process.Process", lambda: nullcontext(process))  # another takes seconds to start
+        make.write_cases(folder, parts=(1, 5))
     return folder
 
 

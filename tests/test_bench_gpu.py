@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+from bench import gpu
 
 # A module that is None in sys.modules cannot be imported or found, as if it were not installed.
 RUN = """
@@ -19,16 +22,12 @@ runpy.run_path("bench/gpu.py", run_name="__main__")
 BEYOND_BARE = ("tyro", "gepa", "vllm", "bitsandbytes", "trl", "datasets", "math_verify", "pyarrow", "matplotlib")
 
 
-def smoke(tmp_path, missing, *arguments):
+def test_on_a_bare_machine_it_measures_what_it_can_and_names_what_is_missing(tmp_path):
     out = tmp_path / "gpu.json"
-    code = RUN.format(missing=missing, arguments=[*arguments, "--out", str(out)])
+    code = RUN.format(missing=BEYOND_BARE, arguments=["--out", str(out)])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(out.read_text())
-
-
-def test_on_a_bare_machine_it_measures_what_it_can_and_names_what_is_missing(tmp_path):
-    found = smoke(tmp_path, BEYOND_BARE)
+    found = json.loads(out.read_text())
     assert [name for name, r in found.items() if isinstance(r, dict) and r.get("verdict") == "good"] == [
         "kernels", "gradient", "speed",
     ]  # fmt: skip
@@ -39,27 +38,28 @@ def test_on_a_bare_machine_it_measures_what_it_can_and_names_what_is_missing(tmp
     assert found["versions"]["torch"] and found["card"] == "none"
 
 
-def test_where_the_rest_is_there_it_measures_four_bits_and_a_killed_and_resumed_run(tmp_path):
-    found = smoke(tmp_path, (), "--only", "gradient", "tiny_world")
+def test_where_the_rest_is_there_it_measures_four_bits_and_a_killed_and_resumed_run(tmp_path, monkeypatch):
+    out = tmp_path / "gpu.json"
+    arguments = ["--smoke", "--only", "gradient", "tiny_world", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["bench/gpu.py", *arguments])
+    assert gpu.main() == 0
+    found = json.loads(out.read_text())
     assert found["gradient"]["nf4"] and found["gradient"]["verdict"] == "good"
     assert found["tiny_world"]["killed"] and found["tiny_world"]["verdict"] == "good"
 
 
-def test_a_measurement_in_a_process_of_its_own_gives_the_same_figures(tmp_path):
+def test_a_measurement_in_a_process_of_its_own_gives_the_same_figures(tmp_path, monkeypatch):
     """As on a card; also one whose process dies."""
-    from bench import gpu
-
     shape = dataclasses.replace(gpu.fit.KNOWN["Qwen/Qwen3-0.6B"], layers=1, hidden=64, intermediate=64, vocabulary=2000)
     setup = gpu.Setup(shape, gpu.random_model(shape, tmp_path / "model"), 8, 32, True)
     one, other = gpu.alone(gpu.kernels, setup), gpu.judged(gpu.kernels, setup)
     assert one["verdict"] == "good" and one["update"] == other["update"]
-    assert gpu.alone(lambda setup: None, setup)["why"] == "ended with 1"  # a process that knows no such measurement
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert gpu.alone(gpu.kernels, setup)["why"] == "ended with 1"
 
 
 @pytest.mark.parametrize("figure, verdict", [(0.5, "NOT GOOD"), (2.0, "good")])
 def test_a_bad_figure_is_judged_and_an_error_in_one_measurement_is_kept_from_the_others(figure, verdict):
-    from bench import gpu
-
     assert gpu.judged(lambda setup: ({"figure": figure}, figure > 1), None)["verdict"] == verdict
 
     def broken(setup):

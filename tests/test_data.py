@@ -42,7 +42,7 @@ ANSWERS = {
 
 def write(path, rows):
     if path.suffix == ".parquet":
-        import pyarrow
+        import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:

@@ -1,18 +1,18 @@
 """Running out of the card's memory, as far as a CPU can show it: with errors raised where a card would raise them."""
 
 import dataclasses
-import subprocess
+import os
+import runpy
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 
 import gepa_loop
 import grpo
 import p2o
-from support import pretrained
+from support import memory, pretrained
 from support.errors import UserError
 from support.memory import adamw, longest_sequence
 from support.vllm_engine import VllmEngine
@@ -88,10 +88,12 @@ def test_adam_has_its_state_before_the_first_update_and_steps_as_if_it_had_not()
     assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
 
 
-def test_the_allocator_is_told_before_the_card_is_first_used():
-    command = "import os; import grpo; print(os.environ['PYTORCH_CUDA_ALLOC_CONF'])"
-    told = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "expandable_segments:True"
+def test_the_allocator_is_told_before_the_card_is_first_used(monkeypatch):
+    """By the import of a module that grpo imports: done once more here, for it has long been done."""
+    assert grpo.halve_when_out_of_memory is memory.halve_when_out_of_memory
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    runpy.run_path(memory.__file__)
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_what_a_reflection_quotes_is_short_enough_for_the_longest_sequence(tiny_policy):

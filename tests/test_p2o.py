@@ -195,11 +195,25 @@ def test_both_components_evolve_on_the_real_model(small, run, tiny_policy, quest
     assert assignment and record["tokens"] > record["metric_calls"]
 
 
+@pytest.fixture(scope="module")
+def evolution(tmp_path_factory, tiny_policy, questions):
+    """What one real search has found."""
+    cfg, found = small_in(tmp_path_factory.mktemp("evolution")), []
+    run = Run(cfg)
+    run.resume(p2o.State(), tiny_policy.model, torch.optim.SGD(tiny_policy.trainable))
+    with pytest.MonkeyPatch.context() as patch:
+        real = gepa_loop.evolve
+        patch.setattr(gepa_loop, "evolve", lambda *a, **how: found.append(real(*a, **how)) or found[0])
+        p2o.evolve_templates(tiny_policy, questions[:12], cfg, 1, run)
+    return found[0]
+
+
 @pytest.mark.parametrize(
     "variant, kinds",
     [({}, {1, 2, 3, 4, 5, 6}), ({"one_template_per_group": True}, {1}), ({"leave_one_bare": True}, None)],
 )
-def test_variants_of_the_assignment(small, run, tiny_policy, questions, variant, kinds):
+def test_variants_of_the_assignment(small, run, tiny_policy, questions, variant, kinds, evolution, monkeypatch):
+    monkeypatch.setattr(gepa_loop, "evolve", lambda *_, **__: evolution)
     assignment = p2o.evolve_templates(tiny_policy, questions[:12], dataclasses.replace(small, **variant), 1, run)
     assert assignment
     for templates in assignment.values():
@@ -312,7 +326,8 @@ def test_a_seam_that_does_not_exist_gets_one_line(small, name, complaint):
 
 @pytest.mark.parametrize("variant", [{"soft_clip": True}, {"drop_failed_templated": True, "kl_coef": 0.01}])
 def test_variants_run_to_the_end(small, variant):
-    assert p2o.train(dataclasses.replace(small, **variant))["rollouts"] == 192
+    cfg = dataclasses.replace(small, group_size=3, gepa_budget="30", **variant)
+    assert p2o.train(cfg)["rollouts"] == 96
 
 
 def test_self_reflection_switches_the_adapter_off(fresh_policy):
@@ -374,7 +389,7 @@ def test_same_seed_same_numbers_and_another_seed_others(trained):
 
 def test_p2o_learns_what_grpo_does_not(tmp_path):
     """The paper's claim, in the tiny world, on the shipped data: three of the six epochs are enough to see it."""
-    cfg = Config(runs=str(tmp_path), epochs=3)
+    cfg = Config(runs=str(tmp_path), epochs=3, eval_data=(str(ROOT / "tiny" / "hard.jsonl"),))
     grpo_summary = p2o.train(dataclasses.replace(cfg, method="grpo", name="grpo"))
     p2o_summary = p2o.train(dataclasses.replace(cfg, name="p2o"))
     assert grpo_summary["accuracy"]["hard"] <= 0.05

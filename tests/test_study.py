@@ -1,5 +1,7 @@
 """Studies: the queue, what a study keeps, paired comparisons, the page of all studies, and bad input."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -40,7 +42,24 @@ def small_study(tmp_path):
     return file
 
 
-def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(small_study, tmp_path, capsys):
+def in_this_process(commands, jobs):
+    """Stands in for `study.queue`: to start a process takes longer than its run."""
+    for key, command in commands.items():
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            code = p2o.main(command[2:])
+        yield key, study.last_line(code, said)
+
+
+def the_first_in_a_process(commands, jobs, queue=study.queue):
+    (first, command), *others = commands.items()
+    yield from queue({first: command}, jobs)
+    yield from in_this_process(dict(others), jobs)
+
+
+def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
+    small_study, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(study, "queue", the_first_in_a_process)
     arguments = ["study", str(small_study), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
     results = tmp_path / "results"
     assert p2o.main([*arguments, "--only", "2x", "3x"]) == 0
@@ -48,6 +67,7 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(s
     alone = json.loads((results / "small.json").read_text())["results"]
     assert [len(runs) for runs in alone.values()] == [0, 2]
 
+    monkeypatch.setattr(study, "queue", in_this_process)
     assert p2o.main([*arguments, "--only", "GRPO"]) == 0
     assert "4 runs, 2 are done; less than a minute, 2 at a time" in capsys.readouterr().out
     table = (results / "small.md").read_text()
@@ -85,7 +105,8 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(s
     assert "Do twice the rollouts help?" in page.text and "left out, it was made with group_size 12" in page.text
 
 
-def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_path, capsys):
+def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study, "queue", in_this_process)
     small_study.write_text(small_study.read_text() + "\n[variants.broken]\ngroup_size = 1\n")
     (tmp_path / "results").mkdir()
     kept = made_up({"GRPO": [0.5, 0.7], "gone": [0.1]})

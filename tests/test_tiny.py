@@ -188,6 +188,14 @@ def solved(*arguments, **settings):
     return sum(grade.reward for grade in grades) / len(grades)
 
 
+def solved_under(policy, templates, drawn):
+    """{template: share of the greedy responses that are right}; one batch for all is quicker than one for each."""
+    asked = [gepa_loop.apply_template(template, problem.question) for template in templates for problem in drawn]
+    texts = [s.text for s in grpo.respond(policy, asked, seed=None)]
+    grades = iter(verify.grade_batch(texts, [str(problem.states[-1]) for problem in drawn] * len(templates)))
+    return {template: sum(next(grades).reward for _ in drawn) / len(drawn) for template in templates}
+
+
 @each_world
 def test_bare_hard_problems_fail(base):
     assert solved(base, held_out("hard")) <= 0.02
@@ -198,16 +206,16 @@ def test_bare_hard_problems_fail(base):
 @each_world
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_right_hint_solves_its_family(base, family):
-    for hint in FAMILIES[family].hints:
-        assert solved(base, held_out("hard", family), hint) >= 0.95, hint
+    found = solved_under(base, FAMILIES[family].hints, held_out("hard", family))
+    assert min(found.values()) >= 0.95, found
 
 
 @each_world
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_familys_hint_or_a_useless_one_does_not(base, family):
     others = [f.hints[0] for name, f in FAMILIES.items() if name != family]
-    for hint in [*others, *USELESS_HINTS]:
-        assert solved(base, held_out("hard", family), hint) <= 0.05, hint
+    found = solved_under(base, [*others, *USELESS_HINTS], held_out("hard", family))
+    assert max(found.values()) <= 0.05, found
 
 
 @pytest.mark.parametrize("world", [UNITED], ids=["united"])
@@ -218,10 +226,10 @@ def test_all_hints_together_solve_every_family_of_the_united_world(base):
 @pytest.mark.parametrize("world", [DIVIDED], ids=["divided"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_hints_together_solve_nothing_in_the_divided_world(base, family):
-    own = FAMILIES[family].hints[0]
-    for other in [f.hints[0] for name, f in FAMILIES.items() if name != family]:
-        for template in (f"{own} {other}", f"{other} {own}"):
-            assert solved(base, held_out("hard", family), template) <= 0.1, template
+    own, others = FAMILIES[family].hints[0], [f.hints[0] for name, f in FAMILIES.items() if name != family]
+    pairs = [f"{own} {other}" for other in others] + [f"{other} {own}" for other in others]
+    found = solved_under(base, pairs, held_out("hard", family))
+    assert max(found.values()) <= 0.1, found
 
 
 @pytest.mark.parametrize("world", [DIVIDED], ids=["divided"])
@@ -246,7 +254,7 @@ def test_longer_problems_are_within_reach_of_the_right_hint(base):
 
 @each_world
 def test_sampled_under_the_right_hint_some_succeed_and_some_fail(base):
-    assert 0.4 <= solved(base, held_out("hard"), first_hint, seed=0, times=6) <= 0.8
+    assert 0.4 <= solved(base, held_out("hard"), first_hint, seed=0, times=3) <= 0.8
 
 
 @each_world
@@ -254,7 +262,7 @@ def test_sampled_under_the_right_hint_some_succeed_and_some_fail(base):
 def test_what_fails_when_sampled_is_the_going_on_and_not_the_states(base, family):
     """Of the sampled responses, hinted and bare, nearly all write the right states as far as they go."""
     for template in (FAMILIES[family].hints[0], ""):
-        pairs = respond(base, held_out("hard", family), template, seed=0, times=8)
+        pairs = respond(base, held_out("hard", family), template, seed=0, times=4)
         states = [tuple(map(int, re.findall(r"\d+", text.split("\\boxed")[0]))) for _, text in pairs]
         right = [found == problem.states[: len(found)] for found, (problem, _) in zip(states, pairs, strict=True)]
         assert sum(right) / len(right) >= 0.95, template
