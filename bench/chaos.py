@@ -62,6 +62,7 @@ def child(arguments: list[str], log: Path, deadly: tuple[str, int, int] | None) 
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    multiprocessing.set_start_method("fork", force=True)  # or tqdm's lock has a name, which a kill would leave behind
     sys.path.insert(0, str(ROOT))
     import p2o
 
