@@ -474,15 +474,20 @@ def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     results = {"uniform": runs(0.2, 0.2), "P2O, --advantage rloo": runs(0.5, 1.0), "P2O": runs(0.5, 0.5)}
     results |= {"P2O, --select gps": [], "GRPO, --select gps": runs(0.2, 0.4)}  # without plain GRPO: against the first
-    (tmp_path / "results" / "some.json").write_text(json.dumps({"results": results}))
+    results["every rollout bare, one decides"] = runs(0.4, 0.5)  # found by what it sets
+    sets = {"every rollout bare, one decides": {"leave_one_bare": True, "mine": "bare"}}
+    baselines = dict.fromkeys(results, "uniform") | {"every rollout bare, one decides": "P2O"}
+    record = {"results": results, "options": sets, "baselines": baselines}
+    (tmp_path / "results" / "some.json").write_text(json.dumps(record))
     (tmp_path / "results" / "other.json").write_text(json.dumps([{"results": results}]))  # no study's
     monkeypatch.setattr(table, "ROOT", tmp_path)
-    assert table.measured("`--advantage rloo`") == "P2O +0.125 [+0.000, +0.250] (some)"
-    assert table.measured("`--select gps`") == "GRPO +0.050 [+0.000, +0.100] (some)"
-    assert table.measured("`--advantage lead`") == "not yet measured"
+    assert table.measured("--advantage rloo") == "P2O +0.125 ± 1.588 (some, 2 seeds)"
+    assert table.measured("--select gps") == "GRPO +0.050 ± 0.635 (some, 2 seeds)"
+    assert table.measured("--mine bare", ["--leave-one-bare"]) == "P2O -0.025 ± 0.318 (some, 2 seeds)"
+    assert table.measured("--mine bare") == table.measured("--advantage lead") == "not yet measured"
 
 
-@pytest.mark.parametrize("name", ["advantages", "parts", "selection", "rivals"])
+@pytest.mark.parametrize("name", ["advantages", "advantages-grpo", "parts", "selection", "rivals"])
 def test_a_study_names_options_that_there_are(name):
     for options in study.read_study(ROOT / "studies" / f"{name}.toml").variants.values():
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

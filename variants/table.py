@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from tools.study import baselines_of, read_results
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "<!-- made by `python -m variants.table` -->\n"
 OPTIONS = [  # papers that need no function
-    ("Dr. GRPO (arXiv:2503.20783)", "`--no-scale-by-std --aggregation seq-mean-token-sum-norm`",
+    ("Dr. GRPO (arXiv:2503.20783)", "--no-scale-by-std --aggregation seq-mean-token-sum-norm",
      "neither the standard deviation nor the response's own length divides"),
-    ("DAPO (arXiv:2503.14476)", "`--clip-high 0.28 --advantage overlong --keep informative`",
+    ("DAPO (arXiv:2503.14476)", "--clip-high 0.28 --advantage overlong --keep informative",
      "a higher upper clip, a price on the last fifth of the room, groups with contrast only"),
-    ("GPG (arXiv:2504.02546)", "`--loss reinforce --no-scale-by-std`",
+    ("GPG (arXiv:2504.02546)", "--loss reinforce --no-scale-by-std",
      "no ratio, no clip, no standard deviation; up to its factor B / (B - M), where M of B rollouts teach nothing"),
 ]  # fmt: skip
 
@@ -60,19 +61,35 @@ def variants() -> list[tuple[str, object]]:
     return found
 
 
-def measured(option: str) -> str:
-    """How much area a variant gains on its plain method, in each study that has one with this option in its name: the
-    paired difference with its interval (tools/compare.py)."""
+def options_beside(record: dict, name: str) -> set[str]:
+    """What a study's variant sets otherwise than its baseline does, as on the command line."""
+    options, plain = record.get("options", {}), baselines_of(record)[name]
+    known = options.get(plain, {})
+    return {as_option(*item) for item in options.get(name, {}).items() if known.get(item[0]) != item[1]}
+
+
+def measured(option: str, needs: Collection[str] = ()) -> str:
+    """How much area a variant gains on its plain method, in each study that has one with this option in its name, or
+    with no other but what it needs: the paired difference with Student's interval (tools/compare.py), of sampled
+    accuracy where that was measured."""
     cells = []
     for study, record in read_results(ROOT / "results").items():
         results = record["results"]
         for name in (name for name, runs in results.items() if runs):
             method, _, options = name.partition(", ")  # "METHOD, OPTION"
-            if f"`{options}`" == option:
-                plain = baselines_of(record) | ({name: method} if results.get(method) else {})
-                compared = compare(results, files_of(results)[0], plain)
-                gain = compared[name].against.get("areas") if name in compared else None
-                cells += [f"{method} {gain.text()} ({study})"] if gain else []
+            plain = baselines_of(record)
+            if options == option:
+                plain = plain | ({name: method} if results.get(method) else {})
+            elif options_beside(record, name) - set(needs) == {option}:
+                method = plain[name]
+            else:
+                continue
+            files = files_of(results)
+            file = next((file for file in files if file.endswith(", sampled")), files[0])
+            compared = compare(results, file, plain)
+            gain = compared[name].against.get("areas") if name in compared else None
+            if gain and gain.half is not None:
+                cells.append(f"{method} {gain.mean:+.3f} ± {gain.half:.3f} ({study}, {len(gain.seeds)} seeds)")
     return "; ".join(cells) or "not yet measured"
 
 
@@ -83,11 +100,12 @@ def table() -> str:
     ]
     for seam, function in variants():
         method, change = described(function)
-        needs = ", ".join(f"`{as_option(*item)}`" for item in getattr(function, "needs", {}).items())
-        option = f"`--{seam} {function.__name__}`"
-        rows.append(f"| {option} | {method} | {change} | {code_lines(function)} | {needs} | {measured(option)} |")
+        needs = [as_option(*item) for item in getattr(function, "needs", {}).items()]
+        option, beside = as_option(seam, function.__name__), ", ".join(f"`{need}`" for need in needs)
+        cells = [f"`{option}`", method, change, str(code_lines(function)), beside, measured(option, needs)]
+        rows.append(f"| {' | '.join(cells)} |")
     for method, option, change in OPTIONS:
-        rows.append(f"| {option} | {method} | {change} | 0 | | {measured(option)} |")
+        rows.append(f"| `{option}` | {method} | {change} | 0 | | {measured(option)} |")
     return "\n".join(rows) + "\n"
 
 
