@@ -81,6 +81,10 @@ def test_a_notebook_runs(path, monkeypatch):
         for code in codes:
             exec(compile(code, path.name, "exec"), namespace)
         assert len(solutions) >= 3
+        if "sliders" in namespace:  # drag one: both groups are drawn anew
+            before = plt.gcf().axes[0].get_title()
+            namespace["sliders"]["bare"].value = 1.0
+            assert plt.gcf().axes[0].get_title() == "bare: 100% right,\n0% of the groups teach" != before
     finally:
         plt.close("all")
         matplotlib.rcdefaults()
