@@ -160,6 +160,8 @@ def draw(measured: dict[str, list[dict]], file: Path) -> None:
                 rows[k][column].loglog(sizes, costs, marker="o", markersize=3, label=part)
             rows[k][column].loglog(sizes, [costs[-1] * s / sizes[-1] for s in sizes], "k:", label="in proportion")
             rows[k][column].set(xlabel=label, ylabel=unit if column == 0 else "")
+            rows[k][column].set_xticks(sizes[::2], [f"{size:,}" for size in sizes[::2]])
+            rows[k][column].minorticks_off()
             rows[k][column].grid(alpha=0.25)
     rows[0][0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
