@@ -130,7 +130,7 @@ def in_a_copy(work: Callable[[Path], dict], change: dict[str, str]) -> dict:
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
-        ignored = shutil.ignore_patterns(".*", "runs", "results", "__pycache__", "notebooks", "student")
+        ignored = shutil.ignore_patterns(".*", "runs", "*.png", "__pycache__", "notebooks", "student")
         shutil.copytree(ROOT, copy, ignore=ignored)
         for file, source in change.items():
             (copy / file).write_text(source, encoding="utf-8")
