@@ -1,7 +1,7 @@
 """Room for the keys and values of tokens to come.
 
-transformers' own cache copies all it holds for every new token, which for 1,024 tokens costs more than the model does.
-Here a layer that is full moves to memory for twice as many, and a new token is written behind the last.
+transformers' own cache copies all it holds for every new token, so that a response's cost grows with its square. Here a
+layer that is full moves to memory for twice as many tokens, and a new one is written behind the last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RoomyLayer(DynamicLayer):
     room: tuple[torch.Tensor, ...] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        held = self.get_seq_length()
+        held = self.get_seq_length()  # tokens; the new ones are [B, heads, new, D]
         if held == 0:
             return super().update(key_states, value_states)
         end = held + key_states.shape[-2]
