@@ -4,7 +4,7 @@
 
 A docstring begins with the method and its arXiv number, goes on with the equation, and says "Against GRPO: ..." in one
 sentence. What a method did in our worlds is read from results/*.json, where a study has measured it: its area under
-accuracy against all responses, less that of plain P2O or GRPO, seed by seed.
+accuracy against all responses, less that of a plain run (P2O's or GRPO's, mostly), seed by seed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 
-from support.seams import SEAMS, as_option
+from support.seams import SEAMS, as_option, find
 from tools.compare import compare, files_of
 from tools.study import baselines_of, read_results
 
@@ -61,9 +61,25 @@ def variants() -> list[tuple[str, object]]:
     return found
 
 
-def options_beside(record: dict, name: str) -> set[str]:
-    """What a study's variant sets otherwise than its baseline does, as on the command line."""
-    options, plain = record.get("options", {}), baselines_of(record)[name]
+def needs_of(seam: str, function) -> list[str]:
+    """The options that a variant is not itself without, and those that they are not without.
+
+    >>> from variants.loss import disco
+    >>> needs_of("loss", disco)
+    ['--advantage disco', '--aggregation seq-mean-token-mean']
+    """
+    found, open_ = {}, {seam: function.__name__}
+    while open_:
+        option, value = open_.popitem()
+        found[option] = value
+        known = find(option, value, None) if option in SEAMS else None
+        open_ |= {more: wanted for more, wanted in getattr(known, "needs", {}).items() if more not in found}
+    return [as_option(*item) for item in found.items() if item[0] != seam]
+
+
+def options_beside(record: dict, name: str, plain: str) -> set[str]:
+    """What a study's variant sets otherwise than the one it is compared with, as on the command line."""
+    options = record.get("options", {})
     known = options.get(plain, {})
     return {as_option(*item) for item in options.get(name, {}).items() if known.get(item[0]) != item[1]}
 
@@ -71,25 +87,23 @@ def options_beside(record: dict, name: str) -> set[str]:
 def measured(option: str, needs: Collection[str] = ()) -> str:
     """How much area a variant gains on its plain method, in each study that has one with this option in its name, or
     with no other but what it needs: the paired difference with Student's interval (tools/compare.py), of sampled
-    accuracy where that was measured."""
+    accuracy where that was measured. "GRPO, --loss cispo" is compared with "GRPO", where the study has that."""
     cells = []
     for study, record in read_results(ROOT / "results").items():
         results = record["results"]
         for name in (name for name, runs in results.items() if runs):
-            method, _, options = name.partition(", ")  # "METHOD, OPTION"
-            plain = baselines_of(record)
-            if options == option:
-                plain = plain | ({name: method} if results.get(method) else {})
-            elif options_beside(record, name) - set(needs) == {option}:
-                method = plain[name]
-            else:
+            method, _, options = name.rpartition(", ")
+            plain = method if results.get(method) else baselines_of(record)[name]
+            beside = options_beside(record, name, plain)
+            if options != option and not (option in beside and beside <= {option, *needs}):
                 continue
             files = files_of(results)
             file = next((file for file in files if file.endswith(", sampled")), files[0])
-            compared = compare(results, file, plain)
+            compared = compare(results, file, baselines_of(record) | {name: plain})
+            compared_with = method if options == option else plain
             gain = compared[name].against.get("areas") if name in compared else None
             if gain and gain.half is not None:
-                cells.append(f"{method} {gain.mean:+.3f} ± {gain.half:.3f} ({study}, {len(gain.seeds)} seeds)")
+                cells.append(f"{compared_with} {gain.mean:+.3f} ± {gain.half:.3f} ({study}, {len(gain.seeds)} seeds)")
     return "; ".join(cells) or "not yet measured"
 
 
@@ -100,9 +114,10 @@ def table() -> str:
     ]
     for seam, function in variants():
         method, change = described(function)
-        needs = [as_option(*item) for item in getattr(function, "needs", {}).items()]
-        option, beside = as_option(seam, function.__name__), ", ".join(f"`{need}`" for need in needs)
-        cells = [f"`{option}`", method, change, str(code_lines(function)), beside, measured(option, needs)]
+        option, needs = as_option(seam, function.__name__), needs_of(seam, function)
+        beside = ", ".join(f"`{need}`" for need in needs)
+        gained = "another task, see above" if seam == "reward" else measured(option, needs)
+        cells = [f"`{option}`", method, change, str(code_lines(function)), beside, gained]
         rows.append(f"| {' | '.join(cells)} |")
     for method, option, change in OPTIONS:
         rows.append(f"| `{option}` | {method} | {change} | 0 | | {measured(option)} |")
