@@ -159,7 +159,7 @@ def forked(work: Callable[[Path], dict], copy: Path, saying) -> None:
     sys.path[:] = [path for path in sys.path if not path.startswith(str(ROOT)) or "site-packages" in path]
     for name in [name for name in sys.modules if name.split(".")[0] == "bench"]:
         del sys.modules[name]  # the copy's
-    sys.modules["__main__"] = types.ModuleType("__main__")  # or what the tests spawn would run this file, not the copy's
+    sys.modules["__main__"] = types.ModuleType("__main__")  # of which a process starts that a test spawns
     sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"  # it would hide the next mutant
     saying.send(work(copy))
 

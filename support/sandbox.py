@@ -3,9 +3,10 @@
     >>> ask([("x+x", "2x"), ("x+x", "3x")])
     [True, False]
 
-sympy can take for ever (`9^{9^{9^9}}`), eat all memory or overflow the C stack, and nothing inside a process stops that
-reliably. So a worker is a process of its own with a limit on CPU time, clock and memory; one that breaks a limit is
-killed and replaced, and the answer it was working on is wrong. Several workers share a batch.
+sympy can take for ever (`9^{9^{9^9}}`), eat all memory or overflow the C stack, and nothing inside a process stops
+that reliably. So a worker is a process of its own, and has a child to answer, with a limit on CPU time and memory. What
+breaks a limit costs the child, which is forked anew; what nothing comes back from costs the worker; and either answer
+is wrong. Several workers share a batch.
 
 A worker is this file run as a plain script: unlike fork it inherits no threads of torch, and unlike multiprocessing's
 spawn it does not import the caller's `__main__`, so notebooks and scripts without a guard work.
@@ -18,11 +19,14 @@ import concurrent.futures
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 TIME_LIMIT = 1.0  # seconds of a worker's CPU for one question, so that a busy machine does not turn verdicts
@@ -31,6 +35,7 @@ START_LIMIT = 60.0  # seconds
 MEMORY_LIMIT = 2 << 30  # bytes of address space of a worker
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(CORES, 4)  # each holds about 100 MB
+SHARE = 8  # questions that are worth one more worker: its start takes a second, most of them milliseconds
 
 Question = tuple[str, ...]  # (answer, reference): are they the same?; (reference,): can it be parsed?
 
@@ -52,7 +57,7 @@ class Pool:
             if reply.endswith("\n"):
                 self.idle.append(worker)
             else:
-                _stop(worker)  # it died, or was killed at its limit, before the line was whole
+                _stop(worker)  # it died, or was killed for its silence, before the line was whole
             return reply == "1\n"
 
     def take(self) -> subprocess.Popen:
@@ -97,9 +102,9 @@ _pool = Pool()
 
 def ask(questions: list[Question]) -> list[bool]:
     """The workers' verdicts, in the order of the questions."""
-    if len(questions) < 2 or WORKERS < 2:
+    if len(questions) <= SHARE or WORKERS < 2:
         return [_pool.ask(question) for question in questions]
-    with concurrent.futures.ThreadPoolExecutor(min(WORKERS, len(questions))) as threads:
+    with concurrent.futures.ThreadPoolExecutor(min(WORKERS, math.ceil(len(questions) / SHARE))) as threads:
         return list(threads.map(_pool.ask, questions))  # an interrupt cancels what has not begun
 
 
@@ -145,26 +150,59 @@ def _limit_time(seconds: float) -> None:
 
 
 def _serve() -> None:
-    """The worker: a line of JSON in, `1` or `0` out, until the parent closes the pipe."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    """The worker: a line of JSON in, `1` or `0` out, until the parent closes the pipe. Its child answers."""
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints must not look like a verdict
     _limit_memory()
     logging.disable(logging.CRITICAL)
-    from support.symbolic import parse, same
+    from support.symbolic import same
 
     same("x^2+1", r"\frac{x}{2}")  # the first question must not pay for what is loaded lazily
     _take_eval_away()
-    sys.stdin.readline()
-    replies.write("ready\n")
-    for line in sys.stdin:
-        limit, *question = json.loads(line)
-        _limit_time(limit)
-        try:
-            verdict = same(*question) if len(question) == 2 else parse(*question) is not None
-        except Exception:  # RecursionError and MemoryError too: sympy failed, so the answer counts as wrong
-            verdict = False
-        _limit_time(0)
-        replies.write("1\n" if verdict else "0\n")
+    sys.stdin.buffer.readline()
+    replies.write(b"ready\n")
+    if not hasattr(os, "fork"):
+        return _answer(sys.stdin.buffer, replies.write)
+    child = _fork()
+    for line in sys.stdin.buffer:
+        reply = None
+        while reply is None:
+            try:
+                child.sendall(line)
+                reply = child.recv(2) or b"0\n"  # nothing: it has died of this question
+            except ConnectionError:  # it had died before it read this one
+                child = _fork()
+        replies.write(reply)
+
+
+def _fork() -> socket.socket:
+    """A child that answers what comes through this socket; ready in milliseconds, where a worker takes a second."""
+    ours, theirs = socket.socketpair()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for it
+    if os.fork() == 0:
+        ours.close()
+        _answer(theirs.makefile("rb"), theirs.sendall)
+        os._exit(0)
+    theirs.close()
+    return ours
+
+
+def _answer(lines: Iterable[bytes], reply: Callable[[bytes], object]) -> None:
+    for line in lines:
+        reply(_verdict(line))
+
+
+def _verdict(line: bytes) -> bytes:
+    from support.symbolic import parse, same
+
+    limit, *question = json.loads(line)
+    _limit_time(limit)
+    try:
+        verdict = same(*question) if len(question) == 2 else parse(*question) is not None
+    except Exception:  # RecursionError and MemoryError too: sympy failed, so the answer counts as wrong
+        verdict = False
+    _limit_time(0)
+    return b"1\n" if verdict else b"0\n"
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--worker"]:

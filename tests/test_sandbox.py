@@ -124,11 +124,30 @@ def test_a_killed_worker_is_replaced(worker):
     assert equivalent("x+x", "2x") and sandbox._pool.idle[0].pid != worker.pid
 
 
+def children_of(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_dead_child_is_replaced_and_the_worker_stays(worker, monkeypatch):
+    """Whether it died of a question or between two of them, the next answer is right."""
+    (first,) = children_of(worker.pid)
+    monkeypatch.setattr(sandbox, "TIME_LIMIT", 0.3)
+    assert not equivalent(HANGS["tower"], "x+5") and equivalent("x+x", "2x")
+    (second,) = children_of(worker.pid)
+    os.kill(int(second), signal.SIGKILL)
+    assert equivalent("x+x", "2x") and not equivalent("x+x", "3x")
+    (third,) = children_of(worker.pid)
+    assert len({first, second, third}) == 3 and sandbox._pool.idle == [worker]
+
+
 def test_a_busy_machine_does_not_turn_a_verdict(worker, monkeypatch):
-    """The limit is the worker's CPU time: stopped for longer than the limit, it still answers."""
+    """The limit is the CPU time: stopped for longer than the limit, worker and child still answer."""
     monkeypatch.setattr(sandbox, "TIME_LIMIT", 0.5)
-    os.kill(worker.pid, signal.SIGSTOP)
-    threading.Timer(0.8, os.kill, [worker.pid, signal.SIGCONT]).start()
+    stopped = [worker.pid, *map(int, children_of(worker.pid) if sys.platform.startswith("linux") else ())]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.8, os.kill, [pid, signal.SIGCONT]).start()
     assert equivalent("x+x+x", "3x")
 
 
@@ -151,6 +170,8 @@ def test_a_batch_is_shared_and_keeps_its_order(monkeypatch):
     monkeypatch.setattr(sandbox, "WORKERS", 2)
     monkeypatch.setattr(sandbox, "_pool", sandbox.Pool())
     questions = [(f"x+{i}x", f"{i + 1 + i % 2}x") for i in range(2, 12)]
+    assert sandbox.ask(questions[: sandbox.SHARE]) == [True, False] * 4
+    assert len(sandbox._pool.idle) == 1, "few questions are not worth the start of another worker"
     assert sandbox.ask(questions) == [True, False] * 5
     assert len({worker.pid for worker in sandbox._pool.idle}) == 2
     sandbox.stop_workers()
