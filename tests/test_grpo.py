@@ -53,6 +53,21 @@ def test_policy_loss_reproduces_value_metrics_and_gradient(case):
         assert metrics[name] == pytest.approx(case[name], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "advantage, dual_clip, clipped, dual_clipped",
+    [
+        (-1.0, 3.0, 1 / 4, 1 / 4),  # 0.1 is below 1 - 0.2; 4 is above 3
+        (-1.0, 1.0, 1 / 4, 2 / 4),  # 4 and 2 are above 1, and 1 itself is not
+        (1.0, 1.0, 2 / 4, 0.0),  # 4 and 2 are above 1 + 0.2; the dual clip is for what is pushed down
+    ],
+)
+def test_the_shares_of_tokens_that_were_clipped(advantage, dual_clip, clipped, dual_clipped):
+    ratios = torch.tensor([[4.0, 2.0, 0.1, 1.0]])
+    ones = torch.ones(1, 4)
+    _, metrics = grpo.policy_loss(ratios.log(), 0 * ones, advantage * ones, ones, dual_clip=dual_clip)
+    assert (metrics["clip_fraction"], metrics["dual_clip_fraction"]) == (clipped, dual_clipped)
+
+
 @pytest.mark.parametrize("case", CASES["template_mask"])
 def test_template_ratio_weight_reproduces_the_reference(case):
     bare, templated = TENSOR(case["logprobs_without_template"]), TENSOR(case["logprobs_with_template"])

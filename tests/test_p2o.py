@@ -452,14 +452,17 @@ def test_bad_data_names_the_line(text, complaint, capsys, tmp_path):
     assert complaint in error and "bad.jsonl" in error
 
 
-def test_reference_answers_that_nobody_can_parse_are_counted_at_load(tmp_path, capsys):
+def test_reference_answers_that_nobody_can_parse_are_counted_unless_the_reward_is_ones_own(small, tmp_path, capsys):
     rows = [
         {"question": "a", "answer": "12"},
         {"question": "b", "answer": "\\\\frac{1}{"},
         {"question": "c", "answer": "x+1"},
     ]
-    load_questions(write_jsonl(tmp_path / "odd.jsonl", rows), unparseable=verify.unparseable)
+    odd = dataclasses.replace(small, train_data=write_jsonl(tmp_path / "odd.jsonl", rows), method="grpo")
+    p2o.prepare(odd)
     assert "1 of 3 reference answers cannot be parsed" in capsys.readouterr().out
+    p2o.prepare(dataclasses.replace(odd, reward="pattern"))
+    assert "cannot be parsed" not in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(small, capsys):
