@@ -6,6 +6,7 @@ Each function takes the student's `adapters` and the inputs of one call, and ret
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 from pathlib import Path
@@ -78,17 +79,23 @@ def template_ratio_weight(student, **inputs):
 # -------------------------------------------------------------------------------------------------------------- part 4
 
 
+@functools.cache
+def loaded():
+    import grpo
+
+    return grpo.load_policy(grpo.PolicyConfig())
+
+
 def tiny_policy(seed: int, temperature: float):
     """The tiny model with an adapter that does something: as it begins, LoRA adds nothing."""
     import torch
 
-    import grpo
-
-    policy = grpo.load_policy(grpo.PolicyConfig(temperature=temperature), seed=seed)
+    policy, generator = loaded(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.trainable:
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return policy
+            parameter.normal_(0, 0.05, generator=generator)
+            parameter.grad = None
+    return dataclasses.replace(policy, cfg=dataclasses.replace(policy.cfg, temperature=temperature))
 
 
 def token_logprobs(student, contexts, responses, seed, temperature):

@@ -19,6 +19,7 @@ settings.load_profile("p2o")
 
 torch.set_num_threads(1)  # more do not help at this size, and results then do not depend on the machine's cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do they in a process that a test starts
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing compiles, but bitsandbytes would load the compiler
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
 LONGEST = "assignment variants notebooks p2o bench_gpu study fit verify sandbox resume tiny".split()
