@@ -53,7 +53,11 @@ FILES.remove("support/vllm_engine.py")  # needs an environment of its own: make 
 # would notice these have to notice.
 TESTS = """examples grpo by_hand gepa_loop golden p2o variants data verify sandbox resume memory report track teacher
     real_models""".split()
-ELSEWHERE = {"support/symbolic.py": "support/sandbox.py:ask"}  # runs in another process, on behalf of this function
+ELSEWHERE = dict.fromkeys(  # runs in another process, on behalf of this function
+    ["support/symbolic.py"]
+    + [f"support/sandbox.py:{name}" for name in "_serve _fork _answer _verdict _limit_time _limit_memory".split()],
+    "support/sandbox.py:ask",
+)
 # Losses, advantages, masks, log-probs, update; mining, the loop; cover, assignment; reward.
 PROMISED = {
     "grpo.py": """group_advantages advantages_of aggregate importance_ratio surrogate policy_loss template_ratio_weight
@@ -264,7 +268,8 @@ def run(found: list[Candidate], deadline: float) -> Iterator[dict]:
         tasks, running = iter(found), set()
         while True:
             while len(running) < os.cpu_count() and time.time() < deadline and (task := next(tasks, None)):
-                wanted = ELSEWHERE.get(task.file, f"{task.file}:{task.mutant.function}")
+                place = f"{task.file}:{task.mutant.function}"
+                wanted = ELSEWHERE.get(task.file) or ELSEWHERE.get(place, place)
                 tests = {test: seen["seconds"] for test, seen in reach.items() if wanted in seen["functions"]}
                 running.add(pool.submit(outcome, task, tests))
             if not running:

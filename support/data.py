@@ -42,7 +42,11 @@ def last_boxed(solution: str) -> str:
 
 
 def _several(answers: list[str]) -> str:
-    """OlympiadBench keeps a list of answers in dollar signs."""
+    """OlympiadBench keeps a list of answers in dollar signs.
+
+    >>> _several(["$2$", " $a_$"])
+    '2, a_'
+    """
     return ", ".join(answer.strip().strip("$") for answer in answers)
 
 

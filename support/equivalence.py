@@ -115,8 +115,8 @@ def _same_number(one: Number, other: Number) -> bool:
 def words(text: str) -> tuple[str, bool] | None:
     r"""Plain words without case and `\text{}`, and whether they can only be words; None if there is more than words.
 
-    >>> words(r"\text{Evelyn}"), words("ab"), words("HTH"), words("x+1")  # ab may be a product
-    (('evelyn', True), ('ab', False), ('hth', True), None)
+    >>> words(r"\text{ab}"), words("ab"), words("HTH"), words("Evelyn"), words("x+1")  # ab may be a product
+    (('ab', True), ('ab', False), ('hth', True), ('evelyn', True), None)
     """
     bare = re.sub(r"\\text ?\{ ?([^{}]*?) ?\}", r"\1", text).strip("() .")
     if not re.fullmatch(r"[a-zA-Z]+(?:,? [a-zA-Z]+)*", bare):

@@ -102,6 +102,8 @@ def test_four_bits_load_sample_train_save_reload_generate(family, tmp_path):
              if hasattr(m, "base_layer")}  # fmt: skip
     linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert kinds == dict.fromkeys(linear, "Linear4bit")  # every linear layer is quantized and has an adapter
+    told = policy.model.config.quantization_config
+    assert told.bnb_4bit_quant_type == "nf4" and told.bnb_4bit_use_double_quant
     assert policy.stop_ids == [0, 2]  # the generation config's list and the tokenizer's
     batch = rollouts(policy)
     for r in batch:  # 4 bits or not: sampler and trainer agree, so nothing of top_k or penalties was used

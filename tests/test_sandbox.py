@@ -167,14 +167,16 @@ def test_memory_of_the_worker_is_limited(worker):
 
 def test_a_batch_is_shared_and_keeps_its_order(monkeypatch):
     sandbox.stop_workers()
-    monkeypatch.setattr(sandbox, "WORKERS", 2)
+    monkeypatch.setattr(sandbox, "WORKERS", 3)
     monkeypatch.setattr(sandbox, "_pool", sandbox.Pool())
     questions = [(f"x+{i}x", f"{i + 1 + i % 2}x") for i in range(2, 12)]
     assert sandbox.ask(questions[: sandbox.SHARE]) == [True, False] * 4
     assert len(sandbox._pool.idle) == 1, "few questions are not worth the start of another worker"
     assert sandbox.ask(questions) == [True, False] * 5
     assert len({worker.pid for worker in sandbox._pool.idle}) == 2
+    workers = list(sandbox._pool.idle)
     sandbox.stop_workers()
+    assert all(worker.returncode is not None for worker in workers), "nobody has waited for one: a zombie"
 
 
 def test_a_batch_with_hanging_answers_keeps_the_others(impatient):

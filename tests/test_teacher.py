@@ -71,10 +71,10 @@ def test_a_reply_that_was_cut_off_is_empty(server):
 
 
 def test_the_limits_on_calls_and_tokens_hold(server):
-    reflect = teacher_of(*server, max_calls=1)
+    reflect = teacher_of(*server, max_calls=2)
     prompt = gepa_loop.reflection_prompt("", [RECORD])
-    reflect([prompt])
-    with pytest.raises(RuntimeError, match="limit is used up"):
+    reflect([prompt] * 2)
+    with pytest.raises(RuntimeError, match=r"limit is used up \(2 calls, [1-9]\d* tokens\)"):
         reflect([prompt])
     reflect = teacher_of(*server, max_total_tokens=10)
     reflect([prompt])

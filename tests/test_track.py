@@ -27,10 +27,13 @@ def small_run(folder, **settings):
 def test_one_tracker_lives_through_a_run_with_evolution(kind, tmp_path, monkeypatch):
     calls = []
     handle = SimpleNamespace(log=lambda values: calls.append(values), finish=lambda: calls.append("finish"))
-    module = SimpleNamespace(init=lambda **settings: calls.append(("init", settings["name"])) or handle)
+    module = SimpleNamespace(init=lambda **settings: calls.append(("init", settings)) or handle)
     monkeypatch.setattr(track, "library", lambda kind: module)
     p2o.train(small_run(tmp_path, track=kind))
-    assert calls[0] == ("init", "run") and calls[-1] == "finish" and calls.count("finish") == 1
+    assert calls[0][0] == "init" and calls[-1] == "finish" and calls.count("finish") == 1
+    started = calls[0][1]
+    assert started["name"] == "run" and started["config"]["track"] == kind
+    assert started.get("dir") == (str(tmp_path / "run") if kind == "wandb" else None)  # trackio knows no such setting
     assert list((tmp_path / "run" / "templates").glob("*.json"))  # GEPA has run meanwhile
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = calls[1:-1]

@@ -271,7 +271,9 @@ def test_mopps_believes_the_beta_posterior_of_the_paper():
     seen = []
     select.mopps(asked("once", "new"), {"once": [1.0], "new": []}, 1, Fixed(0), group_size=6)
     select.mopps(asked("twice"), {"twice": [1.0, 0.5]}, 1, Fixed(0), group_size=6)
-    assert seen == [(7.0, 1.0), (1.0, 1.0), (0.5 * 7 + 0.5 + 3, 0.5 * 1 + 0.5 + 3)]
+    select.mopps(asked("other"), {"other": [0.0, 0.5]}, 1, Fixed(0), group_size=6)
+    twice, other = (0.5 * 7 + 0.5 + 3, 0.5 * 1 + 0.5 + 3), (0.5 * 1 + 0.5 + 3, 0.5 * 7 + 0.5 + 3)
+    assert seen == [(7.0, 1.0), (1.0, 1.0), twice, other]
 
 
 def test_only_what_is_solved_is_skipped():
@@ -297,6 +299,17 @@ def test_gps_knows_questions_it_never_tried_by_those_like_them(tiny_policy):
     new = [i for i in range(len(questions)) if i % 3]
     assert (mean[new] - easy[new]).square().mean() < 0.25 * easy.var()
     assert (covariance.diag()[tried] < 0.05).all()
+
+
+def test_gps_features_are_standardized(tiny_policy):
+    x = gps.features(tiny_policy, load_questions(str(ROOT / "tiny" / "train.jsonl"))[:12])
+    assert x.mean(dim=0).abs().max() < 1e-6 and (x.std(dim=0) - 1).abs().max() < 1e-3
+
+
+def test_a_question_like_a_chosen_one_keeps_what_the_choice_does_not_say_of_it():
+    """Knowing 0's rate to 0.2 leaves 0.2 - 0.2^2 / (0.2 + 0.04) = 0.033 of 1's variance: more than the 0.01 of 2."""
+    like = torch.tensor([[0.2, 0.2, 0.0], [0.2, 0.2, 0.0], [0.0, 0.0, 0.01]]).double()
+    assert gps.acquire(torch.full((3,), 0.5).double(), like, 2) == [0, 1]
 
 
 def test_gps_selects_the_half_solved_and_then_their_opposites(tiny_policy):

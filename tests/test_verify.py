@@ -37,6 +37,7 @@ SAME = r"""
     \frac{1}{2} | 0.5               \frac12 | 1/2                    \frac{-1}{2} | -\frac12    -\frac{-1}{2} | 0.5
     1\frac{1}{2} | 3/2              1 1/2 | 1.5                      -1\frac{1}{2} | -1.5       2\dfrac{3}{4} | 2.75
     0.\overline{3} | 1/3            0.1\overline{6} | \frac16        1/3 | 0.333333             2/3 | 0.6666667
+    \frac{1}{81} | 0.0123457
     50\% | 50                       50\% | 0.5                       50\% | \frac12             28.5\% | 0.285
     28 percent | 28\%               5\text{ cm} | 5                  5 cm | 5                   5 apples | 5
     15\mbox{ cm}^2 | 15             5\,\mathrm{m}/\mathrm{s} | 5     90^\circ | 90              \$5.00 | 5
@@ -63,6 +64,7 @@ SAME = r"""
 
 # Pairs that must not earn a reward, either way round.
 DIFFERENT = r"""
+    \frac{1}{81} | 0.0123452
     5 | -5                          5 | 6                            0.5 | 0.05                 1000 | 10000
     \frac{1}{2} | \frac{2}{1}       1\frac{1}{2} | \frac{1}{2}       1 1/2 | 11/2               3 1/2 | 31/2
     1 2 | 12                        32, 349 | 32349                  32, 349 | 32,349           1/0 | \infty
