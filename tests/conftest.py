@@ -3,7 +3,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,8 +16,9 @@ settings.register_profile("p2o", deadline=None, derandomize=True)
 settings.register_profile("hunt", deadline=None)
 settings.load_profile("p2o")
 
-torch.set_num_threads(1)  # more do not help at this size, and results then do not depend on the machine's cores
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do they in a process that a test starts
+# One thread for torch, here and in a process that a test starts: more do not help at this size, and results then do
+# not depend on the machine's cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing compiles, but bitsandbytes would load the compiler
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
