@@ -176,7 +176,7 @@ def run_pytest(copy: Path, files: list[str], plugin, *options: str) -> int:
 def reach_of(name: str) -> dict:
     """{test: its seconds and functions} of a test file; measured when it has changed, or what there is to reach."""
     test = ROOT / "tests" / f"test_{name}.py"
-    there_is = [re.findall(r"def (\w+)", (ROOT / file).read_text(encoding="utf-8")) for file in FILES]
+    there_is = [re.findall(r"def \w+|>>> .*", (ROOT / file).read_text(encoding="utf-8")) for file in FILES]
     digest = hashlib.sha256(test.read_bytes() + repr(there_is).encode()).hexdigest()[:12]
     kept = REACH / f"{name}-{digest}.json"
     if not kept.exists():
@@ -240,8 +240,10 @@ def prepare() -> None:
 
 
 def tests_digest() -> str:
-    whole = b"".join((ROOT / "tests" / f"test_{name}.py").read_bytes() for name in TESTS)
-    return hashlib.sha256(whole).hexdigest()[:12]
+    """Of the tests, and of the examples in docstrings, which are tests, too."""
+    whole = [(ROOT / "tests" / f"test_{name}.py").read_text(encoding="utf-8") for name in TESTS]
+    whole += [example for file in FILES for example in re.findall(r">>> .*", (ROOT / file).read_text(encoding="utf-8"))]
+    return hashlib.sha256("\n".join(whole).encode()).hexdigest()[:12]
 
 
 def known_results() -> dict[tuple[str, str], dict]:
