@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from support.messages import as_messages, as_template
 from support.run import Run
 from tiny.problems import FAMILIES
 from tools import report
+from variants.example import advantaged, asked, rewarded
 
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
 
@@ -385,6 +387,21 @@ def test_same_seed_same_numbers_and_another_seed_others(trained):
     known = (trained[0].folder / "metrics.jsonl").read_text().splitlines()
     assert metrics(name="again") == known
     assert metrics(name="other", seed=1, epochs=1)[1] != known[1]  # the first batch already
+
+
+def test_a_batch_is_logged_in_sums():
+    """Three groups: contrast in one token of one response; little contrast; none."""
+    groups = [advantaged([0.0, 0.0], [0.0, 1.0], length=2), rewarded(0.2, 0.1, question="b"), rewarded(1, 1)]
+    groups[0][0].template, groups[0][1].truncated, groups[1][0].well_formed = "Add.", True, False
+    groups[1][0].advantage, groups[1][1].advantage = 0.7, -0.7
+    run = SimpleNamespace(log=lambda kind, **sums: logged.append((kind, sums)), shown=[])
+    logged = []
+    Run.log_rollouts(run, 3, groups, asked("q", "b"), (1e-7, 2e-7))
+    sums = {"epoch": 3, "rollouts": 6, "groups": 3, "zero_advantage": 1, "small_contrast": 1, "tokens": 8}
+    sums |= {"templated": 1, "truncated": 1, "ill_formed": 1, "mismatch": 1e-7, "mismatch_max": 2e-7}
+    sums |= {"reward": pytest.approx(2.3), "entropy": pytest.approx(8.0)}  # every token has log-probability -1
+    assert logged == [("rollouts", sums)]
+    assert [line["reward"] for _, line in run.shown] == [0, 0, 1, 1], "of the first group and the last"
 
 
 def test_p2o_learns_what_grpo_does_not(tmp_path):

@@ -1,8 +1,7 @@
-"""A batch's metrics, and tools/: evaluation."""
+"""tools/: evaluation."""
 
 import itertools
 import json
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -10,28 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import p2o
-from support.run import Run
 from tiny.problems import FAMILIES
 from tools import evaluate
-from variants.example import advantaged, asked, rewarded
-
-# ------------------------------------------------------------------------------------------------------------ metrics
-
-
-def test_a_batch_is_logged_in_sums():
-    """Three groups: contrast in one token of one response; little contrast; none."""
-    groups = [advantaged([0.0, 0.0], [0.0, 1.0], length=2), rewarded(0.2, 0.1, question="b"), rewarded(1, 1)]
-    groups[0][0].template, groups[0][1].truncated, groups[1][0].well_formed = "Add.", True, False
-    groups[1][0].advantage, groups[1][1].advantage = 0.7, -0.7
-    run = SimpleNamespace(log=lambda kind, **sums: logged.append((kind, sums)), shown=[])
-    logged = []
-    Run.log_rollouts(run, 3, groups, asked("q", "b"), (1e-7, 2e-7))
-    sums = {"epoch": 3, "rollouts": 6, "groups": 3, "zero_advantage": 1, "small_contrast": 1, "tokens": 8}
-    sums |= {"templated": 1, "truncated": 1, "ill_formed": 1, "mismatch": 1e-7, "mismatch_max": 2e-7}
-    sums |= {"reward": pytest.approx(2.3), "entropy": pytest.approx(8.0)}  # every token has log-probability -1
-    assert logged == [("rollouts", sums)]
-    assert [line["reward"] for _, line in run.shown] == [0, 0, 1, 1], "of the first group and the last"
-
 
 # --------------------------------------------------------------------------------------------------------- evaluation
 
