@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
@@ -311,6 +313,18 @@ def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
     results = made_up({f"variant {i}": [i / 16 + seed / 50 for seed in range(seeds)] for i in range(count)})
     figures.draw_study(results, dict.fromkeys(results, "variant 0"), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_nothing_that_a_figure_says_is_cut_off(tmp_path, monkeypatch):
+    made, names = [], ["P2O", "P2O, --no-scale-by-std --aggregation seq-mean-token-sum-norm"]
+    monkeypatch.setattr(figures, "Figure", lambda **size: made.append(Figure(**size)) or made[0])
+    results = made_up({name: [0.5, 0.6, 0.7] for name in names})
+    figures.draw_study(results, dict.fromkeys(results, "P2O"), tmp_path / "figure.png")
+    (figure,) = made
+    figure.draw_without_rendering()
+    for text in figure.findobj(lambda part: isinstance(part, Text) and len(part.get_text()) > 6):  # ticks are shorter
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text.get_text()
 
 
 def page_of(tmp_path, word="fine"):

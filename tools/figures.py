@@ -47,10 +47,13 @@ def draw_forest(axis: Axes, compared: dict[str, Comparison], baselines: dict[str
         axis.plot(difference.mean, row, "D", color=colour, markersize=6, markeredgecolor="white")
     axis.axvline(0, color="black", linewidth=0.8, zorder=0)
     axis.set_yticks(range(len(compared)), [shorten(name, 60, placeholder=" ...") for name in compared])
-    axis.set(ylim=(len(compared) - 0.4, -0.6), title=f"{title}, less that of the baseline, seed by seed")
-    axis.set_xlabel(
+    axis.set_ylim(len(compared) - 0.4, -0.6)
+    # Of the figure, not of the axis: that is narrow and far to the right where names are long.
+    axis.figure.suptitle(f"{title}, less that of the baseline, seed by seed", fontsize="large")
+    axis.figure.supxlabel(
         "worse  ←  difference of the mean accuracy on the way  →  better\n"
-        "dots: seeds; diamond: their mean; 95 % intervals: bootstrap thick, Student's thin"
+        "dots: seeds; diamond: their mean; 95 % intervals: bootstrap thick, Student's thin",
+        fontsize="medium",
     )
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right", "left"]].set_visible(False)
