@@ -180,9 +180,11 @@ def _fork() -> socket.socket:
     ours, theirs = socket.socketpair()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for it
     if os.fork() == 0:
-        ours.close()
-        _answer(theirs.makefile("rb"), theirs.sendall)
-        os._exit(0)
+        try:
+            ours.close()
+            _answer(theirs.makefile("rb"), theirs.sendall)
+        finally:  # also if the worker is gone: its loop is none of the child's
+            os._exit(0)
     theirs.close()
     return ours
 
