@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import grpo  # noqa: E402
+from bench import chaos  # noqa: E402
 from support import pretrained  # noqa: E402
 from support.errors import UserError  # noqa: E402
 from support.memory import adamw  # noqa: E402
@@ -309,17 +310,13 @@ def out_of_memory(setup: Setup) -> tuple[dict, bool]:
 def tiny_world(setup: Setup) -> tuple[dict, bool]:
     """(7) P2O on the tiny model, killed after its second epoch and resumed: 0.99 on hard problems, 0.99 beyond."""
     need("gepa", "tyro", "math_verify", "datasets")
-    command = [sys.executable, str(ROOT / "p2o.py"), "--runs", str(setup.folder.parent), "--name", "tiny"]
-    command += ["--epochs", "1", "--train-questions", "96"] if setup.smoke else ["--epochs", "6"]
+    run_arguments = ["--runs", str(setup.folder.parent), "--name", "tiny"]
+    run_arguments += ["--epochs", "1", "--train-questions", "96"] if setup.smoke else ["--epochs", "6"]
     folder, started = setup.folder.parent / "tiny", time.perf_counter()
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    checkpoint = folder / "checkpoints" / ("000001" if setup.smoke else "000012")
-    while first.poll() is None and not checkpoint.exists():
-        time.sleep(0.2)
-    killed = first.poll() is None
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    subprocess.run([*command, "--resume"], stdout=subprocess.DEVNULL, check=True)
+    log, batches = folder.with_suffix(".log"), 1 if setup.smoke else 12
+    killed = chaos.run(run_arguments, log, ("support.checkpoint.save", batches + 1, signal.SIGKILL)) == -signal.SIGKILL
+    if chaos.run([*run_arguments, "--resume"], log):
+        raise RuntimeError(log.read_text()[-500:])
     accuracy = json.loads((folder / "summary.json").read_text())["accuracy"]
     figures = {"accuracy": accuracy, "killed": killed, "seconds": time.perf_counter() - started}
     return figures, killed and (setup.smoke or min(accuracy.values()) >= 0.99)

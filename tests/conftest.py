@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing compiles, but bitsandbytes would load the compiler
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
-LONGEST = "assignment variants notebooks p2o bench_gpu study fit verify sandbox resume tiny".split()
+LONGEST = "assignment variants notebooks p2o bench_gpu study fit verify sandbox resume teacher tiny golden".split()
 
 
 def pytest_collection_modifyitems(items):

@@ -26,8 +26,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What a cell has, and what it is run with here: the same code for fewer epochs, passes, responses and questions.
 SHORTER = {
     "1": [("logit=1.0, count=1000)", "logit=1.0, count=200)")],
-    "2": [('gepa_budget="400"', 'gepa_budget="150"'), (".ask)][:10]", ".ask)][:3]")],
-    "3": [("passes=3", "passes=1"), ('hard.jsonl")[:60]', 'hard.jsonl")[:20]')],
+    "2": [('gepa_budget="400"', 'gepa_budget="100"'), (".ask)][:10]", ".ask)][:3]")],
+    "3": [
+        ("passes=3", "passes=1"),
+        ('train.jsonl")[:48]', 'train.jsonl")[:16]'),
+        ('hard.jsonl")[:60]', 'hard.jsonl")[:20]'),
+    ],
     "4": [
         ("epochs=4,", "epochs=3,"),
         ('gepa_budget="250"', 'gepa_budget="100"'),

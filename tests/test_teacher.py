@@ -115,7 +115,7 @@ def endpoint():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # asks whether to stop, in s
     yield f"http://127.0.0.1:{server.server_port}/v1", script, asked
     server.shutdown()
 

@@ -360,22 +360,29 @@ def settings_for(seam, name):
     return {seam: name} | beside
 
 
-@pytest.mark.parametrize(
-    "seam, name, method",
-    [
-        (seam, name, method)
-        for method in ("grpo", "p2o")
-        for seam, names in NAMES.items()
-        for name in names
-        if method == "p2o" or seam not in ("evolve", "mine")  # GRPO has no templates
-    ],
-)
-def test_every_variant_trains_under_both_methods(small, seam, name, method):
+def together(method):
+    """Options of runs in which every variant takes part: each joins the first run that leaves free, or has set alike,
+    the options that it sets. By the names of the variants in it."""
+    runs = []
+    for seam, names in NAMES.items():
+        for name in names if method == "p2o" or seam not in ("evolve", "mine") else []:  # GRPO has no templates
+            wanted = settings_for(seam, name)
+            fitting = (run for run in runs if all(run[1].get(key, value) == value for key, value in wanted.items()))
+            run = next(fitting, None)
+            if run is None:
+                runs.append(run := ([], {}))
+            run[0].append(name)
+            run[1].update(wanted)
+    return [pytest.param(method, settings, id=f"{method}: {', '.join(names)}") for names, settings in runs]
+
+
+@pytest.mark.parametrize("method, settings", [*together("grpo"), *together("p2o")])
+def test_every_variant_trains_under_both_methods(small, method, settings):
     """Two epochs, for templates come in the second, of a batch of two updates; of two batches for a selection, which
     chooses what is in them, and for pass@k, to which one of these batches has no contrast."""
-    two = seam == "select" or name == "pass_at_k"
+    two = "select" in settings or settings.get("advantage") == "pass_at_k"
     one_batch = {} if two else {"questions_per_batch": 8, "questions_per_update": 4}
-    cfg = dataclasses.replace(small, method=method, **settings_for(seam, name), **one_batch)
+    cfg = dataclasses.replace(small, method=method, **settings, **one_batch)
     p2o.train(cfg)
     lines = [json.loads(line) for line in (cfg.folder / "metrics.jsonl").read_text().splitlines()]
     updates, epochs = ([line for line in lines if line["kind"] == kind] for kind in ("update", "epoch"))

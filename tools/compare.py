@@ -99,9 +99,18 @@ class Difference:
     """What a variant has more than its baseline: the mean over seeds, and its intervals if there are several seeds."""
 
     seeds: list[float]  # the difference of each seed
-    mean: float
-    interval: tuple[float, float] | None  # bootstrap
-    half: float | None  # Student's
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.seeds)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return bootstrap(self.seeds) if len(self.seeds) > 1 else None
+
+    @property
+    def half(self) -> float | None:
+        return student(self.seeds) if len(self.seeds) > 1 else None
 
     def text(self, form: str = "+.3f") -> str:
         """
@@ -115,10 +124,7 @@ class Difference:
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> Difference | None:
     """Ours minus theirs, {seed: value}, over the seeds that both have; None if there are none."""
     seeds = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if not seeds:
-        return None
-    several = len(seeds) > 1
-    return Difference(seeds, statistics.fmean(seeds), bootstrap(seeds) if several else None, student(seeds))
+    return Difference(seeds) if seeds else None
 
 
 # ------------------------------------------------------------------------------------------------------- of a study
