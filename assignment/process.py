@@ -50,6 +50,7 @@ class Process:
         self.jobs, theirs = socket.socketpair()
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         quiet = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "HOME": str(self.scratch)}
+        quiet |= {"TORCHDYNAMO_DISABLE": "1"}  # nothing compiles, but bitsandbytes would load the compiler
         command = [sys.executable, str(self.given / "runner.py"), str(self.given)]
         with theirs:
             self.running = subprocess.Popen(
