@@ -42,6 +42,30 @@ def test_one_tracker_lives_through_a_run_with_evolution(kind, tmp_path, monkeypa
     assert [v["update"] for v in logged if "update/loss" in v] == [1, 2, 3, 4]
 
 
+def test_tensorboard_writes_in_a_folder_of_the_run_and_at_once(tmp_path, monkeypatch):
+    calls = []
+
+    class Writer:
+        def __init__(self, folder):
+            calls.append(folder)
+
+        def add_scalar(self, *scalar):
+            calls.append(scalar)
+
+        def flush(self):
+            calls.append("flush")
+
+        def close(self):
+            calls.append("close")
+
+    monkeypatch.setattr(track, "library", lambda kind: SimpleNamespace(SummaryWriter=Writer))
+    tracker = track.start("tensorboard", tmp_path, {})
+    tracker.log({"kind": "update", "loss": 0.5, "norm": 2}, 3)
+    tracker.finish()
+    wanted = [str(tmp_path / "tensorboard"), ("update/loss", 0.5, 3), ("update/norm", 2, 3), "flush", "close"]
+    assert calls == wanted
+
+
 def test_tensorboard_gets_files_that_can_be_read_back(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tracker = track.start("tensorboard", tmp_path, {})

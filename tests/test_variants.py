@@ -226,6 +226,8 @@ def test_a_demonstration_takes_the_last_place_and_is_weighed_by_the_papers_shape
     assert [r.advantage for r in mixed] == pytest.approx([-0.57735, -0.57735, 1.154699], abs=1e-5)
     unscaled = keep.luffy(group, policy=fresh_policy, questions=[question], scale_by_std=False)
     assert [r.advantage for r in unscaled] == pytest.approx([-1 / 3, -1 / 3, 2 / 3], abs=1e-6)
+    sure = [0.0] * len(mixed[2].response_ids)
+    assert mixed[2].sampled_logprobs == mixed[2].old_logprobs == sure, "its writer was sure of each token"
     decoded = fresh_policy.tokenizer.decode(mixed[2].response_ids, skip_special_tokens=True)
     assert verify.grade(decoded, question.reference).reward == 1
     shown = torch.tensor([[0.5, 0.01]]).log().requires_grad_(True)
