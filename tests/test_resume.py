@@ -65,6 +65,22 @@ def test_a_full_disk_leaves_the_older_checkpoint_good(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["000001"]
 
 
+def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    checkpoint.save(tmp_path, 1, {"n": 1}, write("1"))
+    final = tmp_path / "000001"
+    assert synced == [path.stat().st_ino for path in (final / "data", final / "state.json", final, tmp_path)]
+
+
+def test_an_old_checkpoint_that_somebody_else_has_removed_is_no_error(tmp_path, monkeypatch):
+    real = checkpoint.numbered
+    monkeypatch.setattr(checkpoint, "numbered", lambda folder: [folder / "000000", *real(folder)])
+    for n in (1, 2):
+        checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
+    assert [path.name for path in real(tmp_path)] == ["000001", "000002"]
+
+
 def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_path):
     file, asked = tmp_path / "journal", []
 
