@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -320,6 +321,31 @@ def test_gps_selects_the_half_solved_and_then_their_opposites(tiny_policy):
     history = {q.id: [0.0] for q in questions} | {questions[7].id: [0.5]}
     chosen = gps.gps(questions, history, 4, random.Random(0), policy=tiny_policy, group_size=600)
     assert chosen[0] == questions[7] and len(set(q.id for q in chosen)) == 4
+
+
+def test_gps_says_how_well_it_predicts_and_what_that_is_good_for(tiny_policy, tmp_path, capsys):
+    """The share solved by four samples each, drawn here as it draws them; fewer samples solve no more."""
+    rows = (ROOT / "tiny" / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(rows[:6] + rows[-6:]))
+    gps.main(str(tmp_path / "few.jsonl"), group_size=4)
+    printed = capsys.readouterr().out
+    assert "6 questions never tried, predicted from 6 that were, G = 4" in printed and "| questions | pred" in printed
+    questions = load_questions(str(tmp_path / "few.jsonl"))
+    random.Random(0).shuffle(questions)
+    texts = [s.text for s in grpo.respond(tiny_policy, [q.text for q in questions for _ in range(4)], seed=0)]
+    right = [verify.grade(texts[4 * n + k], q.reference).reward for n, q in enumerate(questions) for k in range(4)]
+    groups = [right[4 * n : 4 * n + 4] for n in range(12)]
+    found = re.findall(r"(\d) samples a question: solved ([\d.]+) alike, ([\d.]+) allocated", printed)
+    assert [(int(budget), float(alike)) for budget, alike, _ in found] == [
+        (budget, round(statistics.mean(any(group[:budget]) for group in groups[6:]), 2)) for budget in (1, 2, 4)
+    ]
+    allocated = [float(share) for *_, share in found]
+    assert allocated == sorted(allocated) and 0 < allocated[-1] <= 1
+    (error, constant) = map(float, re.search(r"error ([\d.]+); of the mean of those tried ([\d.]+)", printed).groups())
+    rates = [statistics.mean(group) for group in groups]
+    tried = statistics.mean(rates[:6])
+    assert constant == pytest.approx(statistics.mean((rate - tried) ** 2 for rate in rates[6:]), abs=1e-4)
+    assert 0 <= error < 1
 
 
 def test_samples_are_allocated_to_solve_the_most_in_expectation():
