@@ -51,8 +51,8 @@ FILES += [
 FILES.remove("support/vllm_engine.py")  # needs an environment of its own: make test-vllm
 # The core's own tests. Those of what stands on it (tools, tiny/, notebooks, assignment) take minutes, and what they
 # would notice these have to notice.
-TESTS = """examples grpo by_hand gepa_loop golden p2o variants data verify sandbox resume memory report track teacher
-    real_models""".split()
+TESTS = """examples grpo by_hand gepa_loop golden p2o variants data verify sandbox resume memory cache report track
+    teacher real_models""".split()
 ELSEWHERE = dict.fromkeys(  # runs in another process, on behalf of this function
     ["support/symbolic.py"]
     + [f"support/sandbox.py:{name}" for name in "_serve _fork _answer _verdict _limit_time _limit_memory".split()],

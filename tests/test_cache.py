@@ -31,11 +31,13 @@ def test_after_any_tokens_and_any_choice_of_rows_it_holds_what_a_growing_cache_h
 def test_a_token_is_written_behind_the_last_without_copying_those_before_it():
     layer, token = RoomyLayer(), torch.zeros(1, 1, 1, 4)
     layer.update(token, token)
-    moves = set()
+    moves, full = set(), 0
     for _ in range(1000):
         layer.update(token, token)
         moves.add(layer.keys.data_ptr())
+        full += layer.keys.shape == layer.room[0].shape
     assert len(moves) <= 10 and layer.room[0].shape[2] <= 2 * 1001
+    assert full == len(moves) - 1, "every room but the last was full before it grew"
 
 
 def test_layers_that_hold_something_else_than_all_tokens_stay_as_they_are():

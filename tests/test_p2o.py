@@ -15,10 +15,12 @@ import grpo
 import p2o
 import verify
 from p2o import Config
+from support import cli
 from support.data import load_questions
 from support.errors import UserError
 from support.messages import as_messages, as_template
 from support.run import Run
+from support.seams import filled
 from tiny.problems import FAMILIES
 from tools import report
 from variants.example import advantaged, asked, rewarded
@@ -268,6 +270,13 @@ def test_mean_only_advantages_are_not_scaled(small, tiny_policy, questions):
 
 # ------------------------------------------------------------------------------------------------------------ seams
 
+
+def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
+    (tmp_path / "own.py").write_text("def keep(group, policy='its own', *, seed):\n    return group, policy, seed\n")
+    keep = filled("keep", Config(keep=f"{tmp_path / 'own.py'}:keep", seed=5), None, policy="the run's", other=1)
+    assert keep("g") == ("g", "its own", 5)
+
+
 MINE = """
 import torch
 
@@ -493,6 +502,28 @@ def test_a_folder_that_holds_a_run_is_not_written_over(small, capsys):
 
 def test_a_model_folder_without_a_config_is_refused(tmp_path, capsys):
     assert "config.json" in refused(capsys, "--model", str(tmp_path), "--runs", str(tmp_path / "runs"))
+
+
+def test_the_command_line_trains_between_a_forecast_and_a_report_or_calls_a_tool(monkeypatch, tmp_path):
+    said = []
+
+    def tool(name):
+        def call(function):
+            return lambda given: said.append((name, function, given))
+
+        return SimpleNamespace(main=call("main"), foretell=call("foretell"))
+
+    monkeypatch.setattr(cli, "tool", tool)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = Config(runs=str(tmp_path), name="run")
+    cli.command(["--seed", "3"], lambda argv: said.append(argv) or cfg, lambda cfg: said.append("trained"))
+    folder = str(tmp_path / "run")
+    assert said == [["--seed", "3"], ("fit", "foretell", cfg), "trained", ("report", "main", [folder])]
+    cli.command(["eval", "--samples", "4"], pytest.fail, pytest.fail)
+    assert said[-1] == ("evaluate", "main", ["--samples", "4"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cli.command([], lambda argv: cfg, lambda cfg: None)
+    assert said[-1][0] == "report" and said[-2] == ("evaluate", "main", ["--samples", "4"]), "no card, no forecast"
 
 
 def test_help_explains_every_option(capsys):

@@ -211,8 +211,8 @@ def test_silent_failures_are_named(cfg):
         "ill_formed": 0.2,
         "reward": 0.3,
         "zero_advantage": 0.5,
-        "small_contrast": 0.05,
-        "logprob_mismatch": 1e-6,
+        "small_contrast": vital_signs.MAX_SMALL_CONTRAST,
+        "logprob_mismatch": vital_signs.MAX_MISMATCH,
         "hard_set": 0,
     }
     assert vital_signs.silent_failures(fine, cfg) == []
@@ -220,7 +220,8 @@ def test_silent_failures_are_named(cfg):
         ({"truncated": 1.0}, "--max-response-tokens"),
         ({"ill_formed": 1.0}, "boxed"),
         ({"reward": 0.0}, "every reward is 0"),
-        ({"zero_advantage": 1.0}, "advantage collapse"),
+        ({"zero_advantage": 1.0}, "zero advantage (advantage collapse)"),
+        ({"zero_advantage": 1.0, "reward": 0.9}, "zero advantage (advantage collapse)"),
         ({"zero_advantage": 1.0, "reward": 1.0}, "harder questions"),
         ({"small_contrast": 0.4}, "--no-scale-by-std"),
         ({"logprob_mismatch": 2.0}, "stale adapter"),

@@ -39,9 +39,9 @@ def advantaged(*advantages: float | list[float], length: int = 1) -> list[grpo.R
 
 
 def asked(*names: str) -> list[Question]:
-    """Questions with these ids.
+    """Questions with these ids; the answer is always 1.
 
-    >>> asked("a")[0].text
-    'a?'
+    >>> asked("a")
+    [Question(id='a', text='a?', reference='1', columns={})]
     """
     return [Question(name, f"{name}?", "1") for name in names]

@@ -14,7 +14,7 @@ def bare(group: list[grpo.Rollout]) -> bool:
 
     >>> group = rewarded(1, 1, 0)
     >>> group[0].template = group[1].template = "Think."
-    >>> bare(group), bare(group[:2])
-    (True, False)
+    >>> bare(group), bare(group[:2]), bare(rewarded(1, 0))
+    (True, False, False)
     """
     return not any(r.reward for r in [r for r in group if not r.template] or group)
