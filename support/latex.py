@@ -152,10 +152,14 @@ def spelled(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    """Equal for answers that differ in layout only.
+    r"""Equal for answers that differ in layout only.
 
     >>> canonical("$x + 1$") == canonical("x+1"), canonical("3 1/2") == canonical("31/2")
     (True, False)
+    >>> canonical(r"5\text{ cm}"), canonical("x  + 1 .")
+    ('5 cm', 'x+1')
+    >>> canonical("1, 200"), canonical("1, 200, 3")  # the first is a list because of its space alone
+    ('1, 200', '1,200,3')
     """
     text = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", tidy(text))
     text = re.sub(" +", " ", text).strip(" .")

@@ -17,7 +17,7 @@ import verify
 from p2o import Config
 from support import cli
 from support.data import load_questions
-from support.errors import UserError
+from support.errors import UserError, exit_code_of
 from support.messages import as_messages, as_template
 from support.run import Run
 from support.seams import filled
@@ -533,6 +533,16 @@ def test_help_explains_every_option(capsys):
     text = capsys.readouterr().out
     for field in dataclasses.fields(Config):
         assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_a_stopped_run_and_a_mistake_have_codes_and_lines_of_their_own(capsys):
+    def work(error):
+        raise error
+
+    assert exit_code_of(lambda: work(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "p2o: stopped; the same command with --resume goes on with the run\n"
+    assert exit_code_of(lambda: work(UserError("no questions in x.jsonl"))) == 2
+    assert capsys.readouterr().err == "p2o: no questions in x.jsonl\n"
 
 
 def test_an_unknown_option_ends_with_code_2(capsys):
