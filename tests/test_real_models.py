@@ -204,6 +204,23 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(qwen3, four_bit)
     assert saved(frugal) < saved(plain) / 4
 
 
+def test_a_card_takes_the_whole_model_in_its_16_bits(monkeypatch):
+    asked = {}
+
+    def from_pretrained(model, **how):
+        asked.update(how, model=model)
+        raise LookupError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    with pytest.raises(LookupError):
+        pretrained.load_base("some/model", None, load_in_4bit=False)
+    assert asked == {
+        "model": "some/model", "device_map": {"": 0}, "dtype": torch.bfloat16, "quantization_config": None
+    }  # fmt: skip
+
+
 def test_a_large_vocabulary_is_never_held_for_all_tokens(tmp_path, monkeypatch):
     """[B, T, V] does not exist: not as the head's output, not among what backward keeps, and nothing changes by it."""
     policy = load(make_model(tmp_path, vocab_size=20_000))
