@@ -71,6 +71,8 @@ def number(text: str) -> Number | None:
     (Number(value=Fraction(3, 2), percent=False, decimals=0), None)
     >>> number(r"12.50\%")
     Number(value=Fraction(25, 2), percent=True, decimals=2)
+    >>> number("12.00")  # exact: nobody rounded to an integer and wrote zeros behind it
+    Number(value=Fraction(12, 1), percent=False, decimals=0)
     """
     bare = _PERCENT.sub("", text)
     percent = bare != text

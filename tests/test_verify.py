@@ -32,6 +32,7 @@ REJECTED = [
 
 # Pairs that say the same, either way round and boxed or not.
 SAME = r"""
+    \sqrt2 | 1.414214                (x+1)y-xy-y+z | z
     5 | 5.0                         007 | 7                          +5 | 5                     .5 | 0.5
     1000000 | 1,000,000             1{,}000 | 1000                   9 999 | 9999               12,\!345 | 12345
     \frac{1}{2} | 0.5               \frac12 | 1/2                    \frac{-1}{2} | -\frac12    -\frac{-1}{2} | 0.5
@@ -65,6 +66,7 @@ SAME = r"""
 # Pairs that must not earn a reward, either way round.
 DIFFERENT = r"""
     \frac{1}{81} | 0.0123452
+    \sqrt2 | 1.414213                (x+1)y-xy-y+z | z+y
     5 | -5                          5 | 6                            0.5 | 0.05                 1000 | 10000
     \frac{1}{2} | \frac{2}{1}       1\frac{1}{2} | \frac{1}{2}       1 1/2 | 11/2               3 1/2 | 31/2
     1 2 | 12                        32, 349 | 32349                  32, 349 | 32,349           1/0 | \infty

@@ -87,6 +87,9 @@ def unlockable(
     >>> history, templated = {"lost": [0.0], "late": [0.0]}, {"lost": [0.0, 0.0], "late": [0.0]}
     >>> [q.id for q in unlockable(asked("lost", "late"), history, 2, random.Random(0), templated=templated)]
     ['late']
+    >>> history, templated = {"once": [0.5, 0.0], "lost": [0.0]}, {"once": [0.0, 0.0], "lost": [0.0, 0.0]}
+    >>> [q.id for q in unlockable(asked("once", "lost"), history, 2, random.Random(0), templated=templated)]
+    ['once']
     """
     retired = {
         i for i, rates in templated.items() if in_a_row(rates, lambda r: r == 0) >= k and not any(history.get(i, []))
