@@ -88,7 +88,7 @@ def unlockable(
     >>> [q.id for q in unlockable(asked("lost", "late"), history, 2, random.Random(0), templated=templated)]
     ['late']
     >>> history, templated = {"once": [0.5, 0.0], "lost": [0.0]}, {"once": [0.0, 0.0], "lost": [0.0, 0.0]}
-    >>> [q.id for q in unlockable(asked("once", "lost"), history, 2, random.Random(0), templated=templated)]
+    >>> [q.id for q in unlockable(asked("lost", "once"), history, 2, random.Random(0), templated=templated)]
     ['once']
     """
     retired = {
