@@ -453,6 +453,8 @@ def refused(capsys, *argv):
         (["--soft-clip", "--no-distill"], "every ratio is 1"),
         (["--reflection", "teacher"], "--teacher-url"),
         (["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m"], "need each other"),
+        (["--teacher-url", "http://127.0.0.1:1/v1"], "need each other"),
+        (["--reflection", "teacher", "--teacher-url", "http://127.0.0.1:1/v1"], "need each other"),
         (["--method", "grpo", "--leave-one-bare"], "samples no templates"),
         (["--mine", "bare"], "--mine bare needs --leave-one-bare"),
         (["--ratio", "gspo"], "--ratio gspo needs --aggregation seq-mean-token-mean"),
