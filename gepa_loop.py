@@ -56,7 +56,7 @@ class EvolutionConfig(SearchConfig, TeacherConfig):
     leave_one_bare: bool = False  # One rollout of each templated group is sampled from the bare question
 
     def rules(self) -> dict[str, bool]:
-        budget, endpoint = self.gepa_budget, {bool(self.teacher_url), bool(self.teacher_model)}
+        budget, teacher = self.gepa_budget, (self.teacher_url, self.teacher_model)
         return {
             f"--hard-set-min {self.hard_set_min}: at least 4, two to train and two to score": self.hard_set_min >= 4,
             f"--gepa-dev-size {self.gepa_dev_size}: at least 2": self.gepa_dev_size >= 2,
@@ -66,7 +66,7 @@ class EvolutionConfig(SearchConfig, TeacherConfig):
             f"--reflection-tokens {self.reflection_tokens}: at least 1": self.reflection_tokens >= 1,
             f"--reflection-quote {self.reflection_quote}: at least 2": self.reflection_quote >= 2,
             "--reflection teacher and --teacher-url, --teacher-model (an OpenAI-compatible endpoint) need each other": (
-                {self.reflection == "teacher"} == endpoint
+                all(teacher) if self.reflection == "teacher" else not any(teacher)
             ),
         }
 

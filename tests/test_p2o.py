@@ -414,8 +414,8 @@ def test_a_batch_is_logged_in_sums():
 
 
 def test_p2o_learns_what_grpo_does_not(tmp_path):
-    """The paper's claim, in the tiny world, on the shipped data: three of the six epochs, groups
-    of four and short searches are enough to see it."""
+    """The paper's claim, in the tiny world, on the shipped data: three of the six epochs, groups of four and
+    short searches are enough to see it."""
     cfg = Config(runs=str(tmp_path), epochs=3, group_size=4, eval_data=(str(ROOT / "tiny" / "hard.jsonl"),))
     grpo_summary = p2o.train(dataclasses.replace(cfg, method="grpo", name="grpo"))
     p2o_summary = p2o.train(dataclasses.replace(cfg, name="p2o", gepa_budget="150"))

@@ -115,7 +115,8 @@ def endpoint():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # asks whether to stop, in s
+    often = {"poll_interval": 0.01}  # seconds until it notices that it is to stop
+    threading.Thread(target=server.serve_forever, kwargs=often, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1", script, asked
     server.shutdown()
 

@@ -341,7 +341,7 @@ def test_gps_says_how_well_it_predicts_and_what_that_is_good_for(tiny_policy, tm
     ]
     allocated = [float(share) for *_, share in found]
     assert allocated == sorted(allocated) and 0 < allocated[-1] <= 1
-    (error, constant) = map(float, re.search(r"error ([\d.]+); of the mean of those tried ([\d.]+)", printed).groups())
+    error, constant = map(float, re.search(r"error ([\d.]+); of the mean of those tried ([\d.]+)", printed).groups())
     rates = [statistics.mean(group) for group in groups]
     tried = statistics.mean(rates[:6])
     assert constant == pytest.approx(statistics.mean((rate - tried) ** 2 for rate in rates[6:]), abs=1e-4)
