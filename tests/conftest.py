@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,17 @@ settings.load_profile("p2o")
 # not depend on the machine's cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing compiles, but bitsandbytes would load the compiler
+# A worker keeps the memory that it has had, or glibc would ask for it anew, zeroed, with every tensor.
+os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**30)
+
+# Importing makes millions of objects, none of them garbage: the collector looks neither while it goes on nor later.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
 LONGEST = "assignment variants notebooks p2o bench_gpu study fit verify sandbox resume teacher tiny golden".split()
