@@ -1,6 +1,6 @@
-"""The golden run: two epochs of P2O, every line of metrics.jsonl against a stored one, to 1e-4.
+"""The golden run: two epochs of P2O, every line of metrics.jsonl against a stored one, to 1e-4, and what it printed.
 
-    python tests/test_golden.py        # writes tests/data/golden.jsonl anew
+    python tests/test_golden.py        # writes tests/data/golden.jsonl and golden.txt anew
 
 A change of behaviour shows here, wherever it was made; an intended one is a change of that file in the same commit.
 
@@ -10,8 +10,11 @@ tolerance at most). `mismatch` and `mismatch_max` are nothing but such bits, zer
 stand in summary.json only.
 """
 
+import contextlib
+import io
 import json
 import math
+import re
 import tempfile
 from pathlib import Path
 
@@ -20,14 +23,18 @@ from conftest import ROOT
 import p2o
 
 GOLDEN = ROOT / "tests" / "data" / "golden.jsonl"
+SAID = GOLDEN.with_suffix(".txt")
 
 
 def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def golden_run(folder: Path) -> list[dict]:
-    """Sixteen hard questions and eight easy ones: some groups collapse, some teach, templates are found."""
+def golden_run(folder: Path) -> tuple[list[dict], str]:
+    """Sixteen hard questions and eight easy ones: some groups collapse, some teach, templates are found.
+
+    (metrics.jsonl, what was printed but for the seconds and the folder)
+    """
     rows = (ROOT / "tiny" / "train.jsonl").read_text().splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(rows[:16] + rows[-8:]))
     (folder / "held.jsonl").write_text("".join((ROOT / "tiny" / "hard.jsonl").read_text().splitlines(True)[:16]))
@@ -43,8 +50,10 @@ def golden_run(folder: Path) -> list[dict]:
         "clip_low": 0.1,
     }
     cfg = p2o.Config(runs=str(folder), name="golden", **data, **sizes, **lively)
-    p2o.train(cfg)
-    return lines_of(cfg.folder / "metrics.jsonl")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        p2o.train(cfg)
+    said = re.sub(r"\d+ s:", "? s:", printed.getvalue().replace(str(folder), "runs"))
+    return lines_of(cfg.folder / "metrics.jsonl"), said
 
 
 def flat(value, name=""):
@@ -76,10 +85,11 @@ def same(a, b):
 
 
 def test_two_epochs_are_what_they_were(tmp_path):
-    found, stored = golden_run(tmp_path), lines_of(GOLDEN)
+    (found, said), stored = golden_run(tmp_path), lines_of(GOLDEN)
     for number, (line, known) in enumerate(zip(found, stored, strict=False), start=1):
         assert not differing(line, known), f"line {number} of metrics.jsonl: (found, stored)"
     assert len(found) == len(stored)
+    assert said == SAID.read_text()
 
 
 def test_the_golden_run_shows_what_the_loop_is_for():
@@ -94,4 +104,6 @@ def test_the_golden_run_shows_what_the_loop_is_for():
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        GOLDEN.write_text("".join(json.dumps(line) + "\n" for line in golden_run(Path(folder))))
+        lines, said = golden_run(Path(folder))
+    GOLDEN.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    SAID.write_text(said)

@@ -127,15 +127,16 @@ def test_the_card_s_check_kills_and_resumes_a_run(tmp_path):
     assert good and found["killed"] and set(found["accuracy"]) == {"hard", "ood"}
 
 
-def test_ctrl_c_says_how_to_go_on_and_nothing_is_lost(undisturbed, tmp_path):
+def test_ctrl_c_says_how_to_go_on_and_nothing_is_lost(undisturbed, tmp_path, capsys):
     options, log = [*chaos.small_run(undisturbed), "--name", "stopped"], tmp_path / "stopped.log"
-    assert chaos.run(options, log, ("grpo.update_policy", 2, signal.SIGINT)) == 130
+    assert chaos.run(options, log, ("grpo.update_policy", 4, signal.SIGINT)) == 130
     assert "--resume" in log.read_text() and "Traceback" not in log.read_text()
     assert p2o.main([*options, "--resume"]) == 0
+    assert f"resumed from checkpoint 000001 of {undisturbed / 'stopped'}\n" in capsys.readouterr().out
     assert chaos.differences(undisturbed / "undisturbed", undisturbed / "stopped") == []
 
 
-def test_rollouts_are_not_sampled_again_after_a_stop(cfg, monkeypatch):
+def test_rollouts_are_not_sampled_again_after_a_stop(cfg, monkeypatch, capsys):
     """Killed in the first update: the batch's rollouts are there, and only its updates are done again."""
     monkeypatch.setattr(grpo, "update_policy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -144,6 +145,7 @@ def test_rollouts_are_not_sampled_again_after_a_stop(cfg, monkeypatch):
     real, sampled = p2o.sample_groups, []
     monkeypatch.setattr(p2o, "sample_groups", lambda *a: sampled.append(a) or real(*a))
     p2o.train(dataclasses.replace(cfg, resume=True))
+    assert "no checkpoint to go on from: starting at the beginning\n" in capsys.readouterr().out
     assert len(sampled) == 1  # of two batches
     assert not list(cfg.folder.glob("rollouts-*.json"))
 

@@ -32,7 +32,8 @@ REJECTED = [
 
 # Pairs that say the same, either way round and boxed or not.
 SAME = r"""
-    \sqrt2 | 1.414214                (x+1)y-xy-y+z | z
+    \sqrt2 | 1.414214                (x+1)y-xy-y+z | z               2a=b+1=c | c=2a
+    (\sqrt2+\sqrt3)^2-5-2\sqrt6 | 0
     5 | 5.0                         007 | 7                          +5 | 5                     .5 | 0.5
     1000000 | 1,000,000             1{,}000 | 1000                   9 999 | 9999               12,\!345 | 12345
     \frac{1}{2} | 0.5               \frac12 | 1/2                    \frac{-1}{2} | -\frac12    -\frac{-1}{2} | 0.5
@@ -175,6 +176,15 @@ def test_each_rewriting_rule_changes_its_example():
 )
 def test_equivalent_finds_the_answer_in_a_text(text, reference):
     assert equivalent(text, reference) and not equivalent(text, "11")
+
+
+@pytest.mark.parametrize(
+    ("between", "one_list"),
+    [(" " * 9, True), (" " * 10, False), ("," + " " * 68, True), ("," + " " * 69, False), (" " * 30 + "or  ", True)],
+)
+def test_boxes_close_together_or_joined_by_a_word_are_one_answer(between, one_list):
+    text = rf"\boxed{{1}}{between}\boxed{{2}}"
+    assert equivalent("1, 2", text) == one_list and equivalent("2", text) != one_list
 
 
 # --- references nobody can parse --------------------------------------------------------------------------------------
