@@ -289,6 +289,8 @@ def test_a_question_that_no_template_solved_twice_is_retired():
     templated = {"none": [0.5, 0.0, 0.0], "some": [0.0, 0.0], "once": [0.0, 0.5]}
     shares = drawn(select.unlockable, count=4, templated=templated)
     assert shares["none"] < 0.01 and shares["some"] == 1  # that one was solved bare, once
+    lost, rng = {"a": [0.0, 0.0], "b": [0.0, 0.0]}, random.Random(0)
+    assert len(select.unlockable(asked("a", "b"), {}, 2, rng, templated=lost)) == 1  # a batch is never empty
 
 
 def test_gps_knows_questions_it_never_tried_by_those_like_them(tiny_policy):
