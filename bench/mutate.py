@@ -53,7 +53,7 @@ FILES.remove("support/vllm_engine.py")  # needs an environment of its own: make 
 # would notice these have to notice.
 TESTS = """examples grpo by_hand gepa_loop golden p2o variants data verify sandbox resume memory cache report track
     teacher real_models""".split()
-ELSEWHERE = dict.fromkeys(  # runs in another process, on behalf of this function
+ELSEWHERE = dict.fromkeys(  # runs in another process, too, on behalf of this function
     ["support/symbolic.py"]
     + [f"support/sandbox.py:{name}" for name in "_serve _fork _answer _verdict _limit_time _limit_memory".split()],
     "support/sandbox.py:ask",
@@ -271,8 +271,8 @@ def run(found: list[Candidate], deadline: float) -> Iterator[dict]:
         while True:
             while len(running) < os.cpu_count() and time.time() < deadline and (task := next(tasks, None)):
                 place = f"{task.file}:{task.mutant.function}"
-                wanted = ELSEWHERE.get(task.file) or ELSEWHERE.get(place, place)
-                tests = {test: seen["seconds"] for test, seen in reach.items() if wanted in seen["functions"]}
+                places = {place, ELSEWHERE.get(task.file), ELSEWHERE.get(place)}
+                tests = {test: seen["seconds"] for test, seen in reach.items() if places & set(seen["functions"])}
                 running.add(pool.submit(outcome, task, tests))
             if not running:
                 return

@@ -182,6 +182,19 @@ def test_same_seed_same_responses_and_another_seed_others(tiny_policy):
     assert [s.response_ids for s in first] != [s.response_ids for s in other]
 
 
+def test_sampling_leaves_training_mode(fresh_policy):
+    """In which gradient checkpointing would do without the cache."""
+    fresh_policy.model.train()
+    grpo.sample(fresh_policy, contexts_of(fresh_policy), seed=0, max_new_tokens=1)
+    assert not fresh_policy.model.training
+
+
+def test_a_draw_needs_no_exact_sum():
+    """Of 150,000 float32 shares the sum is not 1; a uniform number is one of the sum, whatever it is."""
+    shares = torch.tensor([[0.1, 0.25, 0.15]] * 3)
+    assert grpo._draw(shares.log(), torch.tensor([0.1, 0.3, 0.9])).tolist() == [[0], [1], [2]]
+
+
 def test_samples_follow_the_models_distribution(tiny_policy):
     """First tokens of many samples against the softmax of the logits: no hidden top-k, top-p or penalty."""
     context = contexts_of(tiny_policy, ["Turn the minute hand by: 25, 45, 10, 35, 50."])[0]

@@ -103,6 +103,7 @@ def test_nothing_reaches_eval_and_nothing_printed_is_a_verdict(tmp_path):
     path.write_text("\n" + "".join(json.dumps([9, *question]) + "\n" for question in questions))
     out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=REPO)
     assert out.stdout.split() == ["ready", "1", "1", "0", "1", "1"] and "eval!" not in out.stderr
+    assert sandbox.ask([tuple(question) for question in questions]) == [True, True, False, True, True]
 
 
 def test_off_the_main_thread():

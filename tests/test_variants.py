@@ -89,6 +89,7 @@ def test_disco_is_the_gradient_of_its_objective():
         s = torch.tensor([-1.0, -2.0, -0.5, -3.0], requires_grad=True)
         (s[:2].mean() - tau * (s[2:] / tau).exp().mean().log()).backward()
         group = rewarded(1, 1, 0, 0, logprobs=s.tolist())
+        group[2].sampled_logprobs, group[2].response_ids = [-0.1, -0.9], [0, 0]  # -0.5 on average
         assert advantage.disco(group, **given_tau) == pytest.approx(s.grad.tolist(), abs=1e-6)
 
 
@@ -587,3 +588,8 @@ def test_sdpo_applies_samples_bare_and_lets_the_templated_self_score(tmp_path, t
     templated, bare = rollouts[:3], rollouts[3:]
     assert all(r.template for r in templated) and all(len(set(r.advantage)) > 1 for r in templated)
     assert all(len(set(r.advantage)) == 1 for r in bare), "no template, no teacher"
+    teacher = grpo.chat_ids(tiny_policy, gepa_loop.apply_template(ALL_HINTS, questions[0].text))
+    wished = grpo.logprobs_of(tiny_policy, [teacher] * 3, [r.response_ids for r in templated])
+    for r, own_a, row in zip(templated, advantage.scaled(advantage.rewards_of(templated)), wished, strict=True):
+        by_hand = [own_a + w - own for w, own in zip(row, r.sampled_logprobs, strict=True)]
+        assert r.advantage == pytest.approx(by_hand, abs=1e-4)
