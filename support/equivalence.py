@@ -71,6 +71,8 @@ def number(text: str) -> Number | None:
     (Number(value=Fraction(3, 2), percent=False, decimals=0), None)
     >>> number(r"12.50\%")
     Number(value=Fraction(25, 2), percent=True, decimals=2)
+    >>> number(r"1.2\times10^{3}").value, number("-10^{-3}").value
+    (Fraction(1200, 1), Fraction(-1, 1000))
     >>> number("12.00")  # exact: nobody rounded to an integer and wrote zeros behind it
     Number(value=Fraction(12, 1), percent=False, decimals=0)
     """

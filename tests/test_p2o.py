@@ -178,6 +178,7 @@ def test_evolution_assigns_templates_to_hard_questions_only(small, run, tiny_pol
     record = json.loads((run.folder / "templates" / "epoch-1.json").read_text())
     assert record["candidates"][0] == "" and len(record["dev_scores"]) == len(record["candidates"])
     assert record["assignment"] == templates
+    assert record["weights"] == [sum(record["dev_scores"][k]) / len(record["dev_ids"]) for k in record["chosen"]]
     (line,) = run.logged("evolution")
     assert line["metric_calls"] == record["metric_calls"] >= 60
 
