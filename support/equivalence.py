@@ -69,6 +69,8 @@ def number(text: str) -> Number | None:
 
     >>> number(r"1\frac{1}{2}"), number("x")
     (Number(value=Fraction(3, 2), percent=False, decimals=0), None)
+    >>> number("1 2/2"), number("1 0/2")  # no mixed numbers
+    (None, None)
     >>> number(r"12.50\%")
     Number(value=Fraction(25, 2), percent=True, decimals=2)
     >>> number(r"1.2\times10^{3}").value, number("-10^{-3}").value
