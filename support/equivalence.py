@@ -47,6 +47,11 @@ class Number:
 
 
 def without_unit(text: str) -> str:
+    r"""What stands before the unit.
+
+    >>> without_unit("5 cm"), without_unit(r"\text{ab}\text{cd}")
+    ('5', '\\text{ab}\\text{cd}')
+    """
     match = _UNIT.search(text, max(0, len(text) - 60))
     if not match or not match.start() or _NOT_A_UNIT.search(match[1] or ""):
         return text
@@ -67,14 +72,14 @@ def _repeating(match: re.Match) -> str:
 def number(text: str) -> Number | None:
     r"""A tidy plain number, None for anything else.
 
-    >>> number(r"1\frac{1}{2}"), number("x")
-    (Number(value=Fraction(3, 2), percent=False, decimals=0), None)
+    >>> number(r"1\frac{1}{2}"), number("x"), number("_5")
+    (Number(value=Fraction(3, 2), percent=False, decimals=0), None, None)
     >>> number("1 2/2"), number("1 0/2")  # no mixed numbers
     (None, None)
     >>> number(r"12.50\%")
     Number(value=Fraction(25, 2), percent=True, decimals=2)
-    >>> number(r"1.2\times10^{3}").value, number("-10^{-3}").value
-    (Fraction(1200, 1), Fraction(-1, 1000))
+    >>> number(r"1.2345\times10^{2}"), number("-10^3").value
+    (Number(value=Fraction(2469, 20), percent=False, decimals=2), Fraction(-1000, 1))
     >>> number("12.00")  # exact: nobody rounded to an integer and wrote zeros behind it
     Number(value=Fraction(12, 1), percent=False, decimals=0)
     """
@@ -99,7 +104,11 @@ def number(text: str) -> Number | None:
 
 
 def _terminates(denominator: int) -> bool:
-    """3/8 is 0.375, and nobody would write it as 0.3750001."""
+    """3/8 is 0.375, and nobody would write it as 0.3750001.
+
+    >>> _terminates(8), _terminates(80), _terminates(3)
+    (True, True, False)
+    """
     return 10 ** denominator.bit_length() % denominator == 0
 
 
