@@ -19,7 +19,7 @@ from support import cli
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
 from support.messages import as_messages, as_template
-from support.run import Run
+from support.run import MAX_FAMILIES, Run, by_column
 from support.seams import filled
 from tiny.problems import FAMILIES
 from tools import report
@@ -181,6 +181,23 @@ def test_evolution_assigns_templates_to_hard_questions_only(small, run, tiny_pol
     assert record["weights"] == [sum(record["dev_scores"][k]) / len(record["dev_ids"]) for k in record["chosen"]]
     (line,) = run.logged("evolution")
     assert line["metric_calls"] == record["metric_calls"] >= 60
+
+
+def test_the_summary_sets_the_last_epoch_beside_the_state_before(run):
+    for epoch, accuracy in enumerate((0.1, 0.4, 0.3)):
+        run.log(
+            "epoch", epoch=epoch, accuracy={"hard": accuracy}, rollouts=9 * epoch, gepa_calls=epoch, hard_set=5 - epoch
+        )
+    summary = run.finish()
+    assert (summary["accuracy_before"], summary["accuracy"]) == ({"hard": 0.1}, {"hard": 0.3})
+    assert (summary["rollouts"], summary["gepa_calls"], summary["hard_set"]) == (18, 2, 3)
+    assert summary == json.loads((run.folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("values", [MAX_FAMILIES, MAX_FAMILIES + 1])
+def test_a_column_with_many_values_does_not_sort_questions_into_families(values):
+    columns = [{"family": f"f{n}"} for n in range(values)]
+    assert ("family" in by_column(columns, [1.0] * values)) == (values == MAX_FAMILIES)
 
 
 def test_a_system_part_is_sampled_as_a_system_message_and_trained_bare(small, tiny_policy, questions):
