@@ -462,6 +462,7 @@ def refused(capsys, *argv):
         (["--hard-set-min", "1000"], "--hard-set-min 1000"),
         (["--hard-set-min", "3"], "--hard-set-min 3"),
         (["--temperature", "0"], "--temperature 0"),
+        (["--vllm-memory", "1.5"], "--vllm-memory 1.5"),
         (["--questions-per-update", "64"], "--questions-per-update 64"),
         (["--gepa-budget", "huge"], "heavy_4"),
         (["--gepa-merge"], "--gepa-merge: it needs --gepa-system"),
