@@ -11,6 +11,7 @@ submission meets another one, nor an earlier part of itself.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ LAST_LINES = 12  # of a traceback
 
 def warm_up(given: Path) -> None:
     """Import what takes long: once, rather than for each job."""
+    gc.disable()  # the collector would go through a million imported objects again and again, and find nothing
     sys.path.insert(0, str(given))
     import gepa  # noqa: F401
     import peft  # noqa: F401
@@ -36,6 +38,8 @@ def warm_up(given: Path) -> None:
         if file.stem != "vllm_engine":  # it needs vLLM
             importlib.import_module(f"support.{file.stem}")
     import calls  # noqa: F401
+    gc.freeze()
+    gc.enable()
 
 
 def answer(request: dict) -> str:

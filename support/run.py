@@ -108,7 +108,7 @@ class Run:
         """Everything that the run needs to go on from here. Seeds are derived, so no generator's state is among it."""
 
         def write_files(folder: Path) -> None:
-            self.model.save_pretrained(folder / "adapter")
+            checkpoint.save_adapter(self.model, folder / "adapter")
             checkpoint.save_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
         with (self.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
@@ -284,7 +284,7 @@ class Run:
 
     def finish(self) -> dict:
         """Adapter and summary; returns the summary."""
-        self.model.save_pretrained(self.folder / "adapter")
+        checkpoint.save_adapter(self.model, self.folder / "adapter")
         epochs = self.logged("epoch")
         summary = {
             "method": self.cfg.method,

@@ -24,6 +24,9 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing compiles, but bitsandbytes wo
 # A worker keeps the memory that it has had, or glibc would ask for it anew, zeroed, with every tensor.
 os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**30)
 
+# Nobody cuts the power while the tests run.
+os.fsync = lambda handle: None
+
 # Importing makes millions of objects, none of them garbage: the collector looks neither while it goes on nor later.
 gc.disable()
 

@@ -115,6 +115,7 @@ def test_inputs_are_drawn_afresh():
 SPY = """
 import gc, os, sys, types
 from pathlib import Path
+gc.unfreeze()
 found = [name for name, module in sys.modules.items() if name in ("exam", "cases", "mistakes", "grade", "pytest")]
 found += [o for o in gc.get_objects() if isinstance(o, types.FunctionType) and o.__name__ == "group_advantages"
           and o.__module__ not in ("calls", "adapters")]

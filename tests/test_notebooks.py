@@ -25,16 +25,25 @@ import build  # noqa: E402
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What a cell has, and what it is run with here: the same code for fewer epochs, passes, responses and questions.
 SHORTER = {
-    "1": [("logit=1.0, count=1000)", "logit=1.0, count=200)")],
-    "2": [('gepa_budget="400"', 'gepa_budget="100"'), (".ask)][:10]", ".ask)][:3]")],
+    "1": [
+        ("logit=1.0, count=1000)", "logit=1.0, count=200)"),
+        ("questions[:48], questions[144:]", "questions[:12], questions[144:154]"),
+    ],
+    "2": [
+        ('gepa_budget="400"', 'gepa_budget="100"'),
+        (".ask)][:10]", ".ask)][:3]"),
+        ("for q in hard for z in templates_of(q)", "for q in hard[:10] for z in templates_of(q)"),
+    ],
     "3": [
         ("passes=3", "passes=1"),
         ('train.jsonl")[:48]', 'train.jsonl")[:16]'),
         ('hard.jsonl")[:60]', 'hard.jsonl")[:20]'),
+        ("held_out[:20]) / 20", "held_out[:5]) / 5"),
     ],
     "4": [
         ("epochs=4,", "epochs=3,"),
         ('gepa_budget="250"', 'gepa_budget="100"'),
+        ('hard.jsonl")[:50]', 'hard.jsonl")[:20]'),
         ('train.jsonl")[:64]', 'train.jsonl")[:32]'),
     ],
     "5": [("epochs=3,", "epochs=2,"), ('gepa_budget="200"', 'gepa_budget="60"')],

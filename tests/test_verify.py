@@ -153,8 +153,9 @@ def test_what_is_still_to_be_solved_answers_only_what_is_so_too():
     assert equivalent("e^y=x", r"y=\ln x")  # this one has unknowns on either side
 
 
-def test_labelled_pairs():
+def test_labelled_pairs(monkeypatch):
     """Not one that differs is paid, and hardly one that is the same is not."""
+    monkeypatch.setattr(sandbox, "WORKERS", 1)  # the one that is there is warm; how several share is sandbox's test
     assert len(PAIRS) >= 500 and len({(answer, reference) for answer, reference, *_ in PAIRS}) == len(PAIRS)
     grades = grade_batch([rf"\boxed{{{answer}}}" for answer, *_ in PAIRS], [reference for _, reference, *_ in PAIRS])
     missed = {"same": [], "different": []}
