@@ -29,15 +29,19 @@ def warm_up(given: Path) -> None:
     gc.disable()  # the collector would go through a million imported objects again and again, and find nothing
     sys.path.insert(0, str(given))
     import gepa  # noqa: F401
-    import peft  # noqa: F401
+    import peft
     import torch
-    from transformers import AutoModelForCausalLM  # noqa: F401
+    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
+    # A model of the same kind brings in what both libraries import only when they are used.
+    model = AutoModelForCausalLM.from_pretrained(given / "tiny" / "united" / "model")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear"))
     for file in sorted((given / "support").glob("*.py")):
         if file.stem != "vllm_engine":  # it needs vLLM
             importlib.import_module(f"support.{file.stem}")
     import calls  # noqa: F401
+
     gc.freeze()
     gc.enable()
 

@@ -28,7 +28,9 @@ os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = st
 os.fsync = lambda handle: None
 
 # Importing makes millions of objects, none of them garbage: the collector looks neither while it goes on nor later.
+# What the tests leave is little, so it looks less often than it would.
 gc.disable()
+gc.set_threshold(10_000)
 
 
 def pytest_collection_finish():

@@ -14,9 +14,11 @@ from bench import gpu
 # A module that is None in sys.modules cannot be imported or found, as if it were not installed.
 RUN = """
 import gc, runpy, sys
-gc.disable()  # a third of the time of such a start
+gc.disable()  # the collector takes a third of such a start, and as much again when it looks at all that was imported
 for name in {missing}:
     sys.modules[name] = None
+import grpo
+gc.freeze()
 sys.argv = ["bench/gpu.py", "--smoke", *{arguments}]
 runpy.run_path("bench/gpu.py", run_name="__main__")
 """

@@ -23,7 +23,7 @@ REPO = Path(verify.__file__).parent
 def impatient(monkeypatch):
     """A short limit, so that hanging answers do not take up the test run's time."""
     equivalent("x+1", "x+2")  # a worker that has started
-    monkeypatch.setattr(sandbox, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(sandbox, "TIME_LIMIT", 0.2)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_nothing_reaches_eval_and_nothing_printed_is_a_verdict(tmp_path):
     assert sandbox.ask([tuple(question) for question in questions]) == [True, True, False, True, True]
 
 
-def test_off_the_main_thread():
+def test_off_the_main_thread(impatient):
     results = {}
 
     def work(i: int) -> None:
