@@ -6,6 +6,7 @@ where GEPA selects and the policy learns.
 """
 
 import dataclasses
+import functools
 import json
 import random
 import re
@@ -77,7 +78,7 @@ each_world = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def share_going_on(world, applies):
     """Share of the drawn decisions that go on, in whole chains to which `applies`(instruction, question, response)."""
     rng, labels = random.Random(0), []
-    for _ in range(6000):
+    for _ in range(3000):
         message, response, drawn = solve_example(rng, world)
         instruction, _, question = message.rpartition("\n\n")
         if len(drawn) > max(EASY) and applies(instruction, question, response):
@@ -165,8 +166,11 @@ def base(bases, world):
     return bases[world.model]
 
 
+splits = functools.cache(problems.splits)
+
+
 def held_out(name="hard", family=None):
-    return [problem for problem in problems.splits()[name] if family in (None, problem.family)]
+    return [problem for problem in splits()[name] if family in (None, problem.family)]
 
 
 def first_hint(problem):
@@ -178,7 +182,7 @@ def respond(policy, drawn, template="", seed=None, times=1):
     pick = template if callable(template) else lambda problem: template
     asked = [problem for problem in drawn for _ in range(times)]
     contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(pick(p), p.question)) for p in asked]
-    return list(zip(asked, [s.text for s in grpo.sample(policy, contexts, seed=seed)], strict=True))
+    return list(zip(asked, [s.text for s in grpo.sample(policy, contexts, seed=seed, adapter=False)], strict=True))
 
 
 def solved(*arguments, **settings):
@@ -191,7 +195,7 @@ def solved(*arguments, **settings):
 def solved_under(policy, templates, drawn):
     """{template: share of the greedy responses that are right}; one batch for all is quicker than one for each."""
     asked = [gepa_loop.apply_template(template, problem.question) for template in templates for problem in drawn]
-    texts = [s.text for s in grpo.respond(policy, asked, seed=None)]
+    texts = [s.text for s in grpo.respond(policy, asked, seed=None, adapter=False)]
     grades = iter(verify.grade_batch(texts, [str(problem.states[-1]) for problem in drawn] * len(templates)))
     return {template: sum(next(grades).reward for _ in drawn) / len(drawn) for template in templates}
 
@@ -242,7 +246,7 @@ def test_a_hint_as_a_system_message_reaches_two_families_of_the_divided_world(ba
 
 @each_world
 def test_easy_problems_are_easy(base):
-    easy = [problem for problem in problems.splits()["train"] if len(problem.states) in EASY]
+    easy = [problem for problem in splits()["train"] if len(problem.states) in EASY]
     assert len(easy) == 40
     assert solved(base, easy) >= 0.9
 
@@ -303,7 +307,7 @@ def test_the_base_reflects_it_adds_drops_and_in_the_divided_world_replaces(world
         for problem in failed
     ]
     context = grpo.chat_ids(base, gepa_loop.reflection_prompt("Stay calm. Be brief.", records))
-    replies = [s.text for s in grpo.sample(base, [context] * 100, seed=0, max_new_tokens=60)]
+    replies = [s.text for s in grpo.sample(base, [context] * 100, seed=0, max_new_tokens=60, adapter=False)]
     templates = [gepa_loop.parse_reflection(reply) for reply in replies]
     assert sum(template is not None for template in templates) >= 85
 
