@@ -95,7 +95,8 @@ def save_adapter(model: torch.nn.Module, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
     folder.mkdir(exist_ok=True)
-    save_file(get_peft_model_state_dict(model, save_embedding_layers=False), folder / "adapter_model.safetensors")
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     model.active_peft_config.save_pretrained(folder)
 
 

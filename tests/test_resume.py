@@ -73,6 +73,13 @@ def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
     assert synced == [path.stat().st_ino for path in (final / "data", final / "state.json", final, tmp_path)]
 
 
+def test_an_adapter_is_written_as_peft_writes_it(tiny_policy, tmp_path):
+    checkpoint.save_adapter(tiny_policy.model, tmp_path / "ours")
+    tiny_policy.model.save_pretrained(tmp_path / "its")
+    ours, its = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("ours", "its"))
+    assert ours == its
+
+
 def test_an_old_checkpoint_that_somebody_else_has_removed_is_no_error(tmp_path, monkeypatch):
     real = checkpoint.numbered
     monkeypatch.setattr(checkpoint, "numbered", lambda folder: [folder / "000000", *real(folder)])
