@@ -28,7 +28,7 @@ PARTS = {  # what is measured -> what the table calls it
     "p2o.held_out_accuracy": "evaluation",
     "verify.grade_batch": "grading",
     "support.run.Run.save": "checkpoints",
-    "support.run.Run.once": "journal of rollouts",
+    "support.run.Run.keep_rollouts": "journal of rollouts",
     "support.run.Run.log_rollouts": "log",
     "support.run.Run.log_epoch": "log",
 }
@@ -58,6 +58,7 @@ def measure(arguments: list[str]) -> Counter:
     import p2o
     import support.run
     import verify
+    from tools import cli
 
     modules = {"p2o": p2o, "grpo": grpo, "verify": verify, "support.run.Run": support.run.Run}
     seconds, stack = Counter(), []
@@ -65,7 +66,7 @@ def measure(arguments: list[str]) -> Counter:
         owner, _, function = name.rpartition(".")
         setattr(modules[owner], function, timed(getattr(modules[owner], function), part, seconds, stack))
     with tempfile.TemporaryDirectory() as folder:
-        timed(p2o.train, "everything else", seconds, stack)(p2o.parse_config([*arguments, "--runs", folder]))
+        timed(p2o.train, "everything else", seconds, stack)(cli.parse_config([*arguments, "--runs", folder]))
     return seconds
 
 

@@ -35,7 +35,7 @@ def kept_bytes(policy: grpo.Policy, rollouts: list[grpo.Rollout], cfg: p2o.Confi
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, _ = grpo.loss_of(policy, [r for r in rollouts if r.teaches], cfg, (len(rollouts), 1, 40))
+        loss, _ = grpo.loss_of(policy, [r for r in rollouts if r.has_signal], cfg, (len(rollouts), 1, 40))
     del loss
     return sum(kept.values())
 

@@ -42,7 +42,7 @@ from support.data import Question, label, load_questions, that_fit
 from support.errors import UserError, exit_code_of
 from support.presets import QWEN3
 from support.pretrained import load_tokenizer, silence_libraries
-from support.run import check_folder, seed_for
+from support.run import check_folder, recorded, seed_for
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental: the version is pinned
 # Options of p2o.py that TRL's trainer has no place for: those at their defaults are no loss.
@@ -354,7 +354,7 @@ def train(cfg: Config) -> None:
     trainer.add_callback(Alternation(trainer, held_out))
     trainer.remove_callback(PrinterCallback)
     if trainer.accelerator.is_main_process:  # all have looked into the folder: they have met since
-        (cfg.folder / "config.json").write_text(json.dumps(cfg.recorded(), indent=1))
+        (cfg.folder / "config.json").write_text(json.dumps(recorded(cfg), indent=1))
     trainer.train(resume_from_checkpoint=newest_checkpoint(cfg))
     trainer.save_model()
 
@@ -369,7 +369,7 @@ def parse_config(argv: list[str]) -> Config:
 
 
 def main(argv: list[str]) -> int:
-    return exit_code_of(lambda: train(parse_config(argv)))
+    return exit_code_of(lambda argv: train(parse_config(argv)), argv)
 
 
 if __name__ == "__main__":

@@ -1,50 +1,18 @@
-"""What gepa asks for: options, an object that evaluates candidates, one that proposes new ones. Batches throughout."""
+"""What gepa asks for: an object that evaluates candidates, one that proposes new ones. Batches throughout."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from gepa.core.adapter import EvaluationBatch
-from gepa.proposer import merge
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 
 from support.messages import as_template
-from support.settings import Settings
 
 BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn its budget
-
-
-@dataclass(frozen=True)
-class SearchConfig(Settings):
-    """What GEPA starts from, what it may change, among whom it chooses, and when it has had enough."""
-
-    gepa_seed_template: str = ""  # The template that evolution starts from
-    gepa_system: bool = False  # Evolve a system message, too: a second component, changed in turn with the template
-    gepa_merge: bool = False  # Cross two candidates of which each has changed a component that the other has not
-    gepa_front: Literal["instance", "objective", "hybrid", "cartesian"] = "instance"
-    """Whose best candidates become parents: each dev question's, each objective's (reward, form), both, each pair's."""
-    gepa_tokens: int = 0  # Tokens that an evolution may sample, responses and reflections together; 0 is no limit
-
-    def rules(self) -> dict[str, bool]:
-        return {
-            "--gepa-merge: it needs --gepa-system, for a template alone has nothing to cross": (
-                self.gepa_system or not self.gepa_merge
-            ),
-            f"--gepa-tokens {self.gepa_tokens}: 0 for no limit, or more": self.gepa_tokens >= 0,
-        }
-
-    @property
-    def gepa_seed(self) -> dict[str, str]:
-        """Candidate 0, a text for each component. gepa changes them in this order, so the template comes first.
-
-        >>> SearchConfig().gepa_seed, SearchConfig(gepa_system=True, gepa_seed_template="Add.").gepa_seed
-        ({'template': ''}, {'template': 'Add.', 'system': ''})
-        """
-        return {"template": self.gepa_seed_template} | ({"system": ""} if self.gepa_system else {})
 
 
 def metric_call_budget(auto: str, dev_size: int) -> int:
@@ -59,20 +27,6 @@ def metric_call_budget(auto: str, dev_size: int) -> int:
     trials = int(max(4 * math.log2(candidates), 1.5 * candidates))
     full_evaluations = (trials + 1) // 5 + 1 + (trials < 5)
     return dev_size + 5 * candidates + 35 * trials + full_evaluations * dev_size
-
-
-def common_ancestor(*args, agg_scores: list[float], **how):
-    """gepa's find_common_ancestor_pair, which raises if none of two candidates' common ancestors scores above 0.
-
-    It draws one of them by its score (`rng.choices`, whose weights must not all be 0), and the empty template of hard
-    questions scores 0. Otherwise scores are compared only, so all of them can be lifted by next to nothing.
-    """
-    lift = 1e-9 - min(0.0, *agg_scores)
-    return GEPA_COMMON_ANCESTOR(*args, agg_scores=[score + lift for score in agg_scores], **how)
-
-
-GEPA_COMMON_ANCESTOR = merge.find_common_ancestor_pair
-merge.find_common_ancestor_pair = common_ancestor
 
 
 @dataclass

@@ -295,8 +295,8 @@ def test_selection_sees_how_often_each_question_has_succeeded(small, tmp_path):
 
 def test_the_history_is_the_share_of_successes():
     state = p2o.State()
-    p2o.remember(state, [rollout("q", reward) for reward in (1.0, 1.0, 0.0, 1.0)])
-    p2o.remember(state, [rollout("q", reward, template="z") for reward in (1.0, 1.0, 0.0)])
+    p2o.remember_success_rates(state, [rollout("q", reward) for reward in (1.0, 1.0, 0.0, 1.0)])
+    p2o.remember_success_rates(state, [rollout("q", reward, template="z") for reward in (1.0, 1.0, 0.0)])
     assert state.history == {"q": [0.75]} and state.templated == {"q": [2 / 3]}
 
 

@@ -137,9 +137,9 @@ def test_micro_batches_hold_every_sequence_once_within_the_limit_longest_first(l
 
 def test_the_learning_rate_warms_up_and_stays():
     cfg = grpo.UpdateConfig(learning_rate=2.0, warmup=0.1)
-    assert grpo.warmed_up(0.05, cfg) == pytest.approx(1.0)
-    assert grpo.warmed_up(0.1, cfg) == grpo.warmed_up(1.0, cfg) == 2.0
-    assert grpo.warmed_up(0.01, dataclasses.replace(cfg, warmup=0.0)) == 2.0
+    assert grpo.learning_rate_at(0.05, cfg) == pytest.approx(1.0)
+    assert grpo.learning_rate_at(0.1, cfg) == grpo.learning_rate_at(1.0, cfg) == 2.0
+    assert grpo.learning_rate_at(0.01, dataclasses.replace(cfg, warmup=0.0)) == 2.0
 
 
 # ---------------------------------------------------------------------------------- sampling and log-probs, for real
@@ -326,7 +326,7 @@ def test_an_advantage_may_be_given_for_each_token(fresh_policy):
     torch.testing.assert_close(gradient_of(fresh_policy, rollouts), whole)
     for r in rollouts:
         r.advantage = [r.advantage[0]] + [0.0] * (len(r.response_ids) - 1)
-    assert all(r.teaches for r in rollouts)
+    assert all(r.has_signal for r in rollouts)
     first = gradient_of(fresh_policy, rollouts)
     assert 0 < first.norm() and (first - whole).norm() > 0.1 * whole.norm()
 

@@ -71,7 +71,7 @@ def test_a_diff_applies_compiles_and_changes_at_most_two_lines(diff, tmp_path):
 
 @pytest.mark.parametrize("options", FUNCTIONS, ids=lambda options: options[0][2:])
 def test_a_function_is_found_by_its_option_and_is_at_most_ten_lines(options):
-    function = find(options[0][2:], str(ROOT / options[1]), None)
+    function = find(options[0][2:], str(ROOT / options[1]))
     assert len(inspect.getsource(function).splitlines()) <= 10
 
 

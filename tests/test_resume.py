@@ -16,6 +16,7 @@ import p2o
 from bench import chaos, gpu
 from support import checkpoint, vital_signs
 from support.errors import UserError
+from tools import cli
 
 # --------------------------------------------------------------------------------------------- checkpoint and journal
 
@@ -159,7 +160,7 @@ def test_rollouts_are_not_sampled_again_after_a_stop(cfg, monkeypatch, capsys):
 
 @pytest.fixture
 def cfg(tmp_path):
-    return p2o.parse_config([*chaos.small_run(tmp_path), "--name", "run", "--epochs", "1"])
+    return cli.parse_config([*chaos.small_run(tmp_path), "--name", "run", "--epochs", "1"])
 
 
 def test_other_settings_are_refused_by_name_unless_allowed(cfg):

@@ -23,7 +23,7 @@ from p2o import Config
 from studies import make_worlds
 from support.data import Question, load_questions
 from support.errors import UserError
-from support.seams import SEAMS, check, filled
+from support.seams import SEAMS, check_variants, variant
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
 from tools import study
@@ -56,7 +56,7 @@ def ours(name, **settings):
     value, _ = grpo.policy_loss(
         logprobs, old, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip,
         aggregation=cfg.aggregation, whole=(4, int(mask.sum()), 10),
-        ratio=filled("ratio", cfg, grpo.importance_ratio), loss=filled("loss", cfg, grpo.surrogate),
+        ratio=variant("ratio", cfg, grpo.importance_ratio), loss=variant("loss", cfg, grpo.surrogate),
     )  # fmt: skip
     value.backward()
     return value.item(), logprobs.grad
@@ -488,7 +488,7 @@ def test_a_selection_by_history_resumes_to_the_same_run(small, name, monkeypatch
 )
 def test_a_variant_is_refused_in_one_line_without_what_it_needs(settings, complaint):
     with pytest.raises(UserError, match=complaint):
-        check(Config(**settings))
+        check_variants(Config(**settings))
 
 
 def test_every_seam_has_a_file():
@@ -551,7 +551,7 @@ def test_a_study_names_options_that_there_are(name):
         of_the_diff = options.pop("sample_bare", None)
         cfg = Config(**options)
         assert of_the_diff is None or cfg.advantage == "sdpo"
-        check(cfg)
+        check_variants(cfg)
 
 
 def test_the_worlds_of_the_studies_are_what_they_say():

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import p2o
-from tools import report
+from tools import cli, report
 
 # P2O has solved the tiny world after three. An option of the user's own comes later on the command line, and wins.
 EPOCHS = ("--epochs", "4")
 
 
 def main(argv: list[str]) -> None:
-    cfg = p2o.parse_config([*EPOCHS, *argv])
+    cfg = cli.parse_config([*EPOCHS, *argv])
     base = Path(cfg.runs) / (cfg.name or "demo")
     while base.exists():  # a second demo stands beside the first
         stem, _, number = base.name.rpartition("-")

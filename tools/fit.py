@@ -201,9 +201,9 @@ def main(argv: list[str]) -> None:
     if "--card-gb" in argv[:-1]:
         i = argv.index("--card-gb")
         card, argv = float(argv[i + 1]) * GIB, argv[:i] + argv[i + 2 :]
-    import p2o
+    from tools import cli
 
-    say(p2o.parse_config(argv), card)
+    say(cli.parse_config(argv), card)
 
 
 def say(cfg, card: float | None = None) -> None:

@@ -72,7 +72,7 @@ def needs_of(seam: str, function) -> list[str]:
     while open_:
         option, value = open_.popitem()
         found[option] = value
-        known = find(option, value, None) if option in SEAMS else None
+        known = find(option, value) if option in SEAMS else None
         open_ |= {more: wanted for more, wanted in getattr(known, "needs", {}).items() if more not in found}
     return [as_option(*item) for item in found.items() if item[0] != seam]
 

@@ -301,7 +301,7 @@ for method, run in runs.items():
 # <details><summary>solution</summary>
 #
 # ```python
-# weights = [w for r in runs["p2o"]["transcripts"][1] if r.teaches and r.distilled for w in r.token_weight]
+# weights = [w for r in runs["p2o"]["transcripts"][1] if r.has_signal and r.is_distilled for w in r.token_weight]
 # print(f"{weights.count(0.0)} of {len(weights)} tokens")
 # assert weights.count(0.0) < 0.05 * len(weights)
 # ```
