@@ -1,7 +1,6 @@
-"""bench/scale_costs.py: the arithmetic of scale/README.md."""
+"""lab/scale_costs.py: the arithmetic of docs/scale.md."""
 
 import doctest
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,18 +11,15 @@ from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-# By its path: bench/ on sys.path would hide the library trl behind bench/trl.py.
-spec = importlib.util.spec_from_file_location("scale_costs", ROOT / "bench" / "scale_costs.py")
-scale_costs = sys.modules["scale_costs"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(scale_costs)
+from lab import scale_costs
 
 
 def test_the_readme_shows_what_the_script_prints():
     printed = subprocess.run(
-        [sys.executable, "bench/scale_costs.py"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "lab/scale_costs.py"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert printed.count("\n") > 10
-    assert f"```\n{printed}```" in (ROOT / "scale" / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{printed}```" in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 
 
 def test_doctests():

@@ -98,7 +98,7 @@ def overview(studies: list[dict]) -> list[list[Cell | Markup]]:
     return rows
 
 
-def write_studies(results: Path = ROOT / "results") -> None:
+def write_studies(results: Path = ROOT / "lab" / "results") -> None:
     """All studies on one page, studies.html beside their results. It can be opened without a network.
 
     Args:
