@@ -1,7 +1,7 @@
 """How cost grows: CPU seconds and peak memory of sampling, scoring and one update, along one axis at a time.
 
-    python lab/growth.py               # every axis: lab/results/growth.md, .json and .png, about ten minutes
-    python lab/growth.py --threads     # instead: one round on 1, 2 and 4 threads, lab/results/threads.md
+    python lab/growth.py               # every axis; tables, and lab/results/growth.json; about ten minutes
+    python lab/growth.py --threads     # instead: one round on 1, 2 and 4 threads
 
 The model is a random one of the tiny model's shape (its vocabulary is an axis, so nothing depends on what it says), the
 questions are random tokens. Along each axis all else stays at 4 questions, G = 8, prompts and responses of 64 tokens
@@ -27,10 +27,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import matplotlib  # noqa: E402
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM  # noqa: E402
 
@@ -150,34 +146,13 @@ def table(axis: str, sizes: list[int], points: list[dict]) -> str:
     return "\n".join([*lines, f"| of the work | {' | '.join([f'{work} | '] * len(PARTS))} |"])
 
 
-def draw(measured: dict[str, list[dict]], file: Path) -> None:
-    figure, rows = plt.subplots(2, len(AXES), figsize=(14, 6.5))
-    for column, (axis, points) in enumerate(measured.items()):
-        label, sizes = AXES[axis]
-        for k, unit in enumerate(("CPU seconds", "MiB at peak")):
-            for part in PARTS:
-                costs = [max(point[part][k], 1e-3) for point in points]
-                rows[k][column].loglog(sizes, costs, marker="o", markersize=3, label=part)
-            rows[k][column].loglog(sizes, [costs[-1] * s / sizes[-1] for s in sizes], "k:", label="in proportion")
-            rows[k][column].set(xlabel=label, ylabel=unit if column == 0 else "")
-            rows[k][column].set_xticks(sizes[::2], [f"{size:,}" for size in sizes[::2]])
-            rows[k][column].minorticks_off()
-            rows[k][column].grid(alpha=0.25)
-    rows[0][0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-
-
 def growth() -> None:
-    out = ROOT / "lab" / "results" / "growth"
     measured = {}
     for axis, (_, sizes) in AXES.items():
         measured[axis] = [in_a_process(size=USUAL | {axis: size}, threads=1) for size in sizes]
         print(f"\n{table(axis, sizes, measured[axis])}", flush=True)
-    out.with_suffix(".json").write_text(json.dumps({"axes": AXES, "measured": measured}) + "\n")
-    tables = [table(axis, AXES[axis][1], points) for axis, points in measured.items()]
-    out.with_suffix(".md").write_text("\n\n".join(["Made by `python lab/growth.py`.", *tables]) + "\n")
-    draw(measured, out.with_suffix(".png"))
+    out = ROOT / "lab" / "results" / "growth.json"
+    out.write_text(json.dumps({"axes": AXES, "measured": measured}) + "\n")
 
 
 def threads() -> None:
@@ -190,8 +165,6 @@ def threads() -> None:
             found = in_a_process(threads=count, **work)
             lines.append(f"| {name} | {count} | " + " | ".join(f"{found[part][0]:.2f}" for part in PARTS) + " |")
             print(lines[-1], flush=True)
-    page = "Made by `python lab/growth.py --threads`.\n\n" + "\n".join(lines) + "\n"
-    (ROOT / "lab" / "results" / "threads.md").write_text(page)
 
 
 def main() -> None:

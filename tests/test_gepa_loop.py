@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from gepa.proposer import merge
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -224,7 +223,7 @@ def test_reflections_of_one_iteration_go_out_as_one_batch():
     assert max(sizes) == 4
 
 
-# --------------------------------------------------------------------------------- components, merges, fronts, tokens
+# --------------------------------------------------------------------------------- components, fronts, tokens
 
 
 def respond_to_parts(messages):
@@ -252,37 +251,6 @@ def test_a_system_message_and_a_template_evolve_in_turn():
     assert found.candidates[0] == "" and all(len(parents) == 1 for parents in found.parents)
     assert found.weights == [1.0]
     assert [found.candidates[k] for k in found.chosen] == ["RED\n<the system message ends here>\n\nBLUE"]
-
-
-def specialists():
-    """A reflection model that once has the template BLUE and the system message RED, and then nothing of use."""
-    replies = iter([["BLUE", "RED", "BLUE", "RED"]])
-    return lambda prompts: [f"```\n{word}\n```" for word in next(replies, ["green"] * len(prompts))]
-
-
-def test_a_merge_takes_each_component_from_the_parent_that_changed_it():
-    found = evolve_parts(specialists(), gepa_merge=True)
-    one, other = "BLUE", "RED\n<the system message ends here>"
-    assert found.candidates == ["", one, other, f"{other}\n\n{one}"]
-    assert found.parents == [[None], [0], [0], [1, 2]]  # of the empty seed, which solves nothing
-    assert found.chosen == [3] and found.weights == [1.0]
-    assert len(evolve_parts(specialists()).candidates) == 3  # no reflection brings the two together
-
-
-def test_gepa_alone_cannot_merge_children_of_a_seed_that_solves_nothing(monkeypatch):
-    """If this fails, gepa was mended: common_ancestor can go."""
-    monkeypatch.setattr(merge, "find_common_ancestor_pair", gepa_glue.GEPA_COMMON_ANCESTOR)
-    with pytest.raises(ValueError, match="Total of weights"):
-        evolve_parts(specialists(), gepa_merge=True)
-
-
-def test_scores_are_lifted_without_changing_their_order(monkeypatch):
-    seen = []
-    monkeypatch.setattr(gepa_glue, "GEPA_COMMON_ANCESTOR", lambda *_, agg_scores: seen.append(agg_scores))
-    for scores in ([0.0, 0.5, 0.5], [-1.0, -0.5, 0.0]):
-        gepa_glue.common_ancestor(agg_scores=scores)
-        assert [sorted(seen[-1]).index(x) for x in seen[-1]] == [sorted(scores).index(x) for x in scores]
-        assert min(seen[-1]) > 0
 
 
 @pytest.mark.parametrize("front, both", [("instance", True), ("objective", False), ("hybrid", True)])
@@ -330,7 +298,7 @@ def test_a_search_ends_when_its_tokens_are_spent():
 
 
 def test_a_search_that_goes_on_from_a_journal_has_spent_the_same_tokens(tmp_path):
-    cfg = EvolutionConfig(gepa_dev_size=8, gepa_system=True, gepa_merge=True, gepa_tokens=1500)
+    cfg = EvolutionConfig(gepa_dev_size=8, gepa_system=True, gepa_tokens=1500)
 
     def search(file, calls_until_killed):
         left = iter(range(calls_until_killed))

@@ -209,7 +209,7 @@ def test_a_system_part_is_sampled_as_a_system_message_and_trained_bare(small, ti
 
 
 def test_both_components_evolve_on_the_real_model(small, run, tiny_policy, questions):
-    options = {"gepa_system": True, "gepa_merge": True, "gepa_front": "hybrid", "gepa_budget": "200"}
+    options = {"gepa_system": True, "gepa_front": "hybrid", "gepa_budget": "200"}
     assignment = p2o.evolve_templates(tiny_policy, questions, dataclasses.replace(small, **options), 1, run)
     record = json.loads((run.folder / "templates" / "epoch-1.json").read_text())
     messages = [as_messages(gepa_loop.apply_template(z, "?")) for z in record["candidates"]]
@@ -471,7 +471,6 @@ def refused(capsys, *argv):
         (["--vllm-memory", "1.5"], "--vllm-memory 1.5"),
         (["--questions-per-update", "64"], "--questions-per-update 64"),
         (["--gepa-budget", "huge"], "heavy_4"),
-        (["--gepa-merge"], "--gepa-merge: it needs --gepa-system"),
         (["--gepa-tokens", "-1"], "--gepa-tokens -1"),
         (["--soft-clip", "--no-ratio-mask"], "soft clip is a kind of ratio mask"),
         (["--clip-low", "1.5"], "clip-low"),

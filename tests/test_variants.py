@@ -27,9 +27,8 @@ from support.seams import SEAMS, check, filled
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
 from tools import study
-from variants import advantage, evolve, gps, keep, loss, ratio, select, table
+from variants import advantage, evolve, given, gps, keep, loss, ratio, select, table
 from variants.example import advantaged, asked, rewarded
-from variants.rivals import given
 
 TRL = json.loads((ROOT / "tests" / "data" / "trl_losses.json").read_text())
 NAMES = {
@@ -581,7 +580,7 @@ def test_a_pattern_is_a_task_that_hints_solve(tiny_policy):
 
 def test_sdpo_applies_samples_bare_and_lets_the_templated_self_score(tmp_path, tiny_policy, monkeypatch):
     shutil.copy(ROOT / "p2o.py", tmp_path)
-    diff = ROOT / "variants" / "rivals" / "sdpo.diff"
+    diff = ROOT / "variants" / "sdpo.diff"
     subprocess.run(["git", "apply", str(diff)], cwd=tmp_path, check=True)  # which changes this file and no other
     spec = importlib.util.spec_from_file_location("p2o_of_the_diff", tmp_path / "p2o.py")
     changed = importlib.util.module_from_spec(spec)

@@ -108,7 +108,7 @@ def write_studies(results: Path = ROOT / "lab" / "results") -> None:
     if not studies:
         raise UserError(f"{results}: no study has left its results there")
     fields = {"title": "all studies", "note": NOTE, "studies": studies, "overview": (OVERVIEW, overview(studies))}
-    print(f"studies: {write_page(results / 'studies.html', ['tables.js'], **fields)}")
+    print(f"studies: {write_page(results / 'studies.html', **fields)}")
 
 
 def main(argv: list[str]) -> None:

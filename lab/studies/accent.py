@@ -1,6 +1,6 @@
 """How much of the hints' accent has leaked into the bare policy? Of a study's runs whose folders are still there.
 
-    python lab/studies/accent.py parts [RUNS]    # reads runs/parts (or RUNS/parts), writes lab/results/parts-accent.md
+    python lab/studies/accent.py parts [RUNS]    # reads runs/parts (or RUNS/parts), prints a table
 
 In the divided world a hinted response opens with a word in four cases of five, as bare ones never do. The word does
 nothing for the answer. It is counted in 400 bare responses to held-out hard questions, sampled at temperature 1 from
@@ -43,8 +43,7 @@ def main() -> None:
             print(f"{variant}, seed {seed}: {shares[variant][-1]:.2%}", flush=True)
     lines = ["| variant | bare responses with the accent | by seed |", "| --- | --- | --- |"]
     lines += [f"| {v} | {statistics.fmean(s):.2%} | {', '.join(f'{x:.2%}' for x in s)} |" for v, s in shares.items()]
-    page = f"Made by `python lab/studies/accent.py {name}`.\n\n" + "\n".join(lines) + "\n"
-    (ROOT / "lab" / "results" / f"{name}-accent.md").write_text(page)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

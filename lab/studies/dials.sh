@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Tiny models with a dial turned, each by a fine-tune of 300 steps (about two minutes on one CPU core): bare-P for
-# lab/studies/bottom.toml and lab/studies/bound.toml, hinted-P for lab/studies/top.toml; of the divided world, locked (no hint helps
-# the clock) and accented (hints work only in responses that open with a word that the bare model never writes); and
+# phase.toml and bound.toml, hinted-P for phase.toml; of the divided world, locked (no hint helps the clock) and accented (hints work only in responses that open with a word that the bare model never writes); and
 # range, the divided world with bare success rates from about 0.9 to 0.01 on the questions that go to runs/range. What is
 # there already is left alone.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 turn() {
     [ -f "runs/dials/$1/done" ] || { "$python" tiny/train_base.py --start tiny/united/model --decision-steps 300 \
