@@ -1,4 +1,4 @@
-"""What losses, update and loop promise, in numbers computed by hand. What survived bench/mutate.py led here."""
+"""What losses, update and loop promise, in numbers computed by hand. Mutants that once survived led here."""
 
 import dataclasses
 import json

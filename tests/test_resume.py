@@ -13,7 +13,7 @@ from test_grpo import gradient_of, rollouts_of
 
 import grpo
 import p2o
-from bench import chaos, gpu
+from lab import chaos, gpu
 from support import checkpoint, vital_signs
 from support.errors import UserError
 from tools import cli
@@ -129,7 +129,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
 
 
 def test_the_card_s_check_kills_and_resumes_a_run(tmp_path):
-    """bench/gpu.py's seventh measurement; it stands here since it forks the same prepared process as the others."""
+    """lab/gpu.py's seventh measurement; it stands here since it forks the same prepared process as the others."""
     setup = gpu.Setup(shape=None, folder=tmp_path / "model", response_tokens=16, sequence=64, smoke=True)
     found, good = gpu.tiny_world(setup)
     assert good and found["killed"] and set(found["accuracy"]) == {"hard", "ood"}

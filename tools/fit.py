@@ -2,7 +2,7 @@
 
 Estimates from the architecture alone, before anything is loaded. tests/test_fit.py holds the memory of training to a
 count of every tensor that the real architectures' passes make, and to measured peaks of small models on a CPU. Nothing
-holds the hours to anything but what a card's data sheet says. bench/gpu.py measures both on the card at hand, where
+holds the hours to anything but what a card's data sheet says. lab/gpu.py measures both on the card at hand, where
 there may be neither gepa nor tyro: so what needs them is imported where it is used.
 """
 

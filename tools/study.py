@@ -125,11 +125,11 @@ def run_study(
     failed.
 
     Args:
-        file: A TOML file; see studies/main.toml.
+        file: A TOML file; see lab/studies/main.toml.
         only: Texts: run the variants that have one of them in their names. The results of the others stay as they are.
         jobs: Runs at once, each on one thread unless the file says otherwise. Give 1 for models that fill a GPU.
         runs: Where the runs are kept.
-        kept: Count as done what results/NAME.json has under the same options, though the run itself is gone.
+        kept: Count as done what lab/results/NAME.json has under the same options, though the run itself is gone.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least one run at a time")
@@ -328,7 +328,7 @@ def write_results(file: Path, study: Study, results: dict[str, list[dict]], fail
     """NAME.json, NAME.md and NAME.png; nothing if there is no run to speak of."""
     out = results_file(file)
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    record = {"command": f"python p2o.py study {file.parent.name}/{file.name}"}
+    record = {"command": f"python p2o.py study {file}"}
     record |= merged(known, study, results, failures)
     if not any(record["results"].values()):
         return

@@ -10,7 +10,7 @@ import torch
 
 import grpo
 from support.seams import needs
-from variants.rivals import given
+from variants import given
 
 Group = list[grpo.Rollout]
 

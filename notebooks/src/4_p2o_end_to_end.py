@@ -308,4 +308,4 @@ for method, run in runs.items():
 # </details>
 #
 # This was one seed on a third of the questions. The repository's README has the tables with several seeds and all questions, from
-# `python p2o.py study studies/main.toml`. Next: [5 · Your model, your data, your GPU](5_your_model_your_data_your_gpu.ipynb).
+# `python p2o.py study lab/studies/main.toml`. Next: [5 · Your model, your data, your GPU](5_your_model_your_data_your_gpu.ipynb).
