@@ -94,6 +94,11 @@ def gradients(policy, seed=0):
     return found
 
 
+def same_gradients(found, expected):
+    """Each parameter's, by the norm of the difference: single entries may have no digits but rounding's."""
+    return all((found[name] - expected[name]).norm() <= 1e-5 * expected[name].norm() for name in expected)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_four_bits_load_sample_train_save_reload_generate(family, tmp_path):
     model = make_model(tmp_path / "base", family)
@@ -131,7 +136,7 @@ def test_sampling_first_does_not_change_the_gradients_in_four_bits(qwen3):
     fresh, used = load(qwen3, load_in_4bit=True), load(qwen3, load_in_4bit=True)
     grpo.sample(used, [[5, 6, 7]], seed=0)
     before, after = gradients(fresh), gradients(used)
-    assert all(torch.allclose(before[n], after[n], atol=1e-6) for n in before)
+    assert same_gradients(after, before)
     assert all(g.norm() > 0 for g in before.values())
 
 
@@ -200,7 +205,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(qwen3, four_bit)
         return sum(sizes)
 
     a, b = gradients(plain), gradients(frugal)
-    assert all(torch.allclose(a[n], b[n], atol=1e-6) for n in a)
+    assert same_gradients(b, a)
     assert saved(frugal) < saved(plain) / 4
 
 
@@ -240,9 +245,7 @@ def test_a_large_vocabulary_is_never_held_for_all_tokens(tmp_path, monkeypatch):
     chunked.sum().backward()
     assert rows == [8] * 30  # 15 chunks forward, and again backward
     assert max(size for size in kept if size != head.weight.numel()) < 8 * 20_000
-    for name, parameter in policy.model.named_parameters():
-        if parameter.requires_grad:
-            assert torch.allclose(parameter.grad, expected[name], atol=1e-4)
+    assert same_gradients({name: p.grad for name, p in policy.model.named_parameters() if p.requires_grad}, expected)
 
 
 def test_no_pass_is_larger_than_the_token_limit_and_the_largest_comes_first(qwen3):

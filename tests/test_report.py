@@ -64,8 +64,14 @@ def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
     taught = [line for line in seen if line["new_logprobs"] is not None]
     distilled = [line for line in taught if line["template"]]
     assert distilled and all(line["old_logprobs"] != line["sampled_logprobs"] for line in distilled)
-    moved = [line for line in taught if line["new_logprobs"] != line["old_logprobs"]]
+
+    def gap(line):
+        """Of the batch's first update it is 0 but for rounding, and transcripts round to four digits."""
+        return max(abs(new - old) for new, old in zip(line["new_logprobs"], line["old_logprobs"], strict=True))
+
+    moved = [line for line in taught if gap(line) > 1e-3]
     assert moved and len(moved) < len(taught)  # by the batch's first update, which sees nothing moved itself
+    assert all(gap(line) < 2e-4 for line in taught if line not in moved)
 
 
 def test_warnings_are_in_the_log_as_well_as_on_the_screen(tmp_path, tiny_policy, capsys):
