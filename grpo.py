@@ -348,6 +348,7 @@ class Policy:
     cfg: PolicyConfig
     stop_ids: list[int]  # any of these ends a response (and belongs to it)
     engine: object = None  # None samples with transformers; else an object with sample(), see support/vllm_engine.py
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None  # hidden states -> logits; None is the output layer
 
     @property
     def device(self) -> torch.device:
@@ -373,7 +374,8 @@ def load_policy(
     from peft import LoraConfig, PeftModel, get_peft_model
 
     tokenizer = pretrained.load_tokenizer(cfg.model)
-    base, stop_ids = pretrained.load_base(cfg.model, tokenizer, cfg.load_in_4bit)
+    config = pretrained.load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
+    base, stop_ids = pretrained.load_base(cfg.model, config, tokenizer, cfg.load_in_4bit)
     if cfg.gradient_checkpointing:
         pretrained.checkpoint_activations(base)
     if adapter:
@@ -381,8 +383,9 @@ def load_policy(
     else:
         torch.manual_seed(seed)
         lora = LoraConfig(
-            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
+            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
+            exclude_modules=pretrained.without_adapter(base) or None,
+        )  # fmt: skip
         model = get_peft_model(base, lora)
     pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
@@ -391,6 +394,7 @@ def load_policy(
 
         longest = longest_sequence or cfg.max_prompt_tokens + cfg.max_response_tokens
         policy.engine = VllmEngine(policy.model, tokenizer, cfg, max_model_len=longest, seed=seed)
+    pretrained.prove(policy, [chat_ids(policy, text) for text in pretrained.PROBES], sample, logprobs_of)
     return policy
 
 
@@ -543,6 +547,7 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     computes each chunk again.
     """
     # --- solution: part 4 ---
+    pretrained.set_training_mode(policy.model)
     causal_lm, pad = policy.model.get_base_model(), policy.tokenizer.pad_token_id
     rows = [b for b, r in enumerate(responses) for _ in r]
     columns = [t for r in responses for t in range(len(r))]
@@ -555,10 +560,12 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
         # The hidden state at position p predicts token p + 1: a response that begins at p = len(context) is predicted
         # from len(context) - 1 on.
         positions = [len(contexts[b]) - 1 + t for b, t in zip(rows, columns, strict=True)]
-        hidden = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, D]
+        hidden = pretrained.body_of(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[
+            rows, positions
+        ]  # [N, D]
     tokens = torch.tensor([token for r in responses for token in r], device=policy.device)  # [N]
-    head, temperature = causal_lm.get_output_embeddings(), policy.cfg.temperature
-    chunk = max(1, LOGIT_CHUNK // head.weight.shape[0])
+    head, temperature = policy.head or causal_lm.get_output_embeddings(), policy.cfg.temperature
+    chunk = max(1, LOGIT_CHUNK // causal_lm.config.get_text_config().vocab_size)
     values = []
     for part, chosen in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
         if torch.is_grad_enabled():
@@ -573,7 +580,6 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
 @torch.no_grad()
 def logprobs_of(policy: Policy, contexts: list[list[int]], responses: list[list[int]], adapter: bool = True):
     """`token_logprobs` without gradients, in micro-batches, as one list of floats for each response."""
-    policy.model.eval()
     values: list[list[float]] = [[] for _ in contexts]
     lengths = [len(c) + len(r) for c, r in zip(contexts, responses, strict=True)]
     with nullcontext() if adapter else policy.model.disable_adapter():
@@ -655,7 +661,6 @@ def loss_of(
     metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", whole).item()
     if cfg.kl_coef:
         reference = as_rows(logprobs_of(policy, contexts, responses, adapter=False))  # log pi_ref(y | x), [B, T]
-        policy.model.train()
         kl = aggregate(kl_k3(logprobs, reference), mask, cfg.aggregation, whole)
         loss, metrics["kl"] = loss + cfg.kl_coef * kl, kl.item()
     return loss, metrics | {"loss": loss.item()}
@@ -677,7 +682,6 @@ def update_policy(
     whole = (len(rollouts), sum(len(r.response_ids) for r in rollouts), policy.cfg.max_response_tokens)
     metrics = Counter(loss=0.0, clip_fraction=0.0, approx_kl=0.0, dual_clip_fraction=0.0, masked=0.0)
     optimizer.zero_grad(set_to_none=True)  # what a try that ran out of memory has left
-    policy.model.train()
     lengths = [len(r.trained_context) + len(r.response_ids) for r in learned]
     for batch in micro_batches(lengths, policy.cfg.micro_batch_tokens):
         loss, part = loss_of(policy, [learned[i] for i in batch], cfg, whole)
@@ -688,5 +692,4 @@ def update_policy(
     if learned and not metrics["skipped"]:  # without any signal, Adam's momentum would move the weights all the same
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    policy.model.eval()
     return dict(metrics)

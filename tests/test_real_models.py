@@ -215,9 +215,10 @@ def test_a_card_takes_the_whole_model_in_its_16_bits(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
     with pytest.raises(LookupError):
-        pretrained.load_base("some/model", None, load_in_4bit=False)
+        pretrained.load_base("some/model", None, None, load_in_4bit=False)
     assert asked == {
-        "model": "some/model", "device_map": {"": 0}, "dtype": torch.bfloat16, "quantization_config": None
+        "model": "some/model", "config": None, "device_map": {"": 0}, "dtype": torch.bfloat16,
+        "quantization_config": None, "output_loading_info": True,
     }  # fmt: skip
 
 
