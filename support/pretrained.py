@@ -130,8 +130,12 @@ def first_line(error: Exception) -> str:
 
 def body_of(causal_lm: torch.nn.Module) -> torch.nn.Module:
     """The part of a model that turns token ids into hidden states; the rest is its head."""
+    from transformers import PreTrainedModel
+
     body = causal_lm.base_model
-    return causal_lm.get_decoder() if body is causal_lm else body  # Llama 4 has its body under another name
+    if body is causal_lm:  # Llama 4 has it under another name than the one that it tells
+        body = next((part for part in causal_lm.children() if isinstance(part, PreTrainedModel)), body)
+    return body
 
 
 def mix_precision(model: torch.nn.Module) -> None:
@@ -235,46 +239,63 @@ EXACT, ROUNDED = 1e-3, 0.1  # nats; a wrong state or mask costs more than 0.3, b
 
 
 def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable) -> None:
-    """UserError if the two disagree about a few tokens: of prompts of unequal length, and rows that end early.
+    """UserError if the two disagree about a few tokens after prompts of unequal length.
 
     It asks no name of an architecture. Whatever a model does that the sampler's cache or the trainer's padding does not
     know about, shows here, before anything is written.
     """
-    model, every_third = policy.model, list(range(0, policy.model.config.get_text_config().vocab_size, 3))
     contexts = contexts * 2  # the trainer reads repeated prompts once: support/shared_prompt.py
-    samples = sample(replace(policy, stop_ids=every_third), contexts, seed=0, max_new_tokens=6)
-    responses, half = [s.response_ids for s in samples], len(contexts) // 2
-    trained = logprobs_of(policy, contexts, responses) + logprobs_of(policy, contexts[:half], responses[:half])
-    sampled = [s.sampled_logprobs for s in samples + samples[:half]]
+    whole = sample(replace(policy, stop_ids=[]), contexts, seed=0, max_new_tokens=8)
+    # The same once more, but now the first row ends at its second token, and the others go on without it.
+    cut = sample(replace(policy, stop_ids=[whole[0].response_ids[1]]), contexts, seed=0, max_new_tokens=8)
+    trained, sampled, half = [], [], len(contexts) // 2
+    for samples in (whole, cut, whole[:half]):  # of the last no prompt is repeated
+        trained += logprobs_of(policy, contexts[: len(samples)], [s.response_ids for s in samples])
+        sampled += [s.sampled_logprobs for s in samples]
     gap = (torch.tensor(sum(trained, [])) - torch.tensor(sum(sampled, []))).abs()
-    exact = all(p.dtype == torch.float32 for p in model.parameters())  # neither bf16 nor 4 bits
+    exact = all(p.dtype == torch.float32 for p in policy.model.parameters())  # neither bf16 nor 4 bits
     worst, limit = (gap.max().item(), EXACT) if exact else (gap.mean().item(), ROUNDED)
     if not worst <= limit:  # nor if it is not a number
+        name = type(policy.model.get_base_model()).__name__
         raise UserError(
-            f"--model {policy.cfg.model}: sampler and trainer disagree about {type(model.get_base_model()).__name__}: "
-            f"the log-probs of the same tokens differ by {worst:.2g}, and rounding allows for {limit:g}. "
-            "This code does not know how that architecture keeps its state, and would train it wrongly"
+            f"--model {policy.cfg.model}: sampler and trainer disagree about {name}: the log-probs of the same tokens "
+            f"differ by {worst:.2g}, and rounding allows for {limit:g}. This code does not know how that architecture "
+            "keeps its state, and would train it wrongly"
         )
 
 
+@torch.no_grad()
 def without_adapter(base: torch.nn.Module) -> list[str]:
     """Names of the linear layers on which an adapter would do nothing, or break the model."""
     from transformers.pytorch_utils import Conv1D
 
-    decoder, plain = base, {"Linear", "Conv1D", "Linear4bit"}
+    decoder, names, special = base, [], {}
     if base.config.get_text_config() is not base.config:
         decoder = base.get_decoder()  # what sees or hears stays as it is: the prompts are text
-    trained, names = set(decoder.modules()), []
+    trained = set(decoder.modules())
     for parent_name, parent in base.named_modules():
         # A Mamba mixer's fused kernel reads this layer's weights past the layer, and past an adapter on it.
         is_mamba = hasattr(parent, "conv1d") and hasattr(parent, "D")
         for name, module in parent.named_children():
-            if isinstance(module, torch.nn.Linear | Conv1D) and module is not base.get_output_embeddings():
-                # A layer of its own kind, such as a router, returns something else than a linear layer.
-                is_special = type(module).__name__ not in plain
-                if is_special or module not in trained or is_mamba and name == "out_proj":
-                    names.append(f"{parent_name}.{name}")
-    return names
+            if not isinstance(module, torch.nn.Linear | Conv1D) or module is base.get_output_embeddings():
+                continue
+            if module not in trained or is_mamba and name == "out_proj":
+                names.append(f"{parent_name}.{name}")
+            elif type(module).__name__ not in ("Linear", "Conv1D", "Linear4bit"):
+                special[module] = f"{parent_name}.{name}"
+    # A linear layer of the model's own kind may return something else, as a router does: see what it returns.
+    plain = set()
+
+    def look(module, inputs, output):
+        if isinstance(output, torch.Tensor):
+            plain.add(module)
+
+    hooks = [module.register_forward_hook(look) for module in special]
+    if special:
+        base(input_ids=torch.tensor([[1, 2, 3, 4]], device=base.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return names + [name for module, name in special.items() if module not in plain]
 
 
 def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
