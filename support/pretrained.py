@@ -151,8 +151,9 @@ def mix_precision(model: torch.nn.Module) -> None:
     dtype = head.weight.dtype
     if dtype == torch.float32:
         return  # as loaded: a CPU, or a card without bfloat16
-    body.forward = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)(body.forward)
-    for module in model.modules():
+    for part in {body, base.get_decoder()}:  # OPT calls its decoder past its body
+        part.forward = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)(part.forward)
+    for module in body.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False  # or each adapter keeps a rounded copy of its own of its input
     head.float()  # a tied embedding becomes float32 with it, but what it hands to the layers must not
@@ -235,7 +236,9 @@ def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -
 
 
 PROBES = ("2 + 3 = ?", "Count from one to ten. Then say which of these numbers are prime, and why that is so.")
-EXACT, ROUNDED = 1e-3, 0.1  # nats; a wrong state or mask costs more than 0.3, bf16 about 0.03
+# Nats: at most, and in the mean where numbers are rounded to 8 bits or weights to 4. bf16 makes 0.015 in the mean on
+# the worst of 80 families (tests/test_families.py, random weights), a state that is wrong at least 0.088.
+EXACT, ROUNDED = 1e-3, 0.06
 
 
 def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable) -> None:
@@ -245,9 +248,9 @@ def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Calla
     know about, shows here, before anything is written.
     """
     contexts = contexts * 2  # the trainer reads repeated prompts once: support/shared_prompt.py
-    whole = sample(replace(policy, stop_ids=[]), contexts, seed=0, max_new_tokens=8)
+    whole = sample(replace(policy, stop_ids=[]), contexts, seed=0, max_new_tokens=5)
     # The same once more, but now the first row ends at its second token, and the others go on without it.
-    cut = sample(replace(policy, stop_ids=[whole[0].response_ids[1]]), contexts, seed=0, max_new_tokens=8)
+    cut = sample(replace(policy, stop_ids=[whole[0].response_ids[1]]), contexts, seed=0, max_new_tokens=5)
     trained, sampled, half = [], [], len(contexts) // 2
     for samples in (whole, cut, whole[:half]):  # of the last no prompt is repeated
         trained += logprobs_of(policy, contexts[: len(samples)], [s.response_ids for s in samples])

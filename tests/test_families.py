@@ -12,12 +12,10 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import ROOT
 from test_real_models import make_tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import grpo
-from support import pretrained
 from support.errors import UserError
 
 VOCABULARY, TEMPERATURE = 320, 0.8
@@ -79,6 +77,7 @@ class Family:
 
 MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}  # embeddings of its own
 LATENT = {"num_key_value_heads": 4}  # of multi-head latent attention: keys and values come from one compressed state
 DISAGREE, OWN_WAY, TWO_PARTS = "sampler and trainer disagree", "does not work with", "an encoder and a decoder"
 FAMILIES = [
@@ -102,8 +101,8 @@ FAMILIES = [
                           "image_size": 28, "patch_size": 14}}, quick=True),
     Family("gemma3n_text", "Gemma 3n, text", {
         "num_hidden_layers": 4, "layer_types": MIXED["layer_types"] * 2, "num_kv_shared_layers": 2, "laurel_rank": 8,
-        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16, "activation_sparsity_pattern": [0.0] * 4}),
-    Family("gemma4_text", "Gemma 4, text", {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}),
+        "activation_sparsity_pattern": [0.0] * 4} | PER_LAYER),
+    Family("gemma4_text", "Gemma 4, text", PER_LAYER),
     Family("phi", "Phi-1, Phi-2", {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1}),
     Family("phi3", "Phi-3, Phi-4", {"resid_pdrop": 0.1, "sliding_window": None}),
     Family("phimoe", "Phi-3.5-MoE", quick=True),
