@@ -410,6 +410,7 @@ class Policy:
     cfg: PolicyConfig
     stop_ids: list[int]  # any of these ends a response (and belongs to it)
     engine: object = None  # None samples with transformers; else an object with sample(), see support/vllm_engine.py
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None  # hidden [N, D] -> logits [N, V], found at loading
 
     @property
     def device(self) -> torch.device:
@@ -437,7 +438,8 @@ def load_policy(
     # The base model is frozen, and with `--load-in-4bit` its linear layers are quantized. Only the adapter is trained:
     # 1.6 % as many weights with the preset for Qwen3-4B, so gradients and AdamW's moments take little memory.
     tokenizer = pretrained.load_tokenizer(cfg.model)
-    base, stop_ids = pretrained.load_base(cfg.model, tokenizer, cfg.load_in_4bit)
+    config = pretrained.load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
+    base, stop_ids = pretrained.load_base(cfg.model, config, tokenizer, cfg.load_in_4bit)
     if cfg.gradient_checkpointing:
         pretrained.checkpoint_activations(base)
     if adapter:
@@ -448,8 +450,9 @@ def load_policy(
         # KL term.
         torch.manual_seed(seed)
         lora = LoraConfig(
-            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
+            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
+            exclude_modules=pretrained.without_adapter(base) or None,
+        )  # fmt: skip
         model = get_peft_model(base, lora)
     pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
@@ -458,6 +461,9 @@ def load_policy(
 
         longest = longest_sequence or cfg.max_prompt_tokens + cfg.max_response_tokens
         policy.engine = VllmEngine(policy.model, tokenizer, cfg, max_model_len=longest, seed=seed)
+    # Before anything is trained: does the trainer compute what the sampler draws from? Some architectures scale or cap
+    # their logits, or keep a state that our sampler does not know. They are handled, or refused in one line.
+    pretrained.prove(policy, [chat_ids(policy, text) for text in pretrained.PROBES], sample, logprobs_of)
     return policy
 
 
@@ -602,6 +608,8 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     Differentiable when gradients are enabled.
     """
     # --- solution: part 4 ---
+    # Dropout stays off, as it was in sampling: an update must train the log-probs of the policy that sampled.
+    pretrained.set_training_mode(policy.model)
     causal_lm = policy.model.get_base_model()  # with LoRA layers in it
     # 1. The hidden state that predicts each response token, N = sum of the responses' lengths in all.
     if shared_prompt.pays(causal_lm, contexts):
@@ -614,11 +622,10 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     #    tensor of the whole update: 17 GB for 6 responses of 4,096 tokens and Qwen3's vocabulary. `checkpoint` drops a
     #    chunk's logits after the forward pass, and computes them again in backward.
     tokens = torch.tensor([token for response in responses for token in response], device=policy.device)  # [N]
-    head = causal_lm.get_output_embeddings()
-    chunk = max(1, LOGIT_CHUNK // head.weight.shape[0])
+    chunk = max(1, LOGIT_CHUNK // causal_lm.config.get_text_config().vocab_size)
     values = []
     for some_hidden, some_tokens in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-        arguments = (some_hidden, some_tokens, head, policy.cfg.temperature)
+        arguments = (some_hidden, some_tokens, policy.head, policy.cfg.temperature)
         if torch.is_grad_enabled():
             values.append(checkpoint(_chosen_logprobs, *arguments, use_reentrant=False))
         else:
@@ -639,7 +646,8 @@ def _hidden_states(policy: Policy, contexts: list[list[int]], responses: list[li
     longest = max(map(len, sequences))
     padding = [policy.tokenizer.pad_token_id] * longest
     ids = torch.tensor([s + padding[len(s) :] for s in sequences], device=policy.device)  # [B, L]
-    hidden = policy.model.get_base_model().base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, L, D]
+    body = pretrained.body_of(policy.model.get_base_model())
+    hidden = body(input_ids=ids, use_cache=False).last_hidden_state  # [B, L, D]
     # The hidden state at position p predicts token p + 1. The response's first token stands at position len(context),
     # so it is predicted at len(context) - 1. Off by one here, and every log-prob is that of the neighbouring token.
     rows, positions = [], []
@@ -662,7 +670,6 @@ def _chosen_logprobs(hidden: torch.Tensor, tokens: torch.Tensor, head, temperatu
 @torch.no_grad()
 def logprobs_of(policy: Policy, contexts: list[list[int]], responses: list[list[int]], adapter: bool = True):
     """`token_logprobs` without gradients, in micro-batches, as one list of floats for each response."""
-    policy.model.eval()
     # Used where no gradient is needed: for pi_old, for the base policy in the KL term, and for diagnostics.
     values: list[list[float]] = [[] for _ in contexts]
     lengths = [len(c) + len(r) for c, r in zip(contexts, responses, strict=True)]
@@ -780,7 +787,6 @@ def loss_of(
     metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", update_size).item()
     if cfg.kl_coef:
         reference = rows_of(logprobs_of(policy, contexts, responses, adapter=False))  # log pi_ref(y | x)
-        policy.model.train()  # `logprobs_of` has switched it to eval
         kl = aggregate(kl_k3(logprobs, reference), mask, cfg.aggregation, update_size)
         loss, metrics["kl"] = loss + cfg.kl_coef * kl, kl.item()
     return loss, metrics | {"loss": loss.item()}
@@ -804,7 +810,6 @@ def update_policy(
     update_size = UpdateSize(len(rollouts), tokens_in_update, policy.cfg.max_response_tokens)
     metrics = Counter(loss=0.0, clip_fraction=0.0, approx_kl=0.0, dual_clip_fraction=0.0, masked=0.0)
     optimizer.zero_grad(set_to_none=True)  # an earlier try may have run out of memory halfway
-    policy.model.train()
     lengths = [len(r.trained_context) + len(r.response_ids) for r in with_gradient]
     # Each micro-batch frees its activations before the next one begins. Gradients add up in the weights' .grad.
     for batch in micro_batches(lengths, policy.cfg.micro_batch_tokens):
@@ -818,5 +823,4 @@ def update_policy(
     if with_gradient and not metrics["skipped"]:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    policy.model.eval()
     return dict(metrics)

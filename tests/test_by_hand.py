@@ -13,7 +13,7 @@ from test_p2o import rollout
 
 import grpo
 import p2o
-from support import shared_prompt
+from support import pretrained, shared_prompt
 from support.memory import longest_sequence
 
 TENSOR = torch.tensor
@@ -147,25 +147,39 @@ def test_responses_of_one_token_share_a_prompt_too(tiny_policy, monkeypatch):
 
 
 def test_no_pass_holds_more_padded_tokens_than_was_said_and_only_the_update_trains(fresh_policy, monkeypatch):
-    """Gradient checkpointing works in training mode only, so the mode matters although there is no dropout."""
     rollouts, real, passes = rollouts_of(fresh_policy), grpo.token_logprobs, []
 
     def watched(policy, contexts, responses):
         lengths = [len(c) + len(r) for c, r in zip(contexts, responses, strict=True)]
-        passes.append((max(lengths) * len(lengths), policy.model.training, torch.is_grad_enabled()))
+        passes.append((max(lengths) * len(lengths), torch.is_grad_enabled()))
         return real(policy, contexts, responses)
 
     monkeypatch.setattr(grpo, "token_logprobs", watched)
     limit = sum(sorted(len(r.trained_context) + len(r.response_ids) for r in rollouts)[:2]) + 1
     fresh_policy.cfg = dataclasses.replace(fresh_policy.cfg, micro_batch_tokens=limit)
     gradient_of(fresh_policy, rollouts, kl_coef=0.1)
-    assert max(size for size, *_ in passes) <= limit
-    assert {(training, graded) for _, training, graded in passes} == {(True, True), (False, False)}
-    assert not fresh_policy.model.training
-    fresh_policy.model.train()
+    assert max(size for size, _ in passes) <= limit
+    assert {graded for _, graded in passes} == {True, False}  # the update's, and those of the reference
     passes.clear()
     grpo.logprobs_of(fresh_policy, [r.trained_context for r in rollouts], [r.response_ids for r in rollouts])
-    assert {training for _, training, _ in passes} == {False} and max(size for size, *_ in passes) <= limit
+    assert {graded for _, graded in passes} == {False} and max(size for size, _ in passes) <= limit
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_is_in_training_mode_but_layers_that_are_recomputed(fresh_policy, monkeypatch, checkpointing):
+    """Dropout, router noise and whatever else looks at `training` would train other log-probs than were sampled."""
+    if checkpointing:
+        pretrained.checkpoint_activations(fresh_policy.model.get_base_model())
+    real, training = grpo.policy_loss, []
+
+    def watched(*args, **how):
+        training.append({type(module).__name__ for module in fresh_policy.model.modules() if module.training})
+        return real(*args, **how)
+
+    monkeypatch.setattr(grpo, "policy_loss", watched)
+    fresh_policy.model.train()  # whoever has left it so
+    gradient_of(fresh_policy, rollouts_of(fresh_policy))
+    assert training and all(names == ({"LlamaDecoderLayer"} if checkpointing else set()) for names in training)
 
 
 def test_the_update_clips_the_gradient_takes_the_rate_and_leaves_nothing_behind(fresh_policy):

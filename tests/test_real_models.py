@@ -22,10 +22,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
-    """A random model with tokenizer, saved like one from the hub; its generation config samples with top-k."""
-    from transformers import AutoModelForCausalLM
-
+def make_tokenizer(chat_template=CHAT_TEMPLATE):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -38,6 +35,13 @@ def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = chat_template
+    return fast
+
+
+def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
+    """A random model with tokenizer, saved like one from the hub; its generation config samples with top-k."""
+    from transformers import AutoModelForCausalLM
+
     shape = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "eos_token_id": 2}
     torch.manual_seed(0)
@@ -45,7 +49,7 @@ def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
     model = AutoModelForCausalLM.from_config(CONFIGS[family](**(shape | extra | sizes)))
     model.generation_config.update(eos_token_id=[2, 0], do_sample=True, top_k=1, repetition_penalty=9.0)
     model.save_pretrained(folder)
-    fast.save_pretrained(folder)
+    make_tokenizer(chat_template).save_pretrained(folder)
     return str(folder)
 
 
@@ -220,9 +224,10 @@ def test_a_card_takes_the_whole_model_in_its_16_bits(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
     with pytest.raises(LookupError):
-        pretrained.load_base("some/model", None, load_in_4bit=False)
+        pretrained.load_base("some/model", None, None, load_in_4bit=False)
     assert asked == {
-        "model": "some/model", "device_map": {"": 0}, "dtype": torch.bfloat16, "quantization_config": None
+        "model": "some/model", "config": None, "device_map": {"": 0}, "dtype": torch.bfloat16,
+        "quantization_config": None, "output_loading_info": True,
     }  # fmt: skip
 
 

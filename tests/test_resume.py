@@ -297,5 +297,11 @@ def test_a_response_of_special_tokens_only_is_graded_wrong_and_trains(cfg, monke
     def empty(policy, contexts, *_):
         return [(list(response), [-1.0] * len(response), False) for _ in contexts]
 
-    monkeypatch.setattr(grpo, "_decode", empty)
+    def load_then_replace(*args, **how):
+        policy = load_policy(*args, **how)  # which refuses a sampler that makes up its log-probs
+        monkeypatch.setattr(grpo, "_decode", empty)
+        return policy
+
+    load_policy = grpo.load_policy
+    monkeypatch.setattr(grpo, "load_policy", load_then_replace)
     assert p2o.train(cfg)["accuracy"] == {"held": 0.0}
