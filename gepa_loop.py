@@ -31,10 +31,11 @@ import verify
 from support.data import Question
 from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, SearchConfig, metric_call_budget
 from support.messages import as_template
+from support.replies import parse_reflection
 from support.teacher import TeacherConfig
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
-Reflect = Callable[[list[str]], list[str]]  # reflection prompts -> replies
+Reflect = Callable[[list[str]], list[str | tuple[str, bool]]]  # reflection prompts -> replies, or (reply, truncated)
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def evolve(
         seed=seed,
         raise_on_exception=True,  # an adapter that always fails would loop for ever otherwise
     )
+    log(f"{reflection.adopted} of {reflection.adopted + reflection.rejected} reflections named a usable instruction")
     if reflection.useless:
         log(f"prompt evolution ends after {result.total_metric_calls} of {budget} metric calls: {reflection.useless}")
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]
@@ -206,20 +208,6 @@ def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
 def reflection_record(question: str, response: str, feedback: str) -> dict[str, str]:
     """One graded example, as the reflection model sees it."""
     return {"Question": question, "Response": response, "Feedback": feedback}
-
-
-def parse_reflection(reply: str) -> str | None:
-    """The new instruction between the fences, or None for a reply without one: empty, or cut off before its end.
-
-    GEPA itself adopts such replies as candidates (gepa#390). What a thinking model thought is left out.
-
-    >>> parse_reflection("Better:\\n```\\nAdd one digit at a time.\\n```"), parse_reflection("```\\nAdd one")
-    ('Add one digit at a time.', None)
-    """
-    reply = reply.rpartition("</think>")[2]
-    if reply.count("```") < 2:
-        return None
-    return InstructionProposalSignature.output_extractor(reply.strip())["new_instruction"] or None
 
 
 # --------------------------------------------------------------------------------------------- cover and assignment

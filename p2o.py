@@ -192,7 +192,8 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
         return lambda prompts, _: ask(prompts)
     how = {"temperature": cfg.reflection_temperature, "max_new_tokens": cfg.reflection_tokens}
     drawn = partial(grpo.respond, policy, **how, adapter=cfg.reflection == "policy")
-    return lambda prompts, number: [s.text for s in drawn(prompts, seed=seed_for(cfg, "reflect", epoch, number))]
+    seed = partial(seed_for, cfg, "reflect", epoch)
+    return lambda prompts, number: [(s.text, s.truncated) for s in drawn(prompts, seed=seed(number))]
 
 
 def choose_questions(questions: list[Question], state: State, step: int, cfg: Config, policy=None) -> list[Question]:
