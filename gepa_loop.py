@@ -17,6 +17,7 @@ out). Equations and algorithms have the numbers of arXiv:2603.21877v3.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ import verify
 from support.data import Question
 from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, SearchConfig, metric_call_budget
 from support.messages import as_template
-from support.replies import parse_reflection
+from support.replies import parse_reflection, read_wording
 from support.teacher import TeacherConfig
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
@@ -50,11 +51,17 @@ class EvolutionConfig(SearchConfig, TeacherConfig):
     """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
     reflection: Literal["self", "policy", "teacher"] = "self"
     """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
+    reflection_model: str = ""  # another model folder or hub id that reflects, in place of the policy's own base
+    reflection_prompt: str = ""  # A file with the words of the reflection prompt, in place of REFLECTION_PROMPT
     reflection_tokens: int = 60  # Length limit of a reflection
     reflection_quote: int = 1024  # Tokens of each response that a reflection is shown: its beginning and its end
     reflection_temperature: float = 1.0  # Of sampling reflections
     one_template_per_group: bool = False  # all G rollouts of a hard question share one template
     leave_one_bare: bool = False  # One rollout of each templated group is sampled from the bare question
+
+    @property
+    def reflection_wording(self) -> str:
+        return read_wording(self.reflection_prompt) if self.reflection_prompt else REFLECTION_PROMPT
 
     def rules(self) -> dict[str, bool]:
         budget, teacher = self.gepa_budget, (self.teacher_url, self.teacher_model)
@@ -66,6 +73,12 @@ class EvolutionConfig(SearchConfig, TeacherConfig):
             f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}": budget.isdigit() or budget in BUDGETS,
             f"--reflection-tokens {self.reflection_tokens}: at least 1": self.reflection_tokens >= 1,
             f"--reflection-quote {self.reflection_quote}: at least 2": self.reflection_quote >= 2,
+            f"--reflection-prompt {self.reflection_prompt}: without <side_info> it shows no question and no feedback": (
+                "<side_info>" in self.reflection_wording
+            ),
+            f"--reflection-model {self.reflection_model}: it takes the place of --reflection {self.reflection}": (
+                self.reflection == "self" or not self.reflection_model
+            ),
             "--reflection teacher and --teacher-url, --teacher-model (an OpenAI-compatible endpoint) need each other": (
                 all(teacher) if self.reflection == "teacher" else not any(teacher)
             ),
@@ -121,7 +134,8 @@ def evolve(
     """
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
     budget, meter = metric_call_budget(cfg.gepa_budget, len(dev)), Meter(tokens, cfg.gepa_tokens)
-    reflection = Reflection(reflect, reflection_prompt, parse_reflection, lambda z: tokens(z) < room, log, meter)
+    prompt = partial(reflection_prompt, wording=cfg.reflection_wording)
+    reflection = Reflection(reflect, prompt, parse_reflection, lambda z: tokens(z) < room, log, meter)
     result = gepa.optimize(
         seed_candidate=cfg.gepa_seed,
         trainset=train,
@@ -198,11 +212,18 @@ facts about the task and the steps of a strategy that generalizes, not the answe
 Put the new instruction between ``` marks."""
 
 
-def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
-    """The prompt as it is sent: REFLECTION_PROMPT with the records in GEPA's own layout."""
-    return InstructionProposalSignature.prompt_renderer(
-        {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": REFLECTION_PROMPT}
-    )
+def reflection_prompt(instruction: str, records: list[dict[str, str]], wording: str = REFLECTION_PROMPT) -> str:
+    """The prompt as it is sent: `wording` with the instruction and the records, these in GEPA's own layout.
+
+    Both are put in at once, so that an instruction with `<side_info>` in it stays as it is.
+    """
+    layout = {
+        "current_instruction_doc": "",
+        "dataset_with_feedback": records,
+        "prompt_template": "<curr_param><side_info>",
+    }
+    parts = {"<curr_param>": instruction, "<side_info>": InstructionProposalSignature.prompt_renderer(layout)}
+    return re.sub("<curr_param>|<side_info>", lambda place: parts[place[0]], wording)
 
 
 def reflection_record(question: str, response: str, feedback: str) -> dict[str, str]:

@@ -21,6 +21,8 @@ python p2o.py report runs/a runs/b          the report of runs, made again or si
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
 import random
@@ -191,9 +193,16 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
         ask = teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
         return lambda prompts, _: ask(prompts)
     how = {"temperature": cfg.reflection_temperature, "max_new_tokens": cfg.reflection_tokens}
-    drawn = partial(grpo.respond, policy, **how, adapter=cfg.reflection == "policy")
+    reflector = load_reflector(cfg) if cfg.reflection_model else policy
+    drawn = partial(grpo.respond, reflector, **how, adapter=cfg.reflection == "policy")
     seed = partial(seed_for, cfg, "reflect", epoch)
     return lambda prompts, number: [(s.text, s.truncated) for s in drawn(prompts, seed=seed(number))]
+
+
+@functools.lru_cache(maxsize=1)
+def load_reflector(cfg: Config) -> grpo.Policy:
+    """The model of --reflection-model, beside the policy, once for the whole run. Its adapter is never used."""
+    return grpo.load_policy(dataclasses.replace(cfg, model=cfg.reflection_model, engine="hf"))
 
 
 def choose_questions(questions: list[Question], state: State, step: int, cfg: Config, policy=None) -> list[Question]:
@@ -291,6 +300,8 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
+    if cfg.method == "p2o" and cfg.reflection_model:
+        load_reflector(cfg)
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(policy, q.text)), limit=cfg.max_prompt_tokens)
     questions, held_out = fitting(cfg.train_data, questions), {name: fitting(name, q) for name, q in held_out.items()}
     optimizer = adamw(policy.trainable, cfg.learning_rate)

@@ -7,6 +7,9 @@ everything between the first mark and the last, whatever stands there, and adopt
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from support.errors import UserError
 
 # "Here is the new instruction:", "Sure! A better instruction would be:", "**New instruction:**"
 _ANNOUNCED = re.compile(
@@ -23,6 +26,14 @@ _ABOUT_IT = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "`": "`"}
+
+
+def read_wording(file: str) -> str:
+    """The words of a reflection prompt (--reflection-prompt)."""
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--reflection-prompt {file}: cannot be read ({error}); give a text file") from None
 
 
 def parse_reflection(reply: str) -> str | None:
