@@ -59,10 +59,6 @@ class EvolutionConfig(SearchConfig, TeacherConfig):
     one_template_per_group: bool = False  # all G rollouts of a hard question share one template
     leave_one_bare: bool = False  # One rollout of each templated group is sampled from the bare question
 
-    @property
-    def reflection_wording(self) -> str:
-        return read_wording(self.reflection_prompt) if self.reflection_prompt else REFLECTION_PROMPT
-
     def rules(self) -> dict[str, bool]:
         budget, teacher = self.gepa_budget, (self.teacher_url, self.teacher_model)
         return {
@@ -73,9 +69,6 @@ class EvolutionConfig(SearchConfig, TeacherConfig):
             f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}": budget.isdigit() or budget in BUDGETS,
             f"--reflection-tokens {self.reflection_tokens}: at least 1": self.reflection_tokens >= 1,
             f"--reflection-quote {self.reflection_quote}: at least 2": self.reflection_quote >= 2,
-            f"--reflection-prompt {self.reflection_prompt}: without <side_info> it shows no question and no feedback": (
-                "<side_info>" in self.reflection_wording
-            ),
             f"--reflection-model {self.reflection_model}: it takes the place of --reflection {self.reflection}": (
                 self.reflection == "self" or not self.reflection_model
             ),
@@ -134,7 +127,7 @@ def evolve(
     """
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
     budget, meter = metric_call_budget(cfg.gepa_budget, len(dev)), Meter(tokens, cfg.gepa_tokens)
-    prompt = partial(reflection_prompt, wording=cfg.reflection_wording)
+    prompt = partial(reflection_prompt, wording=read_wording(cfg.reflection_prompt, REFLECTION_PROMPT))
     reflection = Reflection(reflect, prompt, parse_reflection, lambda z: tokens(z) < room, log, meter)
     result = gepa.optimize(
         seed_candidate=cfg.gepa_seed,

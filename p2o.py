@@ -43,6 +43,7 @@ from support.errors import UserError, exit_code_of
 from support.memory import adamw, longest_sequence
 from support.presets import QWEN3
 from support.pretrained import shortened
+from support.replies import read_wording
 from support.run import Run, RunConfig, seed_for
 from support.seams import check, filled
 from support.teacher import teacher
@@ -294,6 +295,7 @@ def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: 
 def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], HeldOut]:
     """Policy, optimizer, training questions, held-out questions by name. What can be refused is refused at once."""
     check(cfg)
+    read_wording(cfg.reflection_prompt, "")
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
     questions, held_out = read(cfg.train_data), {label(path): read(path) for path in cfg.eval_data}
     questions = questions[: cfg.train_questions or None]

@@ -19,7 +19,7 @@ _ANNOUNCED = re.compile(
     :[*_]*[ \t]*\n*""",
     re.IGNORECASE | re.VERBOSE,
 )
-# A paragraph that speaks about the instruction, or to whoever asked for it, is no part of it.
+# A later paragraph that speaks about the instruction, or to whoever asked for it, is no part of it.
 _ABOUT_IT = re.compile(
     r"(?:this|the|these)\s(?:\w+\s){0,2}(?:instructions?|prompt|template|response|feedback)\b|explanation|reasoning\b"
     r"|i (?:have|hope|changed|added)|let me know|note:|\**explanation",
@@ -28,12 +28,19 @@ _ABOUT_IT = re.compile(
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "`": "`"}
 
 
-def read_wording(file: str) -> str:
-    """The words of a reflection prompt (--reflection-prompt)."""
+def read_wording(file: str, default: str) -> str:
+    """The words of a reflection prompt: those of a file (--reflection-prompt), or without one the default."""
+    if not file:
+        return default
     try:
-        return Path(file).read_text(encoding="utf-8").strip()
+        wording = Path(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--reflection-prompt {file}: cannot be read ({error}); give a text file") from None
+    if "<side_info>" not in wording:
+        raise UserError(
+            f"--reflection-prompt {file}: has no <side_info>, the place of the questions, responses and feedback"
+        )
+    return wording
 
 
 def parse_reflection(reply: str) -> str | None:
@@ -108,14 +115,14 @@ def _unfenced(reply: str) -> str:
 
     >>> _unfenced("Sure! Here's the new instruction: Add one digit at a time.\\n\\nWrite every sum.")
     'Add one digit at a time.\\n\\nWrite every sum.'
-    >>> _unfenced("“Add.”"), _unfenced('Write "sum" before each "total"'), _unfenced("I hope this helps!")
-    ('Add.', 'Write "sum" before each "total"', '')
+    >>> _unfenced("“Add.”"), _unfenced('Write "sum" before each "total"'), _unfenced("Add.\\n\\nI hope this helps!")
+    ('Add.', 'Write "sum" before each "total"', 'Add.')
     """
     reply = reply.strip()
     reply = reply[announced.end() :] if (announced := _ANNOUNCED.match(reply)) else reply
     adopted = []
     for paragraph in re.split(r"\n\s*\n", reply.strip()):
-        if _ABOUT_IT.match(paragraph.strip(" *_")):
+        if adopted and _ABOUT_IT.match(paragraph.strip(" *_")):
             break
         adopted.append(paragraph.strip())
     return _unquoted("\n\n".join(adopted))

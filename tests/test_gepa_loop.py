@@ -154,7 +154,7 @@ def test_what_a_model_thought_is_no_instruction(reply, expected):
         ("Instruction: Do it.", "Do it."),
         ('Write "sum" before each "total"', 'Write "sum" before each "total"'),
         ("Here is the new instruction:", None),
-        ("I hope this helps!", None),
+        ("Do it.\n\nI hope this helps!", "Do it."),
         ('""', None),
         (" \n", None),
         ("", None),
