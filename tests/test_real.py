@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct, the real tokenizer and the real weights: skipped where its package is not installed."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,9 @@ from conftest import ROOT
 import gepa_loop
 import grpo
 import p2o
+import verify
 from real import demo, make_model, measure, rules
-from support.data import Question, load_questions
+from support.data import Question, label, load_questions
 from support.errors import UserError
 
 # --------------------------------------------------------------------- rules and questions, which need no weights
@@ -166,3 +168,74 @@ def test_the_short_form_of_the_demo_is_a_shorter_one_of_the_same():
     whole, short = (p2o.parse_config(demo.words_of(words)) for words in ([], ["--short"]))
     assert short.epochs < whole.epochs and short.reward == whole.reward and short.model == whole.model
     assert p2o.parse_config(demo.words_of(["--short", "--epochs", "5"])).epochs == 5
+
+
+# ------------------------------------------------------------------------------------------------- reasoning-gym
+
+SUMS = "gym:chain_sum?min_terms=3&max_terms=3&size=4&seed=1"
+
+
+def test_without_reasoning_gym_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(
+        UserError, match=r"gym:chain_sum\?.*: needs reasoning-gym .*pip install reasoning-gym==0\.1\.25"
+    ):
+        load_questions(SUMS)
+
+
+@pytest.fixture(scope="module")
+def gym():
+    return pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: requirements/gym.txt")
+
+
+def test_a_task_gives_the_same_questions_each_time_and_its_scorer_judges_the_box(gym):
+    questions = load_questions(SUMS, unparseable=lambda compared: compared)  # none is compared
+    assert [q.text for q in questions] == [q.text for q in load_questions(SUMS)] and label(SUMS) == "chain_sum"
+    assert len({q.id for q in questions}) == 4
+    q = questions[0]
+    said = [
+        rf"\boxed{{{q.reference}}}",
+        r"\boxed{7777}",
+        q.reference,
+        rf"\boxed{{{q.reference}}} \boxed{{1}}",
+        r"\boxed{x}",
+    ]
+    verdicts = verify.judge(said, [q] * 5, [False] * 5)
+    assert [v.reward for v in verdicts] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert verdicts[0].feedback == f"The answer {q.reference} is right." and "is wrong" in verdicts[1].feedback
+
+
+def test_an_answer_that_is_right_but_not_the_reference_is_paid(gym):
+    """Each task's own scorer, since many have more right answers than one: here any way to write a fraction."""
+    (q,) = load_questions("gym:countdown?size=1&seed=3")
+    other = f"({q.reference})"  # the same expression in brackets
+    assert verify.judge([rf"\boxed{{{other}}}"], [q], [False])[0].reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "path, complaint",
+    [
+        ("gym:chain", "no task 'chain'; there are .*chain_sum"),
+        ("gym:chain_sum?terms=3", "does not take these settings .*terms"),
+        ("gym:chain_sum?min_terms=0", "does not take these settings"),
+    ],
+)
+def test_what_reasoning_gym_does_not_know_is_refused_in_one_line(gym, path, complaint):
+    with pytest.raises(UserError, match=complaint):
+        load_questions(path)
+
+
+def test_the_tiny_model_trains_on_a_task(gym, tmp_path):
+    """Its words are few, so most of the question is unknown to it; everything runs all the same."""
+    options = [
+        "--train-data",
+        SUMS,
+        "--eval-data",
+        SUMS.replace("seed=1", "seed=2"),
+        "--epochs",
+        "1",
+        "--runs",
+        str(tmp_path),
+    ]
+    options += ["--method", "grpo", "--group-size", "2", "--max-response-tokens", "8"]
+    assert p2o.train(p2o.parse_config(options))["accuracy"].keys() == {"chain_sum"}
