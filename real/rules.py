@@ -97,3 +97,27 @@ RULES = {rule.__name__: rule for rule in (spanish, french, german, italian, shor
 def asked_for(response: str, question) -> tuple[float, str]:
     """The rule that the question's `answer` names."""
     return RULES[question.reference](response, question)
+
+
+# ------------------------------------------------------------------------------------------- the rules, told
+
+TOLD = {
+    "spanish": "Answer in Spanish.",
+    "french": "Answer in French.",
+    "german": "Answer in German.",
+    "italian": "Answer in Italian.",
+    "short": "Answer in at most five words.",
+    "listed": "Answer with a numbered list.",
+    "starred": "Write the most important words in bold, like **this**.",
+    "asking": "End with a question to the user.",
+    "exclaiming": "Be enthusiastic and use exclamation marks!",
+}
+
+
+def told(hard, search):
+    """For --evolve: no search, but the templates that a person would write, each for the questions of its rule."""
+    from variants.evolve import given
+
+    wanted = sorted({question.reference for question in hard})
+    scores = [[float(question.reference == name) for question in hard] for name in wanted]
+    return given(hard, [TOLD[name] for name in wanted], scores)

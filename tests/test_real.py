@@ -12,7 +12,7 @@ import gepa_loop
 import grpo
 import p2o
 import verify
-from real import demo, make_model, measure, rules
+from real import demo, make_model, rules
 from support.data import Question, label, load_questions
 from support.errors import UserError
 
@@ -63,7 +63,7 @@ def test_the_questions_come_in_two_kinds_with_different_rules_and_none_is_on_bot
 
 
 def test_every_rule_has_words_that_tell_it():
-    assert set(measure.TOLD) == set(rules.RULES)
+    assert set(rules.TOLD) == set(rules.RULES)
 
 
 def test_without_the_package_it_says_what_to_do(monkeypatch, tmp_path):
