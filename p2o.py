@@ -23,6 +23,8 @@ On the command line:
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import random
 import sys
@@ -41,6 +43,7 @@ from support.errors import UserError
 from support.memory import adamw, longest_sequence
 from support.presets import QWEN3
 from support.pretrained import shortened
+from support.replies import read_wording
 from support.run import RUNS, Run, seed_for
 from support.seams import check_variants, variant
 from support.settings import require
@@ -262,24 +265,32 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
     return templates
 
 
-def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[list[str], int], list[str]]:
-    """The reflection model: a function of the reflection prompts, and of the number of calls before this one."""
+def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[list[str], int], list]:
+    """The reflection model: a function of reflection prompts, and of the number of calls before this one.
+
+    It gives a reply to each prompt, or a pair (reply, was it cut off?).
+    """
     if cfg.reflection == "teacher":
-        ask = teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
+        return teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
+    reflector = load_reflector(cfg) if cfg.reflection_model else policy
     # By default the *reference* policy reflects: the base model, with the adapter switched off. The authors found that
     # templates become alike when the trained policy reflects.
     use_adapter = cfg.reflection == "policy"
 
-    def reflect(prompts: list[str], call_number: int) -> list[str]:
-        if cfg.reflection == "teacher":
-            return ask(prompts)
+    def reflect(prompts: list[str], call_number: int) -> list[tuple[str, bool]]:
         samples = grpo.respond(
-            policy, prompts, seed=seed_for(cfg, "reflect", epoch, call_number), adapter=use_adapter,
+            reflector, prompts, seed=seed_for(cfg, "reflect", epoch, call_number), adapter=use_adapter,
             temperature=cfg.reflection_temperature, max_new_tokens=cfg.reflection_tokens,
         )  # fmt: skip
-        return [sample.text for sample in samples]
+        return [(sample.text, sample.truncated) for sample in samples]
 
     return reflect
+
+
+@functools.lru_cache(maxsize=1)
+def load_reflector(cfg: Config) -> grpo.Policy:
+    """The model of --reflection-model, beside the policy, once for the whole run. Its adapter is never used."""
+    return grpo.load_policy(dataclasses.replace(cfg, model=cfg.reflection_model, engine="hf"))
 
 
 def choose_questions(questions: list[Question], state: State, step: int, cfg: Config, policy=None) -> list[Question]:
@@ -421,9 +432,9 @@ def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: 
 
 
 def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], HeldOut]:
-    """Policy, optimizer, training questions, and held-out questions by name. Bad input is refused here, at the
-    start."""
+    """Policy, optimizer, training questions, held-out questions by name. Bad input is refused here, at the start."""
     check_variants(cfg)
+    read_wording(cfg.reflection_prompt, "")
     # With a reward function of the user's own, an answer need not be one that our verifier can read.
     unparseable = None if cfg.reward else verify.unparseable
     questions = load_questions(cfg.train_data, cfg.question_suffix, unparseable)[: cfg.train_questions or None]
@@ -432,6 +443,8 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
     # What has been read so far is cheap. Loading the model is not, so it comes after all that can be refused before it.
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
+    if cfg.method == "p2o" and cfg.reflection_model:
+        load_reflector(cfg)
 
     def prompt_length(question: Question) -> int:
         return len(grpo.chat_ids(policy, question.text))

@@ -52,7 +52,7 @@ from typing import NamedTuple
 from support.boxes import boxes_in
 from support.data import Question
 from support.seams import find
-from support.verdicts import find_answer, is_copied, readable, same_answers, unboxed
+from support.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,17 @@ def judge(responses: list[str], questions: list[Question], truncated: list[bool]
     # The question goes along, so that a copy of a formula in it is not taken for an answer.
     references = [question.reference for question in questions]
     grades = grade_batch(responses, references, [question.text for question in questions])
+    grades = [rescored(grade, question) for grade, question in zip(grades, questions, strict=True)]
     graded = zip(grades, references, truncated, strict=True)
     return [Verdict(g.reward, feedback(g, reference, cut), g.well_formed) for g, reference, cut in graded]
+
+
+def rescored(grade: Grade, question: Question) -> Grade:
+    """The grade by the question's own scorer, if it brought one: a puzzle may have more right answers than one."""
+    if question.score is None or grade.extracted is None or len(grade.extracted) > MAX_ANSWER:
+        return grade
+    correct = question.score(grade.extracted) >= 1.0
+    return Grade(float(correct and grade.well_formed), correct, grade.well_formed, grade.extracted)
 
 
 def judge_of(reward: str) -> Judge:

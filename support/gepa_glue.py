@@ -29,6 +29,16 @@ def metric_call_budget(auto: str, dev_size: int) -> int:
     return dev_size + 5 * candidates + 35 * trials + full_evaluations * dev_size
 
 
+def seed_candidate(cfg) -> dict[str, str]:
+    """Candidate 0, a text for each component. GEPA changes them in this order, so the template comes first.
+
+    >>> from types import SimpleNamespace
+    >>> seed_candidate(SimpleNamespace(gepa_seed_template="Add.", gepa_system=True))
+    {'template': 'Add.', 'system': ''}
+    """
+    return {"template": cfg.gepa_seed_template} | ({"system": ""} if cfg.gepa_system else {})
+
+
 @dataclass
 class Meter:
     """How many tokens a search has sampled, and whether that is all it may: `budget`, 0 for no limit.
@@ -92,12 +102,13 @@ class Reflection:
     the reflection model fails.
     """
 
-    ask: Callable[[list[str]], list[str]]  # reflection prompts -> replies
+    ask: Callable[[list[str]], list[str | tuple[str, bool]]]  # reflection prompts -> replies, or (reply, truncated)
     prompt: Callable[[str, list[dict]], str]  # (a component's text, records) -> reflection prompt
     parse: Callable[[str], str | None]  # reply -> new instruction
     fits: Callable[[str], bool]  # does a template leave room for the questions?
     log: Callable[[str], None]
     meter: Meter
+    adopted: int = 0
     rejected: int = 0
     failed_in_a_row: int = 0
     why: str = ""
@@ -108,6 +119,12 @@ class Reflection:
         if self.failed_in_a_row < MAX_FAILED_REFLECTIONS:
             return None
         return f"{self.failed_in_a_row} replies of the reflection model in a row were of no use: {self.why}"
+
+    def log_outcome(self, metric_calls: int, budget: int) -> None:
+        """How many reflections could be adopted, and why the search ended early, if it did."""
+        self.log(f"{self.adopted} of {self.adopted + self.rejected} reflections named a usable instruction")
+        if self.useless:
+            self.log(f"prompt evolution ends after {metric_calls} of {budget} metric calls: {self.useless}")
 
     def reflect(self, candidate, reflective_dataset, components_to_update):
         return self.reflect_many([(candidate, reflective_dataset, components_to_update)])[0]
@@ -120,19 +137,26 @@ class Reflection:
         except Exception as error:  # gepa would swallow it
             replies, self.why = [""] * len(prompts), f"{type(error).__name__}: {error}"
             self.failed_in_a_row = max(self.failed_in_a_row, MAX_FAILED_REFLECTIONS - len(prompts))
-        self.meter.count(replies)
+        replies = [(reply, False) if isinstance(reply, str) else tuple(reply) for reply in replies]
+        self.meter.count([reply for reply, _ in replies])
         return [(self.proposal(*task), self) for task in zip(jobs, prompts, replies, strict=True)]
 
-    def proposal(self, job: tuple, prompt: str, reply: str) -> ReflectionProposal:
+    def proposal(self, job: tuple, prompt: str, answer: tuple[str, bool]) -> ReflectionProposal:
         """The child that a reply proposes; an empty proposal if the reply is of no use."""
         parent, _, (name,) = job
-        text = self.parse(reply)
+        reply, truncated = answer
+        text = None if truncated else self.parse(reply)
         if text is not None and self.fits(as_template(parent | {name: text})):
+            self.adopted += 1
             self.failed_in_a_row = 0
             return ReflectionProposal({name: text}, prompts={name: prompt}, raw_lm_outputs={name: reply})
         self.rejected += 1
         self.failed_in_a_row += 1
-        if reply:
-            self.why = "it leaves no room for the question" if text else f"no fenced text in {reply[:80]!r}"
+        if truncated:
+            self.why = f"it was cut off (--reflection-tokens) at {reply[-80:]!r}"
+        elif text:
+            self.why = "it leaves no room for the question"
+        elif reply:
+            self.why = f"no instruction in {reply[:80]!r}"
         self.log(f"a reflection was not adopted: {self.why or 'it was empty'}")
         return ReflectionProposal(new_texts={})

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 def teacher(
     cfg, max_tokens: int, temperature: float, timeout: float = 120.0, retries: int = 5
-) -> Callable[[list[str]], list[str]]:
+) -> Callable[..., list[str]]:
     """Prompts in, replies out, several at once. The endpoint's key is written nowhere. cfg: gepa_loop.EvolutionConfig.
 
     Rate limits, server errors and time-outs are tried again `retries` times with growing pauses (by the client). An
@@ -41,7 +41,7 @@ def teacher(
         tokens += reply.usage.total_tokens if reply.usage else 0
         return "" if choice.finish_reason == "length" else text
 
-    def batch(prompts: list[str]) -> list[str]:
+    def batch(prompts: list[str], call_number: int = 0) -> list[str]:
         with ThreadPoolExecutor(8) as pool:
             return list(pool.map(ask, prompts))
 

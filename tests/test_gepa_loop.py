@@ -106,15 +106,61 @@ def test_nothing_solved_means_the_next_epoch_runs_bare():
     [
         ("```\nDo it.\n```", "Do it."),
         ("Here:\n```text\nDo it.\nTwice.\n```\nGood luck", "Do it.\nTwice."),
-        ("<think>```no```</think>```\nDo it.\n```", "Do it."),
+        ("```Do it.``` That is all.", "Do it."),
+        ("```\nDo it.```", "Do it."),
+        ("```\r\nDo it.\r\n```", "Do it."),
+        ("The old one was\n```\nOld text.\n```\nBetter:\n```\nDo it.\n```", "Do it."),  # the last block
+        ("Old:\n```\nOld text.\n```\nNew:\n```\nDo it and", None),  # it is not complete
+        ("```\nDo it", None),
         ("```\n\n```", None),
         ("``````", None),
-        ("```\nDo it", None),
-        ("", None),
-        ("Do it.", None),
+        ("````\nDo it.\n````", "Do it."),
+        ("````\nUse:\n```\n1 + 1\n```\n````", "Use:\n```\n1 + 1\n```"),
+        ("````\nDo it.\n```", None),
+        ("```\nUse:\n```python\n1 + 1\n```\nNothing else.\n```", "Use:\n```python\n1 + 1\n```\nNothing else."),
     ],
 )
-def test_only_a_whole_fenced_instruction_is_adopted(reply, expected):
+def test_of_a_reply_with_fences_the_last_complete_block_is_adopted(reply, expected):
+    assert gepa_loop.parse_reflection(reply) == expected
+
+
+@pytest.mark.parametrize(
+    "reply, expected",
+    [
+        ("<think>```no```</think>```\nDo it.\n```", "Do it."),
+        ("no, ```\nnot this\n```\n</think>\n```\nDo it.\n```", "Do it."),  # the chat template opened the tag
+        ("<think>one</think><think>two</think>Do it.", "Do it."),
+        ("<think>maybe\n```\nX\n```\nor, hmm, wait", None),  # never closed
+        ("```\nDo it.\n```\n<think>or rather", None),
+        ("<think>maybe", None),
+        ("```\nThink between <think> and </think>.\n```", "Think between <think> and </think>."),
+    ],
+)
+def test_what_a_model_thought_is_no_instruction(reply, expected):
+    assert gepa_loop.parse_reflection(reply) == expected
+
+
+@pytest.mark.parametrize(
+    "reply, expected",
+    [
+        ("Do it.", "Do it."),
+        ('"Do it."', "Do it."),
+        ("“Do it.”", "Do it."),
+        ('Here is a better instruction:\n\n"Do it."', "Do it."),
+        ("Here's the revised instruction: Do it.\n\nThis instruction is clearer, since it names the step.", "Do it."),
+        ("Sure! Here is the new instruction:\n\nDo it.\n\nDo it twice.", "Do it.\n\nDo it twice."),
+        ("**New instruction:**\nDo it.\n\nExplanation: it was not done.", "Do it."),
+        ("Instruction: Do it.", "Do it."),
+        ('Write "sum" before each "total"', 'Write "sum" before each "total"'),
+        ("Here is the new instruction:", None),
+        ("Do it.\n\nI hope this helps!", "Do it."),
+        ('""', None),
+        (" \n", None),
+        ("", None),
+    ],
+)
+def test_of_a_reply_without_fences_the_first_paragraphs_are_adopted(reply, expected):
+    """Small models hardly ever write fences."""
     assert gepa_loop.parse_reflection(reply) == expected
 
 
@@ -180,14 +226,16 @@ def test_same_seed_same_evolution():
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("reply", ["", "```\nRED and cut off", "no fences"])
+@pytest.mark.parametrize("reply", ["", "```\nRED and cut off", ("RED", True), ("```\nRED\n```\nThis", True)])
 def test_a_useless_reflection_is_not_adopted_and_ends_the_search_early(reply):
+    """A reply that ran out of tokens is never adopted, whatever stands in it."""
     log = []
     found = evolve(lambda p: reply, gepa_budget="5000", log=log.append)
     assert found.candidates == [""] and found.chosen == []
     assert found.rejected_replies == gepa_glue.MAX_FAILED_REFLECTIONS
     assert found.metric_calls < 100  # of 5000
     assert "in a row" in found.stopped_early and any("ends after" in line for line in log)
+    assert f"0 of {found.rejected_replies} reflections named a usable instruction" in log
 
 
 def test_a_reflection_model_that_fails_ends_the_search_with_its_reason():
