@@ -30,7 +30,7 @@ from gepa.strategies.proposal_sampling import IndependentSampling
 import verify
 from support.data import Question
 from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, SearchConfig, metric_call_budget
-from support.messages import as_template
+from support.messages import Templated, as_template
 from support.teacher import TeacherConfig
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
@@ -79,7 +79,7 @@ def apply_template(template: str, question: str) -> str:
     >>> apply_template("Add one digit at a time.", "Add these digits: 7, 9.")
     'Add one digit at a time.\\n\\nAdd these digits: 7, 9.'
     """
-    return f"{template}\n\n{question}" if template else question
+    return Templated(template, question) if template else question
 
 
 # ---------------------------------------------------------------------------------------------------- the GEPA call
@@ -198,9 +198,12 @@ Put the new instruction between ``` marks."""
 
 def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
     """The prompt as it is sent: REFLECTION_PROMPT with the records in GEPA's own layout."""
-    return InstructionProposalSignature.prompt_renderer(
-        {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": REFLECTION_PROMPT}
-    )
+    # GEPA would look for <side_info> in the instruction, too, after it has put it in, and paste the records twice.
+    only_records = {"current_instruction_doc": "", "prompt_template": "<curr_param><side_info>"}
+    shown = InstructionProposalSignature.prompt_renderer(only_records | {"dataset_with_feedback": records})
+    before, _, rest = REFLECTION_PROMPT.partition("<curr_param>")
+    between, _, after = rest.partition("<side_info>")
+    return f"{before}{instruction}{between}{shown}{after}"
 
 
 def reflection_record(question: str, response: str, feedback: str) -> dict[str, str]:

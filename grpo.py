@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from support import pretrained, shared_prompt
 from support.cache import roomy_cache
 from support.memory import halve_when_out_of_memory
-from support.messages import as_messages
+from support.messages import as_messages, encode_chat, need_system_role
 from support.seams import filled
 from support.settings import Settings
 
@@ -373,6 +373,8 @@ def load_policy(
     from peft import LoraConfig, PeftModel, get_peft_model
 
     tokenizer = pretrained.load_tokenizer(cfg.model)
+    if cfg.system_prompt:
+        need_system_role(tokenizer, "--system-prompt")
     base, stop_ids = pretrained.load_base(cfg.model, tokenizer, cfg.load_in_4bit)
     if cfg.gradient_checkpointing:
         pretrained.checkpoint_activations(base)
@@ -400,9 +402,7 @@ def chat_ids(policy: Policy, message: str) -> list[int]:
     It is the user's, but for what a template's system part says (support/messages.py).
     """
     messages = as_messages(message, policy.cfg.system_prompt)
-    return policy.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, enable_thinking=policy.cfg.enable_thinking, return_dict=False
-    )
+    return encode_chat(policy.tokenizer, messages, enable_thinking=policy.cfg.enable_thinking)
 
 
 # -------------------------------------------------------------------------------------------------------- sampling

@@ -36,9 +36,10 @@ import gepa_loop
 import grpo
 import verify
 from support import cli
-from support.data import Question, label, load_questions, that_fit
+from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError, exit_code_of
 from support.memory import adamw, longest_sequence
+from support.messages import count_tokens, need_system_role
 from support.presets import QWEN3
 from support.pretrained import shortened
 from support.run import Run, RunConfig, seed_for
@@ -170,7 +171,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         gepa_loop.evolve, cfg=cfg, judge=verify.judge_of(cfg.reward),
         respond=journal("respond", lambda messages, _: [(s.text, s.truncated) for s in greedy(messages)]),
         reflect=journal("reflect", reflection_model(policy, cfg, epoch)),
-        tokens=lambda text: len(policy.tokenizer(text).input_ids), room=room,
+        tokens=partial(count_tokens, policy.tokenizer), room=room,
         quote=partial(shortened, policy.tokenizer, limit=cfg.reflection_quote),
         seed=seed_for(cfg, "gepa", epoch), log=run.note,
     )  # fmt: skip
@@ -285,11 +286,14 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     """Policy, optimizer, training questions, held-out questions by name. What can be refused is refused at once."""
     check(cfg)
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
-    questions, held_out = read(cfg.train_data), {label(path): read(path) for path in cfg.eval_data}
+    read = partial(read, empty_answers=bool(cfg.reward))
+    questions, held_out = read(cfg.train_data), {name: read(path) for name, path in labelled(cfg.eval_data).items()}
     questions = questions[: cfg.train_questions or None]
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
+    if cfg.gepa_system:
+        need_system_role(policy.tokenizer, "--gepa-system")
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(policy, q.text)), limit=cfg.max_prompt_tokens)
     questions, held_out = fitting(cfg.train_data, questions), {name: fitting(name, q) for name, q in held_out.items()}
     optimizer = adamw(policy.trainable, cfg.learning_rate)

@@ -38,7 +38,7 @@ import gepa_loop
 import grpo
 import p2o
 import verify
-from support.data import Question, label, load_questions, that_fit
+from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError, exit_code_of
 from support.presets import QWEN3
 from support.pretrained import load_tokenizer, silence_libraries
@@ -331,6 +331,7 @@ def prepare(cfg: Config) -> tuple[P2OTrainer, dict[str, list[Question]]]:
     refuse(cfg, processes)
     args = trl_config(cfg, processes)
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
+    read, names = partial(read, empty_answers=bool(cfg.reward)), labelled(cfg.eval_data)
     tokenizer = load_tokenizer(cfg.model)
     asking = grpo.Policy(None, tokenizer, cfg, [])  # enough of one to count a prompt's tokens
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(asking, q.text)), limit=cfg.max_prompt_tokens)
@@ -342,7 +343,7 @@ def prepare(cfg: Config) -> tuple[P2OTrainer, dict[str, list[Question]]]:
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": question.text}]} for question in questions])
     how = {"model": cfg.model, "args": args, "peft_config": lora if cfg.lora_rank else None}
     trainer = P2OTrainer(cfg, questions, train_dataset=rows, processing_class=tokenizer, **how)
-    return trainer, dict(zip(map(label, cfg.eval_data), rest, strict=True))
+    return trainer, dict(zip(names, rest, strict=True))
 
 
 def train(cfg: Config) -> None:

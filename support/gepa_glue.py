@@ -11,7 +11,7 @@ from gepa.core.adapter import EvaluationBatch
 from gepa.proposer import merge
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 
-from support.messages import as_template
+from support.messages import SYSTEM_ENDS, as_template
 from support.settings import Settings
 
 BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
@@ -173,12 +173,15 @@ class Reflection:
         """The child that a reply proposes; an empty proposal if the reply is of no use."""
         parent, _, (name,) = job
         text = self.parse(reply)
-        if text is not None and self.fits(as_template(parent | {name: text})):
+        forged = text is not None and SYSTEM_ENDS in text  # what follows such a line would leave the system message
+        if text is not None and not forged and self.fits(as_template(parent | {name: text})):
             self.failed_in_a_row = 0
             return ReflectionProposal({name: text}, prompts={name: prompt}, raw_lm_outputs={name: reply})
         self.rejected += 1
         self.failed_in_a_row += 1
-        if reply:
+        if forged:
+            self.why = f"it holds the line {SYSTEM_ENDS}"
+        elif reply:
             self.why = "it leaves no room for the question" if text else f"no fenced text in {reply[:80]!r}"
         self.log(f"a reflection was not adopted: {self.why or 'it was empty'}")
         return ReflectionProposal(new_texts={})

@@ -14,7 +14,7 @@ import tyro
 import grpo
 import verify
 from gepa_loop import apply_template
-from support.data import label, load_questions
+from support.data import labelled, load_questions
 from support.errors import UserError
 
 
@@ -105,9 +105,8 @@ def evaluate(
         threads: CPU threads of torch; 0 leaves it to torch.
         out: Also write the results there, as JSON.
     """
-    files = {
-        label(path): load_questions(path, question_suffix) for path in data
-    }  # before the model: bad files show at once
+    # Before the model: what is bad shows at once.
+    files = {name: load_questions(path, question_suffix, verify.unparseable) for name, path in labelled(data).items()}
     if samples < 0 or temperature <= 0:
         raise UserError(f"--samples {samples} --temperature {temperature}: samples >= 0 and temperature > 0")
     cfg = grpo.PolicyConfig(
