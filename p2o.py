@@ -52,7 +52,7 @@ def train(cfg: Config) -> dict:
     # --- solution: part 8 ---
     run = Run(cfg)  # folder, checkpoints, journal, log: nothing below knows how
     policy, optimizer, questions, held_out = prepare(cfg)
-    state = run.resume(State(), policy.model, optimizer)
+    state = run.resume(State(), policy.model, optimizer, {"training data": questions} | held_out)
     by_id = {question.id: question for question in questions}
     batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, in which every question comes once
     kept: list[grpo.Rollout] = []
@@ -64,7 +64,7 @@ def train(cfg: Config) -> dict:
 
         # 1. Prompt evolution: a hard question has no contrast to learn from until some prompt lets it succeed.
         if batch == 0:
-            hard = [by_id[question_id] for question_id in state.hard]
+            hard = [by_id[question_id] for question_id in state.hard if question_id in by_id]  # --allow-changes
             state.templates = evolve_templates(policy, hard, cfg, epoch, run) if cfg.method == "p2o" else {}
             state.hard = []
 

@@ -7,15 +7,18 @@ Nothing is pickled: tensors are safetensors, the rest is JSON.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 KEEP = 2  # newest checkpoints kept
@@ -77,9 +80,18 @@ def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict] | None
     return None
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """safetensors' save_file, with an OSError where the disk is full, as from all else that writes."""
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number.group(1)) if number else errno.EIO, str(error)) from error
+
+
 def save_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
     state = optimizer.state_dict()["state"]
-    save_file({f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}, file)
+    save_tensors({f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}, file)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
@@ -96,7 +108,7 @@ def save_adapter(model: torch.nn.Module, folder: Path) -> None:
 
     folder.mkdir(exist_ok=True)
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     model.active_peft_config.save_pretrained(folder)
 
 

@@ -49,3 +49,18 @@ def test_eval_prints_a_table_and_writes_json(tmp_path, capsys):
     assert [row["metric"] for row in bare] == ["greedy", "pass@1", "pass@2", "pass@4", "majority@4"]
     assert all(row["low"] <= row["value"] <= row["high"] for row in bare + hinted)
     assert bare[0]["value"] == 0 and hinted[0]["value"] > 0.8
+
+
+def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_path, capsys):
+    rows = [json.loads(line) for line in (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:3]]
+    for name, count in (("a", 2), ("b", 1)):
+        (tmp_path / name).mkdir()
+        some = [*rows[:count], rows[2] | {"answer": "\\\\frac{1}{"}]
+        (tmp_path / name / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    files = [str(tmp_path / name / "test.jsonl") for name in ("a", "b")]
+    arguments = ["eval", "--model", str(ROOT / "tiny" / "united" / "model"), "--samples", "0", "--data", *files]
+    assert p2o.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [(row["data"], row["questions"]) for row in found] == [(files[0], 3), (files[1], 2)]
+    said = capsys.readouterr().out
+    assert "1 of 3 reference answers cannot be parsed" in said and "1 of 2 reference answers" in said
