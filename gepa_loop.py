@@ -29,8 +29,8 @@ from gepa.strategies.proposal_sampling import IndependentSampling
 
 import verify
 from support.data import Question
-from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, SearchConfig, metric_call_budget
-from support.messages import Templated, as_template
+from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, SearchConfig, is_budget, metric_call_budget
+from support.messages import as_template, templated
 from support.teacher import TeacherConfig
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
@@ -46,7 +46,8 @@ class EvolutionConfig(SearchConfig, TeacherConfig):
     gepa_minibatch: int = 3  # Questions shown in one reflection
     gepa_parents: int = 4  # Parents advanced per iteration, as one batch
     gepa_budget: str = "500"
-    """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
+    """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16.
+    An iteration that has begun is finished: up to gepa-parents x (2 x gepa-minibatch + dev questions) more."""
     reflection: Literal["self", "policy", "teacher"] = "self"
     """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
     reflection_tokens: int = 60  # Length limit of a reflection
@@ -56,15 +57,22 @@ class EvolutionConfig(SearchConfig, TeacherConfig):
     leave_one_bare: bool = False  # One rollout of each templated group is sampled from the bare question
 
     def rules(self) -> dict[str, bool]:
-        budget, teacher = self.gepa_budget, (self.teacher_url, self.teacher_model)
+        budget, teacher, dev_size = self.gepa_budget, (self.teacher_url, self.teacher_model), smallest_dev_set(self)
         return {
             f"--hard-set-min {self.hard_set_min}: at least 4, two to train and two to score": self.hard_set_min >= 4,
             f"--gepa-dev-size {self.gepa_dev_size}: at least 2": self.gepa_dev_size >= 2,
             f"--gepa-minibatch {self.gepa_minibatch}: at least 1": self.gepa_minibatch >= 1,
             f"--gepa-parents {self.gepa_parents}: at least 1": self.gepa_parents >= 1,
-            f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}": budget.isdigit() or budget in BUDGETS,
+            f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}": is_budget(budget),
+            f"--gepa-budget {budget}: the first template alone is scored on {dev_size} dev questions or more, and a "
+            "budget that is spent on that proposes none; give more": (
+                not is_budget(budget) or metric_call_budget(budget, dev_size) > dev_size
+            ),
             f"--reflection-tokens {self.reflection_tokens}: at least 1": self.reflection_tokens >= 1,
             f"--reflection-quote {self.reflection_quote}: at least 2": self.reflection_quote >= 2,
+            f"--reflection-temperature {self.reflection_temperature}: must be positive, and a number": (
+                0 < self.reflection_temperature < float("inf")
+            ),
             "--reflection teacher and --teacher-url, --teacher-model (an OpenAI-compatible endpoint) need each other": (
                 all(teacher) if self.reflection == "teacher" else not any(teacher)
             ),
@@ -79,7 +87,7 @@ def apply_template(template: str, question: str) -> str:
     >>> apply_template("Add one digit at a time.", "Add these digits: 7, 9.")
     'Add one digit at a time.\\n\\nAdd these digits: 7, 9.'
     """
-    return Templated(template, question) if template else question
+    return templated(template, question) if template else question
 
 
 # ---------------------------------------------------------------------------------------------------- the GEPA call
@@ -138,8 +146,11 @@ def evolve(
         seed=seed,
         raise_on_exception=True,  # an adapter that always fails would loop for ever otherwise
     )
-    if reflection.useless:
-        log(f"prompt evolution ends after {result.total_metric_calls} of {budget} metric calls: {reflection.useless}")
+    stopped_early = reflection.useless
+    if budget <= len(dev):
+        stopped_early = f"scoring the first template on {len(dev)} dev questions took all of --gepa-budget {budget}"
+    if stopped_early:
+        log(f"prompt evolution ends after {result.total_metric_calls} of {budget} metric calls: {stopped_early}")
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]
     return Evolution(
         candidates=[as_template(candidate) for candidate in result.candidates],
@@ -150,7 +161,7 @@ def evolve(
         chosen=greedy_cover(dev_scores),
         metric_calls=result.total_metric_calls,
         rejected_replies=reflection.rejected,
-        stopped_early=reflection.useless,
+        stopped_early=stopped_early,
         tokens=meter.spent,
     )
 
@@ -178,8 +189,18 @@ def split_hard_set(
     (6, 6)
     """
     shuffled = rng.sample(list(hard), len(hard))
-    size = len(hard) // 2 if len(hard) < 1.5 * dev_size else dev_size
+    size = dev_questions(len(hard), dev_size)
     return shuffled[size:], shuffled[:size]
+
+
+def dev_questions(hard: int, dev_size: int) -> int:
+    """How many of so many hard questions score the templates."""
+    return hard // 2 if hard < 1.5 * dev_size else dev_size
+
+
+def smallest_dev_set(cfg: EvolutionConfig) -> int:
+    """The size of the dev set of the smallest hard set that evolves templates."""
+    return dev_questions(cfg.hard_set_min, cfg.gepa_dev_size)
 
 
 # ------------------------------------------------------------------------------------------------------- reflection

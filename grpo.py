@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch.optim import Optimizer
@@ -113,11 +113,13 @@ class UpdateConfig(Settings):
     def rules(self) -> dict[str, bool]:
         low, high, cap = self.ratio_min, self.ratio_max, self.importance_cap
         return {
-            f"--learning-rate {self.learning_rate}: must be positive": self.learning_rate > 0,
+            f"--learning-rate {self.learning_rate}: must be positive": 0 < self.learning_rate < math.inf,
+            f"--warmup {self.warmup}: a share of all updates, from 0 to 1": 0 <= self.warmup <= 1,
+            f"--max-grad-norm {self.max_grad_norm}: must be positive": self.max_grad_norm > 0,
             f"--clip-low {self.clip_low}: at least 0 and below 1": 0 <= self.clip_low < 1,
             f"--clip-high {self.clip_high}: at least 0": self.clip_high >= 0,
             f"--dual-clip {self.dual_clip}: must be greater than 1": self.dual_clip > 1,
-            f"--kl-coef {self.kl_coef}: at least 0": self.kl_coef >= 0,
+            f"--kl-coef {self.kl_coef}: at least 0": 0 <= self.kl_coef < math.inf,
             f"--ratio-min {low} --ratio-max {high}: 0 < ratio-min <= 1 <= ratio-max": 0 < low <= 1 <= high,
             "--soft-clip --no-ratio-mask: the soft clip is a kind of ratio mask": self.ratio_mask or not self.soft_clip,
             f"--importance-cap {cap}: 0 for none, or at least 1, so that equal engines weigh 1": cap == 0 or cap >= 1,
@@ -328,14 +330,22 @@ class PolicyConfig(Settings):
     engine: Literal["hf", "vllm"] = "hf"  # who samples: transformers, or vLLM in the same process
     vllm_memory: float = 0.6  # Share of the card for vLLM while it samples; it sleeps while the policy trains
     threads: int = 1  # CPU threads of torch; 0 leaves it to torch
+    smallest_rank: ClassVar[int] = 1  # where there is nothing to train but the adapter
 
     def rules(self) -> dict[str, bool]:
         return {
-            f"--temperature {self.temperature}: must be positive, or all rollouts are equal": self.temperature > 0,
+            f"--temperature {self.temperature}: must be positive, or all rollouts are equal": (
+                0 < self.temperature < math.inf
+            ),
             f"--temperature {self.temperature}: vLLM takes up to 2": self.engine == "hf" or self.temperature <= 2,
             f"--vllm-memory {self.vllm_memory}: a share of the card, between 0 and 1": 0 < self.vllm_memory < 1,
             f"--max-prompt-tokens {self.max_prompt_tokens}: at least 1": self.max_prompt_tokens >= 1,
             f"--max-response-tokens {self.max_response_tokens}: at least 1": self.max_response_tokens >= 1,
+            f"--lora-rank {self.lora_rank}: at least {self.smallest_rank}": self.lora_rank >= self.smallest_rank,
+            f"--lora-alpha {self.lora_alpha}: at least 1, or the adapter has no effect": self.lora_alpha >= 1,
+            f"--sample-batch {self.sample_batch}: at least 1": self.sample_batch >= 1,
+            f"--micro-batch-tokens {self.micro_batch_tokens}: at least 1": self.micro_batch_tokens >= 1,
+            f"--threads {self.threads}: 0 leaves it to torch, else from 1 to 1024": 0 <= self.threads <= 1024,
         }
 
 
@@ -370,7 +380,10 @@ def load_policy(
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pretrained.silence_libraries()  # before they are imported
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
+
+    if adapter:
+        pretrained.check_adapter(adapter)
 
     tokenizer = pretrained.load_tokenizer(cfg.model)
     if cfg.system_prompt:
@@ -379,7 +392,7 @@ def load_policy(
     if cfg.gradient_checkpointing:
         pretrained.checkpoint_activations(base)
     if adapter:
-        model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        model = pretrained.load_adapter(base, adapter)
     else:
         torch.manual_seed(seed)
         lora = LoraConfig(

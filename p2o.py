@@ -144,6 +144,7 @@ class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, Ru
         names = ("evolve", "soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated")
         idle = [f"--{name.replace('_', '-')}" for name in names if self.method == "grpo" and getattr(self, name)]
         return {
+            f"--seed {self.seed}: from 0 to 4294967295 (2^32 - 1)": 0 <= self.seed < 2**32,
             f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare": self.group_size >= 2,
             f"--epochs {self.epochs}: at least 1": self.epochs >= 1,
             f"--train-questions {self.train_questions}: 0 for all, or more": self.train_questions >= 0,
@@ -289,6 +290,8 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     read = partial(read, empty_answers=bool(cfg.reward))
     questions, held_out = read(cfg.train_data), {name: read(path) for name, path in labelled(cfg.eval_data).items()}
     questions = questions[: cfg.train_questions or None]
+    if cfg.reward:
+        verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])  # tried once before the model is loaded
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))

@@ -55,7 +55,7 @@ from support.boxes import boxes_in
 from support.data import Question
 from support.equivalence import number, quick, words
 from support.latex import canonical, tidy
-from support.seams import find
+from support.seams import find, rewarded
 
 MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
 MAX_TEXT = 20_000  # characters of a whole response given to `equivalent`; the end counts
@@ -272,4 +272,6 @@ def judge_of(reward: str) -> Judge:
     mine = find("reward", reward, None)
     if mine is None:
         return judge
-    return lambda responses, questions, _: [Verdict(*mine(*pair)) for pair in zip(responses, questions, strict=True)]
+    return lambda responses, questions, _: [
+        Verdict(*rewarded(reward, mine, *pair)) for pair in zip(responses, questions, strict=True)
+    ]

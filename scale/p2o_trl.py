@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import tyro
@@ -56,6 +56,7 @@ class Config(p2o.Config):
 
     vllm_server: str = ""  # URL of `trl vllm-serve`; without one --engine vllm shares each GPU with the trainer
     lora_rank: int = 16  # Rank of the adapter on every linear layer; 0 trains all weights
+    smallest_rank: ClassVar[int] = 0
 
     def rules(self) -> dict[str, bool]:
         absent = [f"--{name.replace('_', '-')}" for name in ABSENT if getattr(self, name) != getattr(p2o.Config, name)]
@@ -337,6 +338,8 @@ def prepare(cfg: Config) -> tuple[P2OTrainer, dict[str, list[Question]]]:
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(asking, q.text)), limit=cfg.max_prompt_tokens)
     found, *rest = [fitting(path, read(path)) for path in (cfg.train_data, *cfg.eval_data)]
     questions = found[: cfg.train_questions or None]
+    if cfg.reward:
+        verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])  # tried once before the model is loaded
     if left := len(questions) % cfg.questions_per_batch:
         print(f"{cfg.train_data}: TRL trains full batches only, {len(questions) - left} of {len(questions)} an epoch")
     lora = LoraConfig(r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -47,13 +48,22 @@ class SearchConfig(Settings):
         return {"template": self.gepa_seed_template} | ({"system": ""} if self.gepa_system else {})
 
 
+def is_budget(auto: str) -> bool:
+    """A number or a name?
+
+    >>> is_budget("500"), is_budget("light"), is_budget("²"), is_budget("9" * 5000)
+    (True, True, False, False)
+    """
+    return auto in BUDGETS or bool(re.fullmatch("[0-9]{1,15}", auto))
+
+
 def metric_call_budget(auto: str, dev_size: int) -> int:
     """Metric calls of a budget: a number, or a name, as DSPy computes it for GEPA with one prompt (design, section 2).
 
     >>> metric_call_budget("light", 50), metric_call_budget("500", 50)
     (580, 500)
     """
-    if auto.isdigit():
+    if auto not in BUDGETS:
         return int(auto)
     candidates = BUDGETS[auto]
     trials = int(max(4 * math.log2(candidates), 1.5 * candidates))

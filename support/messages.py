@@ -3,7 +3,7 @@
 A template may come with a system part of its own. GEPA keeps a candidate's parts by name. Everything else here knows a
 template as one string: the state, rollouts, the assignment, transcripts, the report. So the system part stands in the
 same string, in front of a line that a reader sees as well, and is taken out of it in one place: where a template and a
-question become one message, `Templated`. A question, a response and a reflection's prompt are plain strings; they are
+question become one message, `templated`. A question, a response and a reflection's prompt are plain strings; they are
 the user's from end to end, whatever stands in them.
 
 Nor does a question that holds `<|im_end|>` end its message: see `encode_chat`.
@@ -37,20 +37,18 @@ def as_template(parts: dict[str, str]) -> str:
 
 
 class Templated(str):
-    """A template, an empty line and a question, as one string, which knows where the template's system part ends.
+    """A template and a question as one string, which knows its two parts: the system's, and the user's."""
 
-    Only the template is searched for that line. In a question it is text like any other.
-    """
+    system = ""
+    user = ""
 
-    system: str
-    user: str
 
-    def __new__(cls, template: str, question: str) -> Templated:
-        message = super().__new__(cls, f"{template}\n\n{question}")
-        message.system, ends, rest = f"{template}\n\n".rpartition(f"\n{SYSTEM_ENDS}\n\n")
-        rest = rest.removesuffix("\n\n")
-        message.user = f"{rest}\n\n{question}" if rest else question
-        return message
+def templated(template: str, question: str) -> Templated:
+    """The template, an empty line, the question. Only the template is searched for the line that ends a system part."""
+    message = Templated(f"{template}\n\n{question}")
+    message.system, _, rest = f"{template}\n\n".rpartition(f"\n{SYSTEM_ENDS}\n\n")
+    message.user = f"{rest}{question}"
+    return message
 
 
 def as_messages(message: str, system_prompt: str = "") -> list[dict[str, str]]:
@@ -58,9 +56,9 @@ def as_messages(message: str, system_prompt: str = "") -> list[dict[str, str]]:
 
     >>> as_messages("7 + 9?")
     [{'role': 'user', 'content': '7 + 9?'}]
-    >>> as_messages(Templated(as_template({"system": "Be brief.", "template": "Add."}), "7 + 9?"))
+    >>> as_messages(templated(as_template({"system": "Be brief.", "template": "Add."}), "7 + 9?"))
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Add.\\n\\n7 + 9?'}]
-    >>> as_messages(Templated(as_template({"system": "Be brief.", "template": ""}), "7 + 9?"), "Be kind.")
+    >>> as_messages(templated(as_template({"system": "Be brief.", "template": ""}), "7 + 9?"), "Be kind.")
     [{'role': 'system', 'content': 'Be kind.\\n\\nBe brief.'}, {'role': 'user', 'content': '7 + 9?'}]
     """
     system_part, user = (message.system, message.user) if isinstance(message, Templated) else ("", message)

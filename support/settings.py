@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from support.errors import UserError
 
 
@@ -13,6 +15,9 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):  # every comparison with it is false, and no rule sees it
+                raise UserError(f"--{name.replace('_', '-')} {value}: not a number")
         for group in type(self).__mro__:
             for complaint, holds in vars(group).get("rules", lambda _: {})(self).items():
                 if not holds:

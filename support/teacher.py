@@ -17,6 +17,12 @@ class TeacherConfig(Settings):
     teacher_max_calls: int = 1000  # Limit on calls of one evolution
     teacher_max_tokens: int = 2_000_000  # Limit on tokens of one evolution, prompts and replies together
 
+    def rules(self) -> dict[str, bool]:
+        return {
+            f"--teacher-max-calls {self.teacher_max_calls}: at least 1": self.teacher_max_calls >= 1,
+            f"--teacher-max-tokens {self.teacher_max_tokens}: at least 1": self.teacher_max_tokens >= 1,
+        }
+
 
 def teacher(
     cfg: TeacherConfig, max_tokens: int, temperature: float, timeout: float = 120.0, retries: int = 5
