@@ -124,9 +124,24 @@ def write_whole(file: Path, text: str) -> None:
     """Write a small file so that a kill leaves the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.rename(file)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.rename(file)
+    except OSError:  # a full disk, of which the half-written file would keep what room there is
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append(file: Path, text: str) -> None:
+    """Add lines to a file, all of them or none: half a line would spoil the next one, and the file."""
+    length = file.stat().st_size if file.exists() else 0
+    try:
+        with file.open("a", encoding="utf-8") as growing:
+            growing.write(text)
+    except OSError:
+        os.truncate(file, length)
+        raise
 
 
 def journaled(file: Path) -> Callable[[str, Callable[[list, int], list]], Callable[[list], list]]:

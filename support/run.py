@@ -159,8 +159,8 @@ class Run:
             checkpoint.save_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
         try:
-            with (self.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for _, line in self.shown)
+            lines = "".join(json.dumps(line) + "\n" for _, line in self.shown)
+            checkpoint.append(self.folder / "transcripts.jsonl", lines)
             self.shown = []
             lengths = {name: (self.folder / name).stat().st_size for name in GROWING_FILES}
             record = {"state": dataclasses.asdict(state), "lengths": lengths, "base_model": self.fingerprint}
@@ -212,8 +212,7 @@ class Run:
                 yield step
 
     def note(self, line: str) -> None:
-        with (self.folder / "run.log").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        checkpoint.append(self.folder / "run.log", line + "\n")
 
     def warn(self, sentence: str, **where) -> None:
         """A sentence that somebody should read: on the screen, and in metrics.jsonl if the disk has room."""
@@ -225,8 +224,7 @@ class Run:
         """One line of metrics.jsonl, and of the tracker. JSON has no NaN: null stands for it."""
         line = {"kind": kind} | numbers
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        checkpoint.append(self.folder / "metrics.jsonl", json.dumps(finite) + "\n")
         self.tracker.log(line, numbers.get("update", 0))
 
     def logged(self, kind: str, **having) -> list[dict]:

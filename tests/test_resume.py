@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -366,6 +368,27 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(cfg, monkeypat
     p2o.train(cfg)
     assert finished and "No space left on device" in capsys.readouterr().out
     assert list((cfg.folder / "checkpoints").iterdir()) == []
+
+
+def test_on_a_full_disk_a_file_gets_a_whole_line_or_none(tmp_path, monkeypatch):
+    """A tiny tmpfs does the same, but only root can make one."""
+    file = tmp_path / "metrics.jsonl"
+    checkpoint.append(file, "one\n")
+    real = Path.open
+
+    class Half(io.StringIO):
+        def write(self, text):
+            file.write_text(file.read_text() + text[:2])
+            no_space()
+
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", **how: Half() if mode == "a" else real(path, mode, **how))
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.append(file, "three\n")
+    assert file.read_text() == "one\n"
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write_whole(file, "other")
+    assert file.read_text() == "one\n" and [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_full_disk_gets_one_line_wherever_it_is_noticed(cfg, monkeypatch, capsys):
