@@ -41,6 +41,7 @@ def short_columns(row: dict) -> dict[str, str]:
 
 # ------------------------------------------------------------------------------------------------- texts in a cell
 
+VISIBLE = re.compile(r"[^\s\ufeff\u200b-\u200d\u2060]")  # no space, not even one without width
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: no tokenizer and no file takes it
 
 
@@ -80,7 +81,7 @@ def _checked(value: object) -> str:
     if value is None:
         raise ValueError("is null")
     text = str(value)
-    if not text.strip():
+    if not VISIBLE.search(text):
         raise ValueError("is empty")
     if HALF_CHARACTER.search(text):
         raise ValueError("holds half of a character (a lone surrogate, as when a text is cut inside an emoji)")
@@ -244,9 +245,9 @@ def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
         ) from None
     # Not splitlines: it also splits at characters that may stand inside a JSON string, U+2028 and U+0085 among them.
     for number, line in enumerate(text.split("\n"), start=1):
-        where = f"{file}, line {number}"
+        where, line = f"{file}, line {number}", line.strip("\ufeff \t\r")  # files that were joined have several marks
         try:
-            if line.strip():
+            if line:
                 yield where, json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None

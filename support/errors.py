@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -33,12 +34,10 @@ def exit_code_of(work: Callable[[], None]) -> int:
         print(f"p2o: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL + FORBIDDEN:
             raise
-        print(
-            f"p2o: {error}. Make room on that disk; the same command with --resume goes on with the run",
-            file=sys.stderr,
-        )
+        cure = "make room on that disk, and" if error.errno in FULL else "once it may be written,"
+        print(f"p2o: {error}; {cure} the same command with --resume goes on with the run", file=sys.stderr)
         return 2
     finally:
         if before is not None:

@@ -78,6 +78,8 @@ def encode_chat(tokenizer, messages: list[dict[str, str]], **switches) -> list[i
     holds the name of a control token, it is rendered under a stand-in, and the real names of the chat format's own
     control tokens are exchanged for secret ones, which only `twin_of` the tokenizer knows as tokens.
     """
+    if messages[0]["role"] == "system":
+        need_system_role(tokenizer, "a template with a system part, or --system-prompt")
     names = control_tokens(tokenizer)
     if not any(names.search(message["content"]) for message in messages):
         return _render(tokenizer, messages, return_dict=False, **switches)
@@ -104,16 +106,20 @@ def _render(tokenizer, messages: list[dict[str, str]], **switches):
         raise UserError(f"the model's chat template refuses messages of {roles}: {error}") from None
 
 
-def count_tokens(tokenizer, text: str) -> int:
-    """How many tokens a text has where it stands in a message: the name of a control token is text, so it has several.
-
-    The token that begins a sequence, where there is one, is counted, too.
-    """
+def encode_text(tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
+    """Token ids of a text, in which the name of a control token is text as well."""
     if not control_tokens(tokenizer).search(text):
-        return len(tokenizer(text).input_ids)
-    return len(twin_of(tokenizer)[0].encode(text).ids)
+        return tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+    twin, _, ids = twin_of(tokenizer)
+    return [ids.get(token, token) for token in twin.encode(text, add_special_tokens=add_special_tokens).ids]
 
 
+def count_tokens(tokenizer, text: str) -> int:
+    """How many tokens a text has; the one that begins a sequence, where there is one, is counted, too."""
+    return len(encode_text(tokenizer, text, add_special_tokens=True))
+
+
+@functools.lru_cache(maxsize=8)
 def need_system_role(tokenizer, option: str) -> None:
     """Refuse an option that puts text into a system message, if the chat template raises at one, or leaves it out."""
     text, messages = "Be brief.", as_messages("7 + 9?", "Be brief.")
@@ -123,8 +129,8 @@ def need_system_role(tokenizer, option: str) -> None:
         rendered = ""
     if text not in rendered:
         raise UserError(
-            f"{option}: this model's chat template has no system role. Leave the option away; what stands in "
-            "--question-suffix or --gepa-seed-template goes into the user's message"
+            f"{option}: this model's chat template has no system role. Leave it away; what stands in --question-suffix "
+            "or --gepa-seed-template goes into the user's message"
         )
 
 

@@ -126,15 +126,18 @@ class Run:
         """Keep a digest of the data beside the run, or find that it is no longer what the run was started on."""
         file, self.inputs = self.folder / "inputs.json", {"base_model": self.fingerprint, "data": data}
         if self.cfg.resume and file.exists():
-            known = json.loads(file.read_text(encoding="utf-8"))["data"]
-            changed = [name for name in known | data if known.get(name) != data.get(name)]
+            known = json.loads(file.read_text(encoding="utf-8"))
+            names = [name for name in known["data"] | data if known["data"].get(name) != data.get(name)]
+            changed = [f"other questions in {name}" for name in names]
+            if known["base_model"] != self.fingerprint:
+                changed += [f"{self.cfg.model} is another base model"]
             if changed and not self.cfg.allow_changes:
                 raise UserError(
-                    f"--resume: {', '.join(changed)}: not the questions that {self.folder} was started on. Give the "
-                    "same ones, or add --allow-changes, or start a new run with another --name"
+                    f"--resume: {self.folder} was started on other inputs: {', '.join(changed)}. Give the same ones, "
+                    "or add --allow-changes, or start a new run with another --name"
                 )
             if changed:
-                print(f"{', '.join(changed)}: not the questions that the run was started on")
+                print(f"the run was started on other inputs: {', '.join(changed)}")
         self._write(file.name, self.inputs)
 
     def _load(self, folder: Path, record: dict, kind: type):

@@ -82,6 +82,7 @@ def rewarded(name: str, reward: Callable, response: str, question) -> tuple[floa
             f"--reward {name}: it gave {_shown(given)} for question {question.id}; what is wanted is "
             "(reward, feedback), a finite number and a text"
         )
+    feedback = feedback.encode("utf-8", "replace").decode()  # no half characters: reflection could not read them
     return float(value), feedback, *(bool(flag) for flag in formed or [True])
 
 

@@ -160,6 +160,7 @@ GOOD = {"question": "3, 4", "answer": "7"}
         ("question", 7, "holds a number, and a question is a text"),
         ("question", "", "is empty"),
         ("question", " \n\t", "is empty"),
+        ("question", "\ufeff\u200b", "is empty"),
         ("answer", "", "is empty"),
         ("answer", float("nan"), "is nan, which is no number"),
         ("answer", float("inf"), "is inf, which is no number"),
@@ -231,6 +232,11 @@ TWO = LINE + LINE.replace("3", "5")
 def test_unicode_is_read_in_every_encoding(encoding, tmp_path):
     (tmp_path / "mine.jsonl").write_bytes(TWO.encode(encoding))
     assert [q.text for q in load_questions(str(tmp_path / "mine.jsonl"))] == ["Café: 3, 4.", "Café: 5, 4."]
+
+
+def test_joined_files_may_have_a_byte_order_mark_in_each(tmp_path):
+    (tmp_path / "mine.jsonl").write_bytes(LINE.encode("utf-8-sig") + LINE.encode("utf-8-sig") + "\ufeff\r\n".encode())
+    assert len(load_questions(str(tmp_path / "mine.jsonl"))) == 2
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "shift-jis"])

@@ -178,6 +178,19 @@ def test_the_length_of_a_template_counts_what_it_will_take(tiny_policy):
     assert messages.count_tokens(tokenizer, "<|end|> Add") + newline == len(templated) - len(bare) > 3
 
 
+def test_a_chat_template_that_refuses_a_message_is_quoted_in_one_line():
+    fast = AutoTokenizer.from_pretrained(ROOT / "tiny" / "united" / "model")
+    fast.chat_template = "{{ raise_exception('only cats') }}"
+    with pytest.raises(UserError, match="the model's chat template refuses messages of user: only cats"):
+        encode_chat(fast, user("7?"))
+
+
+def test_a_text_of_its_own_is_text_too(tiny_policy):
+    tokenizer = tiny_policy.tokenizer
+    assert messages.encode_text(tokenizer, "Add 7.") == tokenizer("Add 7.", add_special_tokens=False).input_ids
+    assert ids_of(tokenizer, "<|end|>")[0] not in messages.encode_text(tokenizer, "Add <|end|> 7.")
+
+
 def test_a_tokenizer_without_a_plan_refuses_in_one_line():
     class Slow:
         chat_template, added_tokens_decoder = "", {0: AddedToken("</s>", special=True)}

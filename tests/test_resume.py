@@ -207,7 +207,7 @@ def test_a_run_does_not_go_on_with_other_data_unless_that_is_allowed(interrupted
     path = interrupted.train_data if which == "training data" else interrupted.eval_data[0]
     rewritten(path, change)
     kept = {file: file.read_bytes() for file in interrupted.folder.rglob("*") if file.is_file()}
-    with pytest.raises(UserError, match=f"--resume: {which}: not the questions that .*run was started on") as refusal:
+    with pytest.raises(UserError, match=f"--resume: .*: other questions in {which}. Give") as refusal:
         p2o.train(interrupted)
     assert "--allow-changes" in str(refusal.value) and "\n" not in str(refusal.value)
     assert {file: file.read_bytes() for file in interrupted.folder.rglob("*") if file.is_file()} == kept
@@ -218,7 +218,7 @@ def test_a_run_that_goes_on_with_other_data_samples_anew_and_forgets_the_questio
     rewritten(cfg.train_data, lambda lines: lines[4:])
     longer = dataclasses.replace(cfg, epochs=2, resume=True, allow_changes=True, hard_set_min=4)
     assert p2o.train(longer)["rollouts"] == 96 + 72
-    assert "training data: not the questions that the run was started on" in capsys.readouterr().out
+    assert "the run was started on other inputs: other questions in training data\n" in capsys.readouterr().out
     asked = {line["id"] for line in map(json.loads, open(cfg.folder / "transcripts.jsonl")) if line["epoch"] == 2}
     assert asked <= {q.id for q in load_questions(cfg.train_data)}
     (evolution,) = cfg.folder.glob("templates/epoch-1.json")
@@ -343,6 +343,8 @@ def test_another_base_model_is_refused(cfg, tmp_path):
         model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     model.save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(cfg.model).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="other is another base model.*--allow-changes"):
+        p2o.train(dataclasses.replace(cfg, model=str(tmp_path / "other"), resume=True))
     with pytest.raises(UserError, match="another base model"):
         p2o.train(dataclasses.replace(cfg, model=str(tmp_path / "other"), resume=True, allow_changes=True))
 
@@ -396,8 +398,17 @@ def test_a_full_disk_gets_one_line_wherever_it_is_noticed(cfg, monkeypatch, caps
     assert exit_code_of(lambda: p2o.train(cfg)) == 2  # the adapter cannot be written at the end either
     assert "No space left on device" in (said := capsys.readouterr().err) and "--resume" in said
     assert said.count("\n") == said.count("p2o: ") == 1
-    with pytest.raises(OSError, match="not the disk"):
-        exit_code_of(lambda: (_ for _ in ()).throw(OSError(errno.EINVAL, "not the disk")))
+
+
+def test_a_file_that_may_not_be_written_gets_one_line_and_other_faults_a_traceback(capsys):
+    def fail(number):
+        raise OSError(number, os.strerror(number), "results/x.json")
+
+    assert exit_code_of(lambda: fail(errno.EROFS)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("p2o: [Errno 30] Read-only file system: 'results/x.json'; ") and said.count("\n") == 1
+    with pytest.raises(OSError, match="Invalid argument"):
+        exit_code_of(lambda: fail(errno.EINVAL))
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
