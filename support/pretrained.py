@@ -390,6 +390,51 @@ def load_tokenizer(model: str):
     return tokenizer
 
 
+def check_adapter(adapter: str) -> None:
+    """Refuse what is no adapter, before the model is loaded that it is put on."""
+    from peft import PeftConfig
+
+    inner = Path(adapter) / "adapter"
+    if (inner / "adapter_config.json").exists():
+        raise UserError(f"--adapter {adapter}: a run's folder; its adapter is {inner}")
+    try:
+        PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"--adapter {adapter}: no adapter is there (adapter_config.json cannot be read: {_first_line(error)})"
+        ) from None
+
+
+def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
+    """The model with a saved adapter on it, to be trained on. UserError if it was made for another model.
+
+    peft refuses weights of another shape, and only warns of missing ones. It says nothing of those that have no place,
+    as when the adapter's model had more layers.
+    """
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+    from safetensors import SafetensorError
+
+    try:
+        model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        saved = {name for name in load_peft_weights(adapter, device="cpu") if "lora_" in name}
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = re.search("size mismatch for .*", str(error))
+        raise UserError(
+            f"--adapter {adapter}: it does not fit this model, or is damaged "
+            f"({reason.group() if reason else _first_line(error)})"
+        ) from None
+    wanted = {name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in name}
+    if odd := sorted(saved ^ wanted):
+        raise UserError(f"--adapter {adapter}: made for another model: {len(odd)} weights do not fit, {odd[0]} first")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def shortened(tokenizer, text: str, limit: int) -> str:
     """The text, or of a longer one its first and last tokens, `limit` in all: how it starts, where it arrives."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
