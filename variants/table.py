@@ -121,7 +121,16 @@ def table() -> str:
         rows.append(f"| {' | '.join(cells)} |")
     for method, option, change in OPTIONS:
         rows.append(f"| `{option}` | {method} | {change} | 0 | | {measured(option)} |")
-    return "\n".join(rows) + "\n"
+    return linked("\n".join(rows) + "\n")
+
+
+def linked(text: str) -> str:
+    """The text with every arXiv number as a link.
+
+    >>> linked("SDPO (arXiv:2601.20802)")
+    'SDPO ([arXiv:2601.20802](https://arxiv.org/abs/2601.20802))'
+    """
+    return re.sub(r"(?:arXiv:)?\b(\d{4}\.\d{5})\b", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def main() -> None:
