@@ -122,8 +122,8 @@ def run_study(
 ) -> None:
     """Run every variant under every seed that has no summary yet; then write NAME.md and NAME.png to results/.
 
-    The raw results go into results/studies.json. results/ stands beside the study file's folder. Runs that were stopped are resumed. Ends with code 1 if a run
-    failed.
+    The raw results go into results/studies.json. results/ stands beside the study file's folder. Runs that were
+    stopped are resumed. Ends with code 1 if a run failed.
 
     Args:
         file: A TOML file; see lab/studies/main.toml.

@@ -3,8 +3,8 @@
     python -m variants.table            # writes it; tests/test_variants.py checks that it is up to date
 
 A docstring begins with the method and its arXiv number, goes on with the equation, and says "Against GRPO: ..." in one
-sentence. What a method did in our worlds is read from lab/results/studies.json, where a study has measured it: its area under
-accuracy against all responses, less that of a plain run (P2O's or GRPO's, mostly), seed by seed.
+sentence. What a method did in our worlds is read from lab/results/studies.json, where a study has measured it: its
+area under accuracy against all responses, less that of a plain run (P2O's or GRPO's, mostly), seed by seed.
 """
 
 from __future__ import annotations
