@@ -12,7 +12,7 @@ python p2o.py                        P2O on the tiny model that is shipped
 python p2o.py --method grpo          the baseline, from the same code path
 python p2o.py --help                 every option
 python p2o.py demo                   both, side by side, with a report
-python p2o.py study lab/studies/main.toml       variants times seeds, with a table
+python p2o.py study lab/studies/main.toml   variants times seeds, with a table
 python p2o.py studies                       the results of all studies on one page
 python p2o.py eval --help                   greedy accuracy, pass@k and majority@k of a model and adapter
 python p2o.py fit --preset qwen3-4b-24gb    the memory that a run will need
