@@ -21,12 +21,12 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system or `kill` sends it: a run stops as after Ctrl-C."""
 
 
-def exit_code_of(command: Callable[[list[str]], None], argv: list[str]) -> int:
+def exit_code_of(command: Callable, *arguments) -> int:
     """Run the command; 0, or 2 after a UserError or on a full disk, or 130 after Ctrl-C, or 143 after SIGTERM."""
     _print_what_the_console_has_no_letters_for()
     before = _raise_at_sigterm()
     try:
-        command(argv)
+        command(*arguments)
     except KeyboardInterrupt as stop:
         print("p2o: stopped; the same command with --resume goes on with the run", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

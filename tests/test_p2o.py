@@ -369,8 +369,9 @@ def test_self_reflection_switches_the_adapter_off(fresh_policy):
             if "lora_B" in name:
                 parameter.fill_(0.3)  # a ruined policy
     prompt = gepa_loop.reflection_prompt("", [gepa_loop.reflection_record("Add these digits: 1, 2.", "1.", "x")] * 3)
-    assert "```" in p2o.reflection_model(fresh_policy, Config(), 1)([prompt], 0)[0]
-    assert "```" not in p2o.reflection_model(fresh_policy, Config(reflection="policy"), 1)([prompt], 0)[0]
+    [(reply, _)] = p2o.reflection_model(fresh_policy, Config(), 1)([prompt], 0)
+    [(ruined, _)] = p2o.reflection_model(fresh_policy, Config(reflection="policy"), 1)([prompt], 0)
+    assert "```" in reply and "```" not in ruined
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs

@@ -418,7 +418,7 @@ def test_a_file_that_may_not_be_written_gets_one_line_and_other_faults_a_traceba
 def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_stays(cfg, monkeypatch):
     real = grpo.policy_loss
     monkeypatch.setattr(grpo, "policy_loss", lambda *a, **k: (real(*a, **k)[0] * math.nan, real(*a, **k)[1]))
-    monkeypatch.setattr(grpo, "advantages_of", lambda group, **_: [1.0] * len(group))
+    monkeypatch.setattr(grpo, "advantages_of", lambda group, cfg, **_: [1.0] * len(group))
     with pytest.raises(UserError, match="bad-batch.json"):
         p2o.train(cfg)
     assert len(json.loads((cfg.folder / "bad-batch.json").read_text())) == 24

@@ -373,7 +373,7 @@ def parse_config(argv: list[str]) -> Config:
 
 
 def main(argv: list[str]) -> int:
-    return exit_code_of(lambda argv: train(parse_config(argv)), argv)
+    return exit_code_of(lambda: train(parse_config(argv)))
 
 
 if __name__ == "__main__":
