@@ -1,4 +1,4 @@
-"""The golden run: two epochs of P2O, every line of metrics.jsonl against a stored one, to 1e-4, and all that it printed.
+"""The golden run: two epochs of P2O, every line of metrics.jsonl against a stored one, to 1e-4, and what it printed.
 
     python tests/test_golden.py        # writes tests/data/golden.jsonl and golden.txt anew
 
