@@ -9,13 +9,16 @@ word: one sequence at a time, without padding, without a cache, eager attention,
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_real_models import make_tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import grpo
+from support import pretrained
 from support.errors import UserError
 
 VOCABULARY, TEMPERATURE = 320, 0.8
@@ -79,7 +82,9 @@ MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}  # embeddings of its own
 LATENT = {"num_key_value_heads": 4}  # of multi-head latent attention: keys and values come from one compressed state
-DISAGREE, OWN_WAY, TWO_PARTS = "sampler and trainer disagree", "does not work with", "an encoder and a decoder"
+# What the line says
+DISAGREE, OWN_WAY = "sampler and trainer disagree", "does not work with"
+AHEAD, TWO_PARTS = "reads tokens that come later", "an encoder and a decoder"
 FAMILIES = [
     Family("llama", "Llama 2 and 3, SmolLM2, Yi, TinyLlama", quick=True),
     Family("qwen2", "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen"),
@@ -170,8 +175,8 @@ FAMILIES = [
            refused=DISAGREE, quick=True),
     Family("rwkv", "RWKV-4", {"attention_hidden_size": 64}, refused=DISAGREE),
     Family("minimax", "MiniMax-Text-01, M1", refused=OWN_WAY),
-    Family("bert", "BERT and other masked models", refused=DISAGREE, quick=True),
-    Family("roberta", "RoBERTa", refused=DISAGREE),
+    Family("bert", "BERT and other masked models", refused=AHEAD, quick=True),
+    Family("roberta", "RoBERTa", refused=AHEAD),
     Family("bart", "BART", refused=TWO_PARTS, quick=True),
     Family("t5", "T5, Flan-T5", refused=TWO_PARTS),
 ]  # fmt: skip
@@ -245,8 +250,8 @@ def dense_to_flat(dense, responses):
     return torch.cat([row[: len(response)] for row, response in zip(dense, responses, strict=True)])
 
 
-def check_family(family, folder, tmp_path):
-    policy = noisy(load(folder))
+def check_family(folder, tmp_path, **settings):
+    policy = noisy(load(folder, **settings))
     reference = Reference(folder, policy, tmp_path)
     contexts = some_contexts()
     stop_ids, policy.stop_ids = policy.stop_ids, list(range(0, VOCABULARY, 9))  # rows end early
@@ -311,4 +316,130 @@ def test_a_family_is_right_or_refused_in_one_line(family, tmp_path):
             load(str(folder))
         assert "\n" not in str(refusal.value)
     else:
-        check_family(family, folder, tmp_path)
+        check_family(folder, tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- modes of training
+
+
+def of_kind(kind):
+    return next(family for family in FAMILIES if family.kind == kind)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "xglm", "seed_oss", "phi"])
+def test_dropout_is_off_in_layers_that_are_recomputed(kind, tmp_path):
+    """They run in training mode, for transformers recomputes in no other, and some of them drop out by themselves."""
+    folder = make_family(tmp_path / "base", kind, of_kind(kind).extra)
+    rates = [value for name, value in AutoConfig.from_pretrained(folder).to_dict().items() if "drop" in name]
+    assert any(rates), "this family's config would show nothing"
+    contexts, responses, gradients = some_contexts(), [[5, 6, 7]] * 6, []
+    for checkpointing in (False, True):
+        policy = noisy(load(folder, gradient_checkpointing=checkpointing))
+        grpo.token_logprobs(policy, contexts, responses).sum().backward()
+        gradients.append(flat_gradient(policy.model))
+    assert relative(*gradients) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["opt", "modernbert-decoder", "gemma2", "granite"])
+def test_sixteen_bits_reach_every_part_of_a_model_and_its_head_is_float32(kind, tmp_path, monkeypatch):
+    """As on a card. OPT passes its body by, ModernBERT's decoder has layers behind it, the others scale or cap."""
+    monkeypatch.setattr(pretrained, "compute_dtype", lambda: torch.bfloat16)
+    policy = load(make_family(tmp_path / "base", kind, of_kind(kind).extra))
+    contexts = some_contexts()
+    samples = grpo.sample(policy, contexts, seed=0)
+    trained = grpo.logprobs_of(policy, contexts, [s.response_ids for s in samples])
+    sampled = sum((s.sampled_logprobs for s in samples), [])
+    assert (torch.tensor(sum(trained, [])) - torch.tensor(sampled)).abs().mean() < 0.02
+    assert policy.head(torch.randn(3, 64, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_a_cap_is_seen_however_small_the_logits_are(tmp_path):
+    """A cap of 30 changes a logit of 0.1 by 4e-7, and a run that is on its way to larger logits by more."""
+    policy = load(make_family(tmp_path / "base", "gemma2", {"final_logit_softcapping": 30.0}))
+    large = 1000 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    assert policy.head(large).abs().max() <= 30 < policy.model.get_output_embeddings()(large).abs().max()
+
+
+def test_what_has_no_adapter_or_no_four_bits_is_said(tmp_path, capsys):
+    """The share, and the largest first."""
+    folder = make_family(tmp_path / "experts", "phimoe", {})
+    capsys.readouterr()
+    policy = load(folder, load_in_4bit=True)
+    adapter, bits = capsys.readouterr().out.splitlines()
+    experts = "model.layers.mlp.experts.gate_up_proj, model.layers.mlp.experts.down_proj, model.layers.mlp.router"
+    assert adapter.startswith("the adapter is on ") and adapter.endswith(f"% of the layers' weights, not {experts}")
+    assert bits.startswith("--load-in-4bit holds for ") and experts.split(", ")[0] in bits
+    assert not any("router" in name for name, _ in policy.model.named_parameters() if "lora_" in name)
+    load(make_family(tmp_path / "plain", "llama", {}), load_in_4bit=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_vision_tower_has_no_adapter(tmp_path, capsys):
+    policy = load(make_family(tmp_path / "base", "gemma3", of_kind("gemma3").extra))
+    adapted = [name for name, _ in policy.model.named_parameters() if "lora_A" in name]
+    assert len(adapted) == 14 and all("language_model" in name for name in adapted)
+    assert "vision_tower" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------- files that are refused
+
+
+@pytest.fixture
+def model(tmp_path):
+    return Path(make_family(tmp_path / "model", "qwen3", {}))
+
+
+def refusal(folder, **settings):
+    with pytest.raises(UserError) as error:
+        load(str(folder), **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1071\n"
+
+
+@pytest.mark.parametrize("broken", ["half of it", "a pointer", "nothing"])
+def test_weights_that_cannot_be_read_are_refused(model, broken):
+    file = model / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(
+        {"half of it": content[: len(content) // 2], "a pointer": POINTER.encode(), "nothing": b""}[broken]
+    )
+    assert "its weights cannot be read" in refusal(model) and "git lfs pull" in refusal(model)
+
+
+def test_a_folder_without_weights_is_refused(model):
+    (model / "model.safetensors").unlink()
+    assert "no file named model.safetensors" in refusal(model)
+
+
+@pytest.mark.parametrize("how", ["missing", "another shape"])
+def test_weights_that_would_be_random_are_refused(model, how):
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    for name in [name for name in weights if "layers.1.mlp" in name]:
+        if how == "missing":
+            del weights[name]
+        else:
+            weights[name] = weights[name][:3].clone()
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "lack 3 weights" in refusal(model) and "model.layers.1.mlp.down_proj.weight" in refusal(model)
+
+
+@pytest.mark.parametrize("per_layer_type", [False, True])
+def test_longrope_is_refused_beyond_its_original_context(tmp_path, per_layer_type):
+    """There a sequence's log-probs depend on how long the others in its batch are."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [3.0] * 8,
+            "original_max_position_embeddings": 64, "partial_rotary_factor": 1.0}  # fmt: skip
+    rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}} if per_layer_type else rope
+    own = (
+        {} if per_layer_type else {"original_max_position_embeddings": 64, "sliding_window": None}
+    )  # Phi-3's name for it
+    config = config_of("gemma3_text" if per_layer_type else "phi3", rope_parameters=rope, **own)
+    config.save_pretrained(tmp_path / "beyond")
+    make_tokenizer().save_pretrained(tmp_path / "beyond")
+    assert "76 tokens of prompt and response are beyond its original context of 64" in refusal(tmp_path / "beyond")
+    if not per_layer_type:
+        within = make_family(tmp_path / "within", "phi3", own | {"rope_parameters": rope})
+        check_family(within, tmp_path, max_prompt_tokens=52)
