@@ -4,13 +4,16 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo test test-vllm test-scale resolve lint assignment grade notebooks mutants
+.PHONY: demo test test-families test-vllm test-scale resolve lint assignment grade notebooks mutants
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about a minute)
 	$(PY) p2o.py demo
 
 test: .venv/installed  ## the whole test suite (no network, no GPU)
 	$(PY) -m pytest
+
+test-families: .venv/installed  ## every family of models in docs/models.md (two minutes); `make test` takes the quick ones
+	$(PY) -m pytest -m families --dist load tests/test_families.py
 
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py

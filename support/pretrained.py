@@ -262,9 +262,10 @@ def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Calla
     know about, shows here, before anything is written.
     """
     contexts = contexts * 2  # the trainer reads repeated prompts once: support/shared_prompt.py
-    whole = sample(replace(policy, stop_ids=[]), contexts, seed=0, max_new_tokens=5)
+    length = min(5, policy.cfg.max_response_tokens)
+    whole = sample(replace(policy, stop_ids=[]), contexts, seed=0, max_new_tokens=length)
     # The same once more, but now the first row ends at its second token, and the others go on without it.
-    cut = sample(replace(policy, stop_ids=[whole[0].response_ids[1]]), contexts, seed=0, max_new_tokens=5)
+    cut = sample(replace(policy, stop_ids=whole[0].response_ids[1:2]), contexts, seed=0, max_new_tokens=length)
     trained, sampled, half = [], [], len(contexts) // 2
     for samples in (whole, cut, whole[:half]):  # of the last no prompt is repeated
         trained += logprobs_of(policy, contexts[: len(samples)], [s.response_ids for s in samples])
@@ -363,6 +364,7 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
     """Find the policy's head and compare its sampler with its trainer, or say in one line why this model is refused."""
     for line in coverage(policy.model, policy.cfg.load_in_4bit):
         print(line)
+    contexts = [ids[: policy.cfg.max_prompt_tokens] for ids in contexts]  # vLLM takes no more
     try:
         refuse_if_it_reads_ahead(policy.model, contexts[-1])
         policy.head = find_head(policy.model, contexts[-1])

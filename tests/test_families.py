@@ -1,5 +1,6 @@
 """Family after family of models, as users bring them: right to 1e-4, or refused in one line.
 
+    make test-families                   # all of them; `make test` takes the quick ones
     python tests/test_families.py        # writes the table in docs/models.md anew
 
 Each is a small random model of that architecture, made here. What counts as right is transformers' and peft's own
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from test_real_models import make_tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
@@ -85,6 +87,12 @@ LATENT = {"num_key_value_heads": 4}  # of multi-head latent attention: keys and 
 # What the line says
 DISAGREE, OWN_WAY = "sampler and trainer disagree", "does not work with"
 AHEAD, TWO_PARTS = "reads tokens that come later", "an encoder and a decoder"
+REASONS = {
+    DISAGREE: "its recurrent state is not in the cache that the sampler hands over",
+    OWN_WAY: "it takes a cache of its own kind only",
+    AHEAD: "it reads tokens that come later",
+    TWO_PARTS: "an encoder and a decoder",
+}
 FAMILIES = [
     Family("llama", "Llama 2 and 3, SmolLM2, Yi, TinyLlama", quick=True),
     Family("qwen2", "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen"),
@@ -303,6 +311,23 @@ def check_family(folder, tmp_path, **settings):
 CASES = [pytest.param(f, id=f.kind, marks=[] if f.quick else [pytest.mark.families]) for f in FAMILIES]
 
 
+PAGE = ROOT / "docs" / "models.md"
+BEGIN = "<!-- the table: python tests/test_families.py -->"
+
+
+def table():
+    """The rows of docs/models.md."""
+    rows = ["| `model_type` | models | here |", "|---|---|---|"]
+    for family in sorted(FAMILIES, key=lambda family: (bool(family.refused), family.kind)):
+        verdict = f"refused: {REASONS[family.refused]}" if family.refused else "right"
+        rows.append(f"| `{family.kind}` | {family.known_as} | {verdict} |")
+    return "\n".join(rows)
+
+
+def test_the_table_in_the_docs_says_what_is_tested_here():
+    assert PAGE.read_text().split(BEGIN)[1].strip() == table()
+
+
 @pytest.mark.parametrize("family", CASES)
 def test_a_family_is_right_or_refused_in_one_line(family, tmp_path):
     if family.refused == TWO_PARTS:  # refused by its config, and not every one of them can be made as a decoder
@@ -443,3 +468,7 @@ def test_longrope_is_refused_beyond_its_original_context(tmp_path, per_layer_typ
     if not per_layer_type:
         within = make_family(tmp_path / "within", "phi3", own | {"rope_parameters": rope})
         check_family(within, tmp_path, max_prompt_tokens=52)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(f"{PAGE.read_text().split(BEGIN)[0]}{BEGIN}\n\n{table()}\n")
