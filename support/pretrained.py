@@ -7,7 +7,8 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,7 +253,21 @@ def refuse_if_it_reads_ahead(model: torch.nn.Module, ids: list[int]) -> None:
         )
 
 
-PROBES = ("2 + 3 = ?", "Count from one to ten. Then say which of these numbers are prime, and why that is so.")
+@contextmanager
+@torch.no_grad()
+def moved_adapter(model: torch.nn.Module) -> Iterator[None]:
+    """As if it had been trained: a fresh adapter adds nothing, and would hide a path that goes past it."""
+    generator, kept = torch.Generator().manual_seed(0), {}
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            kept[parameter] = parameter.clone()
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    yield
+    for parameter, values in kept.items():
+        parameter.copy_(values)
+
+
+PROBES = ("2 + 3 = ?", "Count from one to ten, and say which of these are prime.")
 
 
 def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable) -> None:
@@ -262,7 +277,7 @@ def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Calla
     know about, shows here, before anything is written.
     """
     contexts = contexts * 2  # the trainer reads repeated prompts once: support/shared_prompt.py
-    length = min(5, policy.cfg.max_response_tokens)
+    length = min(4, policy.cfg.max_response_tokens)
     whole = sample(replace(policy, stop_ids=[]), contexts, seed=0, max_new_tokens=length)
     # The same once more, but now the first row ends at its second token, and the others go on without it.
     cut = sample(replace(policy, stop_ids=whole[0].response_ids[1:2]), contexts, seed=0, max_new_tokens=length)
@@ -368,7 +383,8 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
     try:
         refuse_if_it_reads_ahead(policy.model, contexts[-1])
         policy.head = find_head(policy.model, contexts[-1])
-        compare_sampler_and_trainer(policy, contexts, sample, logprobs_of)
+        with moved_adapter(policy.model):
+            compare_sampler_and_trainer(policy, contexts, sample, logprobs_of)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever this architecture does otherwise, and each does something else

@@ -10,6 +10,7 @@ word: one sequence at a time, without padding, without a cache, eager attention,
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from test_real_models import make_tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import grpo
+import p2o
 from support import pretrained
 from support.errors import UserError
 
@@ -215,14 +217,16 @@ def some_contexts():
 class Reference:
     """transformers and peft alone: eager attention, float32, one sequence at a time, no padding and no cache."""
 
-    def __init__(self, folder, policy, tmp_path):
+    def __init__(self, folder, policy, tmp_path, quantization=None):
         from peft import PeftModel
 
         policy.model.save_pretrained(tmp_path / "adapter")
-        config = AutoConfig.from_pretrained(folder)
         base = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, attn_implementation="eager", dtype=torch.float32
+            folder, attn_implementation="eager", dtype=torch.float32, quantization_config=quantization
         )
+        for module in base.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # its kernel rounds to 16 bits; the reference is not to
         self.model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).eval()
 
     def logits(self, context, response):
@@ -378,6 +382,20 @@ def test_sixteen_bits_reach_every_part_of_a_model_and_its_head_is_float32(kind, 
     assert policy.head(torch.randn(3, 64, dtype=torch.bfloat16)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", ["gemma3n_text", "phimoe", "granite", "gpt2"])
+def test_four_bits_train_what_transformers_and_peft_train_in_four_bits(kind, tmp_path):
+    folder = make_family(tmp_path / "base", kind, of_kind(kind).extra)
+    policy = noisy(load(folder, load_in_4bit=True))
+    reference = Reference(folder, policy, tmp_path, policy.model.config.quantization_config)
+    contexts, responses = some_contexts(), [[5, 6, 7], [8], [9, 10], [11, 12, 13], [14], [15, 16]]
+    trained = dense_to_flat(grpo.token_logprobs(policy, contexts, responses), responses)
+    expected = reference.logprobs(contexts, responses)
+    assert (trained - expected).abs().max() < 1e-4
+    trained.sum().backward()
+    expected.sum().backward()
+    assert relative(flat_gradient(policy.model), flat_gradient(reference.model)) < 1e-4
+
+
 def test_a_cap_is_seen_however_small_the_logits_are(tmp_path):
     """A cap of 30 changes a logit of 0.1 by 4e-7, and a run that is on its way to larger logits by more."""
     policy = load(make_family(tmp_path / "base", "gemma2", {"final_logit_softcapping": 30.0}))
@@ -404,6 +422,30 @@ def test_a_vision_tower_has_no_adapter(tmp_path, capsys):
     adapted = [name for name, _ in policy.model.named_parameters() if "lora_A" in name]
     assert len(adapted) == 14 and all("language_model" in name for name in adapted)
     assert "vision_tower" in capsys.readouterr().out
+
+
+def test_a_refused_model_leaves_nothing_behind(tmp_path, capsys):
+    """One line, exit code 2, no folder."""
+    folder = make_family(tmp_path / "base", "mamba", {})
+    assert p2o.main(["--model", folder, "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("p2o: --model") and "differ by" in said and "\n" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_policy):
+    before, weights = torch.get_rng_state(), flat_weights(tiny_policy.model)
+    contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
+    pretrained.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of)
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(tiny_policy.model), weights)
+
+
+def test_a_path_past_the_adapter_is_seen_although_a_fresh_one_adds_nothing(tmp_path):
+    """As a fused kernel that reads a layer's weights, on one of the two paths."""
+    policy = load(make_family(tmp_path / "base", "llama", {}))
+    logprobs_of = partial(grpo.logprobs_of, adapter=False)
+    with pytest.raises(UserError, match=DISAGREE):
+        pretrained.prove(policy, some_contexts()[:2], grpo.sample, logprobs_of)
 
 
 # ----------------------------------------------------------------------------------------------- files that are refused
