@@ -382,11 +382,12 @@ def load_policy(
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     else:
         torch.manual_seed(seed)
-        lora = LoraConfig(
-            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
-            exclude_modules=pretrained.without_adapter(base) or None,
-        )  # fmt: skip
-        model = get_peft_model(base, lora)
+        with pretrained.or_refused(cfg.model, base):
+            lora = LoraConfig(
+                r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
+                exclude_modules=pretrained.without_adapter(base) or None,
+            )  # fmt: skip
+            model = get_peft_model(base, lora)
     pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
     if cfg.engine == "vllm":

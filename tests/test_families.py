@@ -88,10 +88,12 @@ PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_in
 LATENT = {"num_key_value_heads": 4}  # of multi-head latent attention: keys and values come from one compressed state
 # What the line says
 DISAGREE, OWN_WAY = "sampler and trainer disagree", "does not work with"
+LOST = "a checkpoint would not be the policy"
 AHEAD, TWO_PARTS = "reads tokens that come later", "an encoder and a decoder"
 REASONS = {
     DISAGREE: "its recurrent state is not in the cache that the sampler hands over",
     OWN_WAY: "it takes a cache of its own kind only",
+    LOST: "peft saves an adapter of it under names that it does not find again",
     AHEAD: "it reads tokens that come later",
     TWO_PARTS: "an encoder and a decoder",
 }
@@ -178,6 +180,14 @@ FAMILIES = [
     Family("codegen", "CodeGen"),
     Family("persimmon", "Persimmon"),
     Family("dots1", "dots.llm1"),
+    Family("afmoe", "Trinity"),
+    Family("cwm", "CWM"),
+    Family("doge", "Doge"),
+    Family("exaone_moe", "EXAONE MoE"),
+    Family("flex_olmo", "FlexOlmo"),
+    Family("mimo_v2_flash", "MiMo-V2-Flash"),
+    Family("olmo_hybrid", "OLMo Hybrid"),
+    Family("youtu", "Youtu-LLM", LATENT),
     Family("mamba", "Mamba", refused=DISAGREE, quick=True),
     Family("mamba2", "Mamba-2, Codestral Mamba", {"num_heads": 4, "head_dim": 32, "n_groups": 1}, refused=DISAGREE),
     Family("falcon_mamba", "Falcon Mamba", refused=DISAGREE),
@@ -185,6 +195,7 @@ FAMILIES = [
            refused=DISAGREE, quick=True),
     Family("rwkv", "RWKV-4", {"attention_hidden_size": 64}, refused=DISAGREE),
     Family("minimax", "MiniMax-Text-01, M1", refused=OWN_WAY),
+    Family("laguna", "Laguna", refused=LOST),
     Family("bert", "BERT and other masked models", refused=AHEAD, quick=True),
     Family("roberta", "RoBERTa", refused=AHEAD),
     Family("bart", "BART", refused=TWO_PARTS, quick=True),
