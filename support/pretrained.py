@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -50,14 +51,14 @@ def load_config(model: str, longest: int):
             f"--model {model}: {config.model_type} has an encoder and a decoder; P2O trains models that only continue "
             "a text (decoders)"
         )
-    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    for part in [
-        rope,
-        *[value for value in rope.values() if isinstance(value, dict)],
-    ]:  # one for all layers, or each kind
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of layer.
+    for part in [rope, *[value for value in rope.values() if isinstance(value, dict)]]:
         kind = part.get("rope_type", "default")
         if kind in ("longrope", "dynamic"):
-            limit = part.get("original_max_position_embeddings") or config.get_text_config().max_position_embeddings
+            original = "original_max_position_embeddings"
+            limit = part.get(original) or getattr(text, original, None) or text.max_position_embeddings
             if longest > limit:
                 raise UserError(
                     f"--model {model}: {longest} tokens of prompt and response are beyond its original context of "
@@ -242,7 +243,8 @@ def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -
 @torch.no_grad()
 def refuse_if_it_reads_ahead(model: torch.nn.Module, ids: list[int]) -> None:
     """UserError for a masked model such as BERT: with another last token, the logits in front of it change."""
-    tokens = torch.tensor([ids, ids[:-1] + ids[:1]], device=next(model.parameters()).device)
+    another = next(token for token in ids if token != ids[-1])
+    tokens = torch.tensor([ids, ids[:-1] + [another]], device=next(model.parameters()).device)
     one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
     change = (one - other).norm() / one.norm()  # 0 for a causal model but for rounding; 0.02 for a random BERT
     if change > 0.003:
@@ -340,37 +342,36 @@ def without_adapter(base: torch.nn.Module) -> list[str]:
 
 def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
     """Lines about a peft model some of whose layers have no adapter, or keep their width in spite of --load-in-4bit."""
-    base = model.get_base_model()
-    # Tables of tokens are no layers, and the head stays as it is.
-    tables = [
-        m.weight for m in base.modules() if isinstance(m, torch.nn.Embedding) or m is base.get_output_embeddings()
-    ]
-    tables, adapted = set(map(id, tables)), set()
-    for module in model.modules():
+    base, adapted, tables = model.get_base_model(), set(), set()
+    for module in base.modules():
         if hasattr(module, "lora_A"):  # peft puts some on a parameter, as on Mixtral's router
             adapted.add(id(module.get_param() if hasattr(module, "parameter_name") else module.base_layer.weight))
-    sizes, bare, wide = {}, set(), set()  # {kind of weight: how many values}; the kinds without adapter, without 4 bits
+        elif isinstance(module, torch.nn.Embedding) or module is base.get_output_embeddings():
+            tables.add(id(module.weight))  # these are no layers, and stay as they are
+    total, bare, wide = (
+        0,
+        Counter(),
+        Counter(),
+    )  # values in all layers; without adapter, not in 4 bits: by kind of weight
     for name, weight in base.named_parameters():
         if weight.dim() < 2 or "lora_" in name or id(weight) in tables:
             continue
-        kind = re.sub(r"\.(base_layer|weight|\d+)\b", "", name)  # of a layer, whichever layer it is
+        kind = re.sub(r"\.(base_layer|weight|\d+)\b", "", name)  # in whichever layer it is
         quantized = getattr(weight, "quant_state", None)
-        sizes[kind] = sizes.get(kind, 0) + (weight.numel() if quantized is None else quantized.shape.numel())
-        if id(weight) not in adapted:
-            bare.add(kind)
-        if quantized is None:
-            wide.add(kind)
+        size = weight.numel() if quantized is None else quantized.shape.numel()
+        total += size
+        bare[kind] += size if id(weight) not in adapted else 0
+        wide[kind] += size if quantized is None else 0
 
-    def line(what: str, without: set[str]) -> str:
-        share = 1 - sum(sizes[kind] for kind in without) / sum(sizes.values())
-        largest = sorted(without, key=lambda kind: -sizes[kind])
-        names = ", ".join(largest[:4]) + (f" and {len(largest) - 4} more kinds" if len(largest) > 4 else "")
-        return f"{what} {share:.0%} of the layers' weights, not {names}"
+    def line(what: str, rest: Counter) -> str:
+        kinds = [kind for kind, size in rest.most_common() if size]
+        names = ", ".join(kinds[:4]) + (f" and {len(kinds) - 4} more kinds" if len(kinds) > 4 else "")
+        return f"{what} {1 - rest.total() / total:.0%} of the layers' weights, not {names}"
 
-    lines, few = [], 0.05 * sum(sizes.values())
-    if model.peft_config["default"].exclude_modules or sum(sizes[kind] for kind in bare) > few:
+    lines = []
+    if model.peft_config["default"].exclude_modules or bare.total() > 0.05 * total:
         lines.append(line("the adapter is on", bare))
-    if load_in_4bit and sum(sizes[kind] for kind in wide) > few:
+    if load_in_4bit and wide.total() > 0.05 * total:
         lines.append(line("--load-in-4bit holds for", wide))
     return lines
 
