@@ -561,9 +561,8 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
         # The hidden state at position p predicts token p + 1: a response that begins at p = len(context) is predicted
         # from len(context) - 1 on.
         positions = [len(contexts[b]) - 1 + t for b, t in zip(rows, columns, strict=True)]
-        hidden = pretrained.body_of(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[
-            rows, positions
-        ]  # [N, D]
+        body = pretrained.body_of(causal_lm)
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, D]
     tokens = torch.tensor([token for r in responses for token in r], device=policy.device)  # [N]
     head, temperature = policy.head or causal_lm.get_output_embeddings(), policy.cfg.temperature
     chunk = max(1, LOGIT_CHUNK // causal_lm.config.get_text_config().vocab_size)
