@@ -97,10 +97,8 @@ class EvolutionConfig(Settings):
         replaces_self = is_self or not self.reflection_model
         require(replaces_self, f"--reflection-model {self.reflection_model}: not beside --reflection {self.reflection}")
         teacher = [self.reflection == "teacher", bool(self.teacher_url), bool(self.teacher_model)]
-        all_or_none = all(teacher) or not any(teacher)
-        require(
-            all_or_none, "--reflection teacher, --teacher-url (OpenAI-compatible) and --teacher-model need each other"
-        )
+        complete = all(teacher) or not any(teacher)
+        require(complete, "--reflection teacher, --teacher-url (OpenAI-compatible) and --teacher-model need each other")
 
 
 def apply_template(template: str, question: str) -> str:

@@ -459,11 +459,12 @@ def load_policy(
         # the base policy. Switched off, the adapter leaves the base policy at any time, which reflects and anchors the
         # KL term.
         torch.manual_seed(seed)
-        lora = LoraConfig(
-            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
-            exclude_modules=pretrained.without_adapter(base) or None,
-        )  # fmt: skip
-        model = get_peft_model(base, lora)
+        with pretrained.or_refused(cfg.model, base):
+            lora = LoraConfig(
+                r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
+                exclude_modules=pretrained.without_adapter(base) or None,
+            )  # fmt: skip
+            model = get_peft_model(base, lora)
     pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
     if cfg.engine == "vllm":
