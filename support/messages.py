@@ -142,7 +142,7 @@ def control_tokens(tokenizer) -> re.Pattern:
     white space is text, whatever it is marked as.
     """
     added = tokenizer.added_tokens_decoder.values()
-    names = [token.content for token in added if token.special or token.content in (tokenizer.chat_template or "")]
+    names = [token.content for token in added if token.special or token.content in str(tokenizer.chat_template)]
     names = sorted((name for name in names if name.strip()), key=len, reverse=True)  # the longest match counts
     return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
@@ -172,6 +172,9 @@ def twin_of(tokenizer) -> tuple[Tokenizer, dict[str, str], dict[int, int]]:
         model["vocab"] = {secret_names.get(piece, piece): index for piece, index in model["vocab"].items()}
     else:
         model["vocab"] = [[secret_names.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("merges"):  # vocabularies of sentencepiece have been given some that spell a control token
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & secret_names.keys()]
     if model.get("unk_token"):
         model["unk_token"] = secret_names.get(model["unk_token"], model["unk_token"])
     twin = Tokenizer.from_str(json.dumps(plan))

@@ -84,6 +84,7 @@ class Run:
                 print("no checkpoint to go on from: starting at the beginning")
             for name in GROWING_FILES:
                 (self.folder / name).write_text("")
+        self._write("inputs.json", self.inputs)
         self._write("config.json", recorded(self.cfg))
         return state
 
@@ -100,7 +101,7 @@ class Run:
             raise not_writable(self.folder, error.strerror) from None
 
     def _compare_inputs(self, data: dict[str, str]) -> None:
-        """Keep a digest of the data beside the run, or find that it is no longer what the run was started on."""
+        """A digest of all that goes in, which is kept beside the run; a resumed run is refused if it has changed."""
         file, self.inputs = self.folder / "inputs.json", {"base_model": self.fingerprint, "data": data}
         if self.cfg.resume and file.exists():
             known = json.loads(file.read_text(encoding="utf-8"))
@@ -115,7 +116,6 @@ class Run:
                 )
             if changed:
                 print(f"the run was started on other inputs: {', '.join(changed)}")
-        self._write(file.name, self.inputs)
 
     def _load(self, folder: Path, record: dict, kind: type):
         if record["base_model"] != self.fingerprint:

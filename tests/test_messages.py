@@ -81,6 +81,21 @@ def sentence_piece_bpe():
     return trained(models.BPE(unk_token="<unk>", fuse_unk=True), trainer, whole, back, spaces)
 
 
+def merged():
+    """As Llama 2's, converted: the merges of the vocabulary spell its own control tokens."""
+    vocabulary = {piece: i for i, piece in enumerate(["<|pad|>", *NAMES, *map(chr, range(10, 127)), "im", "<|im_"])}
+    merges, known = [("i", "m")], set(vocabulary)
+    for name in NAMES:
+        for end in range(2, len(name) + 1):
+            if name[:end] not in known or end == len(name):
+                merges.append((name[: end - 1], name[end - 1]))
+                known.add(name[:end])
+    vocabulary |= {piece: len(vocabulary) + i for i, piece in enumerate(sorted(known - set(vocabulary)))}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=list(dict.fromkeys(merges))))
+    core.add_special_tokens(["<|pad|>", *NAMES])
+    return core
+
+
 def words():
     """As BERT's: lower case, whole words."""
     trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<|pad|>", "[UNK]", *NAMES])
@@ -90,7 +105,8 @@ def words():
 
 
 KINDS = [
-    byte_level, beyond_the_vocabulary, not_marked_as_special, swallowing_space, unigram, sentence_piece_bpe, words,
+    byte_level, beyond_the_vocabulary, not_marked_as_special, swallowing_space, unigram, sentence_piece_bpe,
+    merged, words,
 ]  # fmt: skip
 
 
