@@ -47,7 +47,8 @@ SHORT = {"--epochs": 2, "--train-questions": 16, "--gepa-dev-size": 8, "--gepa-b
 def words_of(argv: list[str]) -> list[str]:
     """The command line of p2o.py: our options, then the user's own, which win."""
     options = OPTIONS | (SHORT if "--short" in argv else {})
-    ours = [str(word) for pair in options.items() for word in pair] + SWITCHES
+    switches = SWITCHES + (["--no-sampled-eval"] if "--short" in argv else [])
+    ours = [str(word) for pair in options.items() for word in pair] + switches
     return ours + [word for word in argv if word != "--short"]
 
 
