@@ -33,15 +33,16 @@ OPTIONS = {
     "--questions-per-update": 12,
     "--learning-rate": 1e-3,
     "--epochs": 6,
-    "--gepa-dev-size": 16,
-    "--gepa-minibatch": 2,
-    "--gepa-budget": 200,
-    "--reflection-tokens": 40,
+    "--gepa-dev-size": 12,
+    "--gepa-minibatch": 1,
+    "--gepa-budget": 120,
+    "--reflection-tokens": 32,
+    "--reflection-quote": 16,
     "--reflection-temperature": 0.7,
     "--threads": 0,
 }
 SWITCHES = ["--sampled-eval", "--no-ratio-mask"]
-SHORT = {"--epochs": 2, "--train-questions": 16, "--gepa-dev-size": 8, "--gepa-budget": 40}
+SHORT = {"--epochs": 2, "--train-questions": 16, "--gepa-dev-size": 6, "--gepa-budget": 40}
 
 
 def words_of(argv: list[str]) -> list[str]:
