@@ -45,9 +45,9 @@ def test_a_rule_says_what_it_wants_without_being_asked(name):
         "exclaiming": "Oh!",
     }
     reward, feedback = rules.asked_for((SAID | right)[name], question)
-    assert reward == 1.0 and feedback.startswith("Right")
+    assert reward == 1.0 and feedback.endswith("That is right.")
     reward, feedback = rules.asked_for("This is what it is and that is all of it.", question)
-    assert reward == 0.0 and feedback.startswith("Wrong") and "must" in feedback
+    assert reward == 0.0 and "must" in feedback
 
 
 def test_the_questions_come_in_two_kinds_with_different_rules_and_none_is_on_both_sides():
