@@ -53,7 +53,7 @@ from typing import NamedTuple
 from support import prose, sandbox
 from support.boxes import boxes_in
 from support.data import Question
-from support.equivalence import number, quick, words
+from support.equivalence import number, quick, same_choice, words
 from support.latex import canonical, tidy
 from support.seams import find
 
@@ -142,8 +142,8 @@ def _is_copied(answer: str, reference: str, question: str) -> bool:
         if not re.search("frac|/", answer) or re.findall(r"\d+", answer) == reduced:
             return False
     answer, reference = canonical(answer), canonical(reference)
-    if words(answer) or sorted(answer) == sorted(reference):  # 1+x is the reference's x+1
-        return False
+    if words(answer) or same_choice(answer, reference) or sorted(answer) == sorted(reference):
+        return False  # the letter of a choice, or 1+x for the reference's x+1
     spaced = " ?".join(map(re.escape, answer))
     return bool(re.search(rf"(?<![\w\\^_.]){spaced}(?![\w^_]|\.\d)", tidy(question)))
 

@@ -22,8 +22,9 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
-from support.equivalence import RELATION, unnamed, without_unit
+from support.equivalence import RELATION, bare
 from support.latex import spelled, tidy
+from support.units import split
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -98,6 +99,11 @@ def _values(item) -> list:
 _OR = re.compile(r",? ?\\text ?\{ ?or ?\}|(?<![\\a-zA-Z]),? ?or(?![a-z])")
 
 
+_INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
+    r"(?<=[0-9}]) ?\\text ?\{[^{}]*\}(?: ?\^ ?\{[23]\})?(?= ?(?:[,;)\]]|\\\}|\\text ?\{ ?(?:and|or)))"
+)
+
+
 @functools.lru_cache(4096)
 def parse(text: str):
     """The answer as `_plain` has it; raises an exception if it cannot be read."""
@@ -105,7 +111,12 @@ def parse(text: str):
     parts = _OR.split(text)
     if len(parts) > 1 and all(map(RELATION.search, parts)):  # x < 1 or x > 2
         return Union(*(_solutions(parse(part)) for part in parts))
-    return _plain(_read(without_unit(spelled(text))))
+    measured = split(
+        _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
+    )
+    if measured.scale != 1:
+        raise ValueError("numbers of tens or tenths are not for sympy")
+    return _plain(_read(measured.value if measured.unit is not None else text))
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -113,7 +124,8 @@ def parse(text: str):
 
 def same(answer: str, reference: str) -> bool:
     """May take for ever and raise anything: for a worker."""
-    return _equal(*map(parse, unnamed(tidy(answer), tidy(reference))))
+    pair = bare(tidy(answer), tidy(reference))
+    return bool(pair) and _equal(*map(parse, pair))
 
 
 def _equal(x, y) -> bool:
@@ -248,7 +260,7 @@ def _equations(x, y) -> bool | None:
 
 
 def _expressions(x, y) -> bool | None:
-    """Equal at the test points: exactly where both are fractions, else to 25 digits, or 6 decimals if one is rounded."""
+    """Equal at the test points: exactly if both are fractions, else to 25 digits, or 6 decimals if one is rounded."""
     if not isinstance(x, Expr) or not isinstance(y, Expr):
         return None
     unknowns = x.free_symbols | y.free_symbols
