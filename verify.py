@@ -141,9 +141,11 @@ def _is_copied(answer: str, reference: str, question: str) -> bool:
         reduced = [str(abs(plain.value.numerator)), str(plain.value.denominator)]
         if not re.search("frac|/", answer) or re.findall(r"\d+", answer) == reduced:
             return False
+    if same_choice(tidy(answer), tidy(reference)):  # the letter and the text of an option
+        return False
     answer, reference = canonical(answer), canonical(reference)
-    if words(answer) or same_choice(answer, reference) or sorted(answer) == sorted(reference):
-        return False  # the letter of a choice, or 1+x for the reference's x+1
+    if words(answer) or sorted(answer) == sorted(reference):  # 1+x is the reference's x+1
+        return False
     spaced = " ?".join(map(re.escape, answer))
     return bool(re.search(rf"(?<![\w\\^_.]){spaced}(?![\w^_]|\.\d)", tidy(question)))
 

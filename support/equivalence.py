@@ -131,7 +131,8 @@ def words(text: str) -> tuple[str, bool] | None:
 
 
 _CHOICE = re.compile(
-    r"(?:\\text ?\{)? ?(?:\(([A-Ha-h])\)|([A-Ha-h])[.)]|([A-H]): |(?<=\{)([A-H]) ?[-–] ?(?=[a-zA-Z]{2})) ?\}? ?"
+    r"(?:\\text ?\{)? ?"
+    r"(?:\(([A-Ha-h])\)|([A-Ha-h])[.)]|([A-H]): (?=[^ ]{2}|[0-9])|(?<=\{)([A-H]) ?- ?(?=[a-z]{2}|[A-Z])) ?\}? ?"
     r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z]))\S"
 )
 
@@ -219,11 +220,11 @@ def _unworked(answer: str, reference: str) -> bool:
 
 
 def _rounded(match: re.Match) -> str:
-    """0.30000000000000004 -> 0.3; the same text if it is not how a float with noise in its last digit is printed."""
+    """0.30000000000000004 -> 0.3; the same text if it is not how a float with noise in its last digits is printed."""
     digits = match[0]
-    value, short = float(digits), f"{float(digits):.12g}"
-    is_noise = repr(value) == digits and 0 < abs(float(short) - value) <= 1e-15 * value
-    return short if is_noise else digits
+    short = f"{float(digits):.12g}"
+    is_noise = 16 <= len(digits.replace(".", "").lstrip("0")) <= 17
+    return short if is_noise and abs(float(short) - float(digits)) <= 1e-15 * float(digits) else digits
 
 
 def _without_noise(text: str) -> str:

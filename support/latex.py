@@ -27,7 +27,10 @@ _WRAPPERS = (  # commands that change what is in their braces
     r"bm|boldsymbol|pmb|underline|boxed|fbox|framebox|bbox|underbrace|ensuremath|smash"
     r"|math(?:op|ord|bin|rel|open|close|inner|normal)"
 )
-_BLANKS = r"q?quad|en(?:space|skip)|(?:thin|med|thick)space|hfill|newline"
+_BLANKS = (
+    r"q?quad|en(?:space|skip)|(?:thin|med|thick)space|hfill|newline|hskip ?[\d.]+ ?[a-z][a-z]"
+    r"|(?:[hv]space|h?phantom) ?\*? ?\{[^{}]*\}"
+)
 _EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|cases|center"
 
 
@@ -63,7 +66,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<!\\)(?:\\\$|\$|\\[()\[\]])", " ", "$5$", " 5 "),
     (r"\.\.\.", r"\\ldots ", "0.33...", r"0.33\ldots "),
     (r"(,)\\! ?| ?\{ ?([,:]) ?\} ?", r"\1\2", "1{,}000", "1,000"),
-    (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}|\\[hv]space ?\*? ?\{{[^{{}}]*\}}| )+", " ", r"1,\ \quad 2", "1, 2"),
+    (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
     (rf"\\!|\\(?:left|right|middle){_END}\.?|\\(?:{_SWITCHES}){_END}", "", r"\left(\bf 5\right)", "( 5)"),
     (r"\\([lr])(?:vert|brace|brack)(?![a-zA-Z])|\\vert(?![a-zA-Z])",
      lambda match: _BRACKETS[match[0].lstrip("\\")],
@@ -76,21 +79,23 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\(?:text(?:bf|it|rm|sf|tt|sc|up|normal)|math(?:rm|bf|it|sf|tt)|[mh]box|emph|operatorname)\*? ?"
      r"(?=\{|[a-zA-Z](?![a-zA-Z]))", r"\\text", r"\mathrm{cm}", r"\text{cm}"),
     (r"\\text ?([a-zA-Z])(?![a-zA-Z])", r"\\text{\1}", r"k_{\text B}", r"k_{\text{B}}"),
-    (r"(?<=\S) ?(?:\\(?:square|Box|blacksquare|qed(?:here|symbol)?)(?![a-zA-Z])|\\text ?\{ ?Q\.?E\.?D\.? ?\})[ .]*$",
+    (rf"^\\text ?\{{(?=[^{{}}]*[\\=^<>]){_ARG}\}}$", r"\1", r"\text{x=5}", "x=5"),
+    (r"(?<=\S) ?(?:\\(?:(?:black)?square|Box|qed\w*)(?![a-zA-Z])|(?:\\text ?\{| ) ?Q\.?E\.?D\.? ?\}?)[ .]*$",
      "", r"5\,\blacksquare", r"5\,"),
     (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}", r"{5\choose 2}", r"\binom{5}{ 2}"),
     (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}", r"{1\over 2}", r"\frac{1}{ 2}"),
     (rf"^\{{{_ARG}\}}$|\\text ?\{{ *\}}", r"\1", "{ 5}", " 5"),
-    (rf"^ ?\\text ?\{{ ?{_SAID}(?: is)? ?:? ?\}} ?[:=]?", "", r"\text{The answer is }5", "5"),
+    (rf"^ ?\\text ?\{{ ?(?:{_SAID}(?: is)? ?:?|(?i:therefore|thus|so),?) ?\}} ?[:=]?", "",
+     r"\text{The answer is }5", "5"),
     (rf"^ ?(\\text ?\{{ ?)?{_SAID}(?: is(?: ?:)?| ?[:=]) ?", r"\1", "Answer: 5", "5"),
-    (r"^ ?(\\text ?\{ ?)?(?i:option|choice) (?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
-    (r"(:\d\d|\d(?= |\\)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
-     lambda match: rf"{match[1]}\text{{ {match[2].lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
+    (r"^ ?(\\text ?\{ ?)?(?i:option|choice|answer) (?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
     (r"\\text ?\{ ?([^{}]+?),? (and|or) ?\}(?= ?[-\d\\.(])", r"\\text{\1}\\text{ \2 }", r"3\text{ cm and }4",
      r"3\text{cm}\text{ and }4"),
     (r"\\text ?\{ ?(-?\d[\d.,]*) ?\}", r"\1", r"\text{101}_2", "101_2"),
     (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
-    (r"\\text ?\{ ?(-?\d[\d.,]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
+    (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
+    (r"(:\d\d|\d(?= |\\)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
+     lambda match: rf"{match[1]}\text{{ {match[2].lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
     (r"([_^]) ?\{ ?\\text ?\{ ?(\w*) ?\} ?\}", r"\1{\2}", r"k_{\text{B}}", "k_{B}"),
     (r"_ ?\{ ?\\(max|min) ?\}", r"_{\1}", r"I_{\max}", "I_{max}"),
     (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
@@ -107,10 +112,12 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\text ?\{ ?\( ?mod ([^{}()]*)\) ?\}", r"\\pmod{\1}", r"3\text{ (mod 7)}", r"3\pmod{7}"),
     (r"\( ?(?:\\text ?\{ ?)?\\?b?mod(?![a-zA-Z]) ?\}? ?([^(){}]*)\)|\\pmod ?(\d+|[a-zA-Z])(?![a-zA-Z])",
      r"\\pmod{\1\2}", r"3 (mod 7)", r"3 \pmod{7}"),
-    (r"(?:\\?b?mod|\\text ?\{ ?mod ?\}) ?(\d+)$", r"\\pmod{\1}", r"3\bmod 7", r"3\pmod{7}"),
+    (r"(?:\\b?|(?<![a-zA-Z\\]))mod ?\{? ?(\d+) ?\}?$|\\text ?\{ ?mod ?\} ?(\d+)$", r"\\pmod{\1\2}",
+     r"3\bmod 7", r"3\pmod{7}"),
     (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1", r"\dfrac12", r"\frac12"),
     (r"\\([lgn]e)(?:q|qslant|qq)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
     (r"!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),
+    (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"\*\*", "^", "x**2", "x^2"),
     (r"\\varphi(?![a-zA-Z])", r"\\phi", r"\varphi", r"\phi"),
     (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus", r"A\backslash B", r"A\setminus B"),
@@ -138,6 +145,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
 ]  # fmt: skip
 
 SPELLING = [  # what the parser would misread: applied to what goes to sympy only
+    (r"\\(begin|end) ?\{ ?(?:small|B)matrix ?\}", r"\\\1{pmatrix}", r"\begin{Bmatrix}", r"\begin{pmatrix}"),
     (r"\\?%", "", r"x\%", "x"),
     (r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z]).*", lambda match: re.sub(_DEGREE, r"\\frac{\\pi}{180}", match[0]),
      r"\sin 30^\circ", r"\sin 30\frac{\pi}{180}"),  # elsewhere degrees are a unit
@@ -146,7 +154,6 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"(?<=\d) (?=\d)", ",", "5 6", "5,6"),  # no product
     (r"(\d)[eE]([-+]?\d+)", r"\1\\cdot 10^{\2}", "1e-5", r"1\cdot 10^{-5}"),
     (r"(\d[0-9A-F]*|[A-F]+\d[0-9A-F]*) ?_ ?\{ ?(\d+) ?\}", r"b_{\1b\2}", "204_{5}", "b_{204b5}"),  # with its base
-    (r"(=[^=]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1,", r"x=1\lor x=2", "x=1, x=2"),
     (r"([0-9)}])''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
     (r"([0-9)}])'", r"\1 b_{q}", "5'", "5 b_{q}"),
     (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
@@ -220,7 +227,9 @@ def _latex_of(char: str) -> str:
         return str(unicodedata.decimal(char))
     if category in ("Ps", "Pe") and re.search("ANGLE BRACKET|PARENTHESIS", name):
         return "(" if category == "Ps" else ")"
-    return {"Cf": "", "Zs": " ", "Pd": "–", "Pi": '"', "Pf": '"'}.get(category, char)
+    if name.endswith("QUOTATION MARK"):
+        return '"'
+    return {"Cf": "", "Zs": " ", "Pd": "–"}.get(category, char)
 
 
 def _index(char: str) -> str:

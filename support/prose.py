@@ -25,7 +25,7 @@ def ending(text: str) -> str:
     ('Answer: The answer is 4. ', 'It is 3.')
     """
     final = _FINALLY.match(text)
-    return final[1] if final else text
+    return final[1] if final and final[1].count("{") == final[1].count("}") else text  # not in \\text{Final answer: 4}
 
 
 def _is_prose(text: str) -> bool:

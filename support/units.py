@@ -34,7 +34,7 @@ _PREFIXED = "m meter metre|g gram|L l liter litre|s second|N newton|J joule|W wa
 _PREFIXED += "|Pa pascal|mol mole|ohm Ω|cal calorie|B byte|eV"
 _PLAIN = "s sec|min minute|h hr hour|day|week wk|month|year yr|in inch|ft foot feet|yd yard|mi mile|acre|hectare|"
 _PLAIN += "lb pound|oz ounce|ton tonne|gal gallon|quart|pint|cup|K kelvin|C celsius|F fahrenheit|deg degree|rad radian|"
-_PLAIN += "unit|dollar USD|cent ¢|euro €|people|children|men|women"
+_PLAIN += "unit|dollar USD|cent ¢|euro €|yen|yuan|rupee Rs|people|children|men|women"
 _PREFIXES = [("k", "kilo"), ("c", "centi"), ("m", "milli"), ("µ", "micro"), ("d", "deci"), ("n", "nano"), ("M", "mega")]
 
 
@@ -67,7 +67,7 @@ _DEGREES = r"\^ ?\{? ?\\circ ?\}?(?: ?[CF](?![a-zA-Z]))?|\\degree(?![a-zA-Z])"
 # without \text{}: words, and abbreviations that nobody takes for a product of unknowns
 _BARE = (
     r"(?<=[0-9} )])(?<![a-zA-Z\\])(?:[ckm]m|[km]g|m[lL]|ft|lbs?|[mk]ph|mi|hrs?|mins?|secs?|yrs?|USD|sq|old"
-    r"|(?:in|of|per|the)(?= )|m(?=/s)|(?<=[0-9] )m(?=\^)|[a-zA-Z]{4,}\b)"
+    r"|(?:in|of|per|the)(?= )|m(?=/s)|(?<=[0-9] )m(?=\^)|[a-zA-Z]{4,}\b|[一-鿿]+)"
     rf"{_POWER}(?:/[a-zA-Z]+{_POWER})*"
 )
 _TAIL = re.compile(
