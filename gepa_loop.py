@@ -9,7 +9,7 @@ In goes the hard set of an epoch, out come G templates for each hard question:
     cover        greedily, until every solved dev question is solved by one of them    greedy_cover
     assign       G draws per question, from the templates that solve it                assign_templates
 
-This module does not know how the policy is trained. It sees three callables: `respond` (user messages in, greedy
+This module does not know how the policy is trained. It sees three functions: `respond` (user messages in, greedy
 responses of the current policy out), `judge` (responses in, verdicts out) and `reflect` (reflection prompts in, replies
 out). Equations and algorithms have the numbers of arXiv:2603.21877v3.
 """
@@ -19,60 +19,91 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Literal
 
 import gepa
-from gepa.strategies.instruction_proposal import InstructionProposalSignature
 from gepa.strategies.proposal_sampling import IndependentSampling
 
 import verify
 from support.data import Question
-from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, SearchConfig, metric_call_budget
+from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, metric_call_budget, seed_candidate
 from support.messages import as_template
-from support.teacher import TeacherConfig
+from support.replies import fill_prompt, parse_reflection, read_wording
+from support.settings import Settings, require
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
-Reflect = Callable[[list[str]], list[str]]  # reflection prompts -> replies
+Reflect = Callable[[list[str]], list[str | tuple[str, bool]]]  # reflection prompts -> replies, or (reply, truncated)
 
 
 @dataclass(frozen=True)
-class EvolutionConfig(SearchConfig, TeacherConfig):
+class EvolutionConfig(Settings):
     """When templates are evolved, what that may cost, who reflects, and how templates are given out."""
 
-    hard_set_min: int = 12  # With fewer hard questions than this, no templates are evolved and the next epoch runs bare
-    gepa_dev_size: int = 40  # Dev questions that score a template
-    gepa_minibatch: int = 3  # Questions shown in one reflection
-    gepa_parents: int = 4  # Parents advanced per iteration, as one batch
+    # Number of hard questions below which no templates are evolved. The next epoch then runs bare.
+    hard_set_min: int = 12
+    # Number of dev questions that score a template.
+    gepa_dev_size: int = 40
+    # Number of questions that one reflection is shown.
+    gepa_minibatch: int = 3
+    # Number of parents that an iteration advances, as one batch.
+    gepa_parents: int = 4
+    # Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16.
     gepa_budget: str = "500"
-    """Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16."""
+    # Tokens that an evolution may sample, responses and reflections together. 0 is no limit.
+    gepa_tokens: int = 0
+    # Template that evolution starts from. Empty, as in the paper, for none.
+    gepa_seed_template: str = ""
+    # Evolve a system message, too, in turn with the template.
+    gepa_system: bool = False
+    # Whose best candidates become parents: each dev question's, each objective's (reward, form), both, each pair's.
+    gepa_front: Literal["instance", "objective", "hybrid", "cartesian"] = "instance"
+    # Model that reflects: the base policy (adapter off), the policy as it is trained, or one behind an endpoint.
     reflection: Literal["self", "policy", "teacher"] = "self"
-    """Who reflects: the base policy (adapter off), the policy as it is trained, or a model behind an endpoint."""
-    reflection_tokens: int = 60  # Length limit of a reflection
-    reflection_quote: int = 1024  # Tokens of each response that a reflection is shown: its beginning and its end
-    reflection_temperature: float = 1.0  # Of sampling reflections
-    one_template_per_group: bool = False  # all G rollouts of a hard question share one template
-    leave_one_bare: bool = False  # One rollout of each templated group is sampled from the bare question
+    # Folder or hub id of another model that reflects in place of the base policy. It is loaded beside the policy.
+    reflection_model: str = ""
+    # File with the words of the reflection prompt, in place of gepa_loop.REFLECTION_PROMPT.
+    reflection_prompt: str = ""
+    # Longest reflection in tokens. One that was cut off is never adopted.
+    reflection_tokens: int = 60
+    # Tokens of each response that a reflection is shown. Of a longer response it sees the beginning and the end.
+    reflection_quote: int = 1024
+    # Temperature of reflections. At 0.6 they are alike, at 1 or more they differ.
+    reflection_temperature: float = 1.0
+    # Base URL of the teacher's OpenAI-compatible endpoint. The environment variable OPENAI_API_KEY holds the key.
+    teacher_url: str = ""
+    # Name of the teacher at that endpoint.
+    teacher_model: str = ""
+    # Calls of the teacher that one evolution may make.
+    teacher_max_calls: int = 1000
+    # Tokens of the teacher that one evolution may use, prompts and replies together.
+    teacher_max_tokens: int = 2_000_000
+    # Give all G rollouts of a hard question the same template.
+    one_template_per_group: bool = False
+    # Sample one rollout of each templated group from the bare question.
+    leave_one_bare: bool = False
 
-    def rules(self) -> dict[str, bool]:
-        budget, teacher = self.gepa_budget, (self.teacher_url, self.teacher_model)
-        return {
-            f"--hard-set-min {self.hard_set_min}: at least 4, two to train and two to score": self.hard_set_min >= 4,
-            f"--gepa-dev-size {self.gepa_dev_size}: at least 2": self.gepa_dev_size >= 2,
-            f"--gepa-minibatch {self.gepa_minibatch}: at least 1": self.gepa_minibatch >= 1,
-            f"--gepa-parents {self.gepa_parents}: at least 1": self.gepa_parents >= 1,
-            f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}": budget.isdigit() or budget in BUDGETS,
-            f"--reflection-tokens {self.reflection_tokens}: at least 1": self.reflection_tokens >= 1,
-            f"--reflection-quote {self.reflection_quote}: at least 2": self.reflection_quote >= 2,
-            "--reflection teacher and --teacher-url, --teacher-model (an OpenAI-compatible endpoint) need each other": (
-                all(teacher) if self.reflection == "teacher" else not any(teacher)
-            ),
-        }
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        budget, has_teacher = self.gepa_budget, bool(self.teacher_url and self.teacher_model)
+        require(self.hard_set_min >= 4, f"--hard-set-min {self.hard_set_min}: at least 4, half of them to score with")
+        require(self.gepa_dev_size >= 2, f"--gepa-dev-size {self.gepa_dev_size}: at least 2")
+        require(self.gepa_minibatch >= 1, f"--gepa-minibatch {self.gepa_minibatch}: at least 1")
+        require(self.gepa_parents >= 1, f"--gepa-parents {self.gepa_parents}: at least 1")
+        known_budget = budget.isdigit() or budget in BUDGETS
+        require(known_budget, f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}")
+        require(self.gepa_tokens >= 0, f"--gepa-tokens {self.gepa_tokens}: 0 for no limit, or more")
+        require(self.reflection_tokens >= 1, f"--reflection-tokens {self.reflection_tokens}: at least 1")
+        require(self.reflection_quote >= 2, f"--reflection-quote {self.reflection_quote}: at least 2")
+        alone = self.reflection == "self" or not self.reflection_model
+        require(alone, f"--reflection-model {self.reflection_model}: it replaces --reflection {self.reflection}")
+        uses_teacher = self.reflection == "teacher"
+        complete = has_teacher if uses_teacher else not (self.teacher_url or self.teacher_model)
+        require(complete, "--reflection teacher, --teacher-url (OpenAI-compatible) and --teacher-model need each other")
 
 
 def apply_template(template: str, question: str) -> str:
-    """T(x, z) (v3, eq. 2): the template, an empty line, the question; the empty template leaves the question as it is.
+    """T(x, z) (eq. 2): the template, an empty line, the question; the empty template leaves the question as it is.
 
     A template may begin with a system part (`--gepa-system`), which the chat format puts where it belongs.
 
@@ -108,39 +139,61 @@ class Evolution:
 
 def evolve(
     hard: Sequence[Question], respond: Respond, reflect: Reflect, cfg: EvolutionConfig, *,
-    judge: verify.Judge = verify.judge, tokens: Callable[[str], int] = len, room: float = float("inf"),
+    judge: verify.Judge = verify.judge, count_tokens: Callable[[str], int] = len, room: float = float("inf"),
     quote: Callable[[str], str] = str, seed: int = 0, log: Callable[[str], None] = lambda line: None,
 ) -> Evolution:  # fmt: skip
-    """Evolve templates for the hard questions and choose those that cover them (v3, Algorithm 3).
+    """Evolve templates for the hard questions and choose those that cover them (Algorithm 3, and step 1 of Algorithm
+    2).
 
-    `tokens` counts those of a text (by default, its characters), and a template has fewer than `room`. `quote` gives
-    what reflection is shown of a response.
-    The search ends early when a template solves the whole dev set, for then nothing is left to gain, and, saying why,
-    when many replies in a row were of no use.
+    `count_tokens` counts those of a text (by default, its characters), and a template has fewer than `room`. `quote`
+    shortens a response for the reflection prompt.
     """
+    # Line 1: one part of the hard questions is for reflection, the other scores. A template that only repeats the
+    # answers that reflection was shown gains nothing on the dev set.
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
-    budget, meter = metric_call_budget(cfg.gepa_budget, len(dev)), Meter(tokens, cfg.gepa_tokens)
-    reflection = Reflection(reflect, reflection_prompt, parse_reflection, lambda z: tokens(z) < room, log, meter)
+    budget = metric_call_budget(cfg.gepa_budget, len(dev))
+    meter = Meter(count_tokens, cfg.gepa_tokens)  # counts the tokens that the search samples
+    wording = read_wording(cfg.reflection_prompt, REFLECTION_PROMPT)
+
+    def fits(template: str) -> bool:
+        return count_tokens(template) < room
+
+    def prompt_for(instruction: str, records: list[dict]) -> str:
+        return reflection_prompt(instruction, records, wording)
+
+    def run_candidates(pairs: list[tuple[str, Question]]) -> list[tuple[str, verify.Verdict, dict]]:
+        return run_templates(pairs, respond, judge, quote)
+
+    reflection = Reflection(reflect, prompt_for, parse_reflection, fits, log, meter)
+
+    def should_stop(state) -> bool:
+        """GEPA asks before each iteration. Beside its budget, the search has three reasons to end."""
+        one_solves_all = max(state.program_full_scores_val_set) >= 1.0  # nothing is left to gain
+        tokens_used_up = meter.full  # --gepa-tokens
+        reflection_fails = reflection.useless is not None  # many replies in a row could not be adopted
+        return one_solves_all or tokens_used_up or reflection_fails
+
+    # Algorithm 3. GEPA owns the loop: it keeps the candidates, draws parents (line 7), runs each on a minibatch, and
+    # keeps the child if it beats its parent there (lines 13 to 17). We give it the parts that know our task.
     result = gepa.optimize(
-        seed_candidate=cfg.gepa_seed,
-        trainset=train,
-        valset=dev,
-        adapter=Evaluator(partial(run_templates, respond=respond, judge=judge, quote=quote), meter),
-        reflection_strategy=reflection,
+        seed_candidate=seed_candidate(cfg),  # candidate 0: no template at all
+        trainset=train,  # questions that reflection sees, a minibatch at a time (line 9)
+        valset=dev,  # questions that score the seed and every child that is kept; the cover is chosen on these scores
+        adapter=Evaluator(run_candidates, meter),  # runs candidates on questions, with rewards and feedback (10, 11)
+        reflection_strategy=reflection,  # shows a minibatch to the reflection model, proposes its reply (12, eq. 5)
+        # Algorithm 4 draws the parents. A candidate that is best on some dev question is on the front, and the more
+        # such questions it has, the more often it is drawn. Several parents go on at once, so that a GPU stays busy.
         sampling_strategy=IndependentSampling(cfg.gepa_parents),
-        frontier_type=cfg.gepa_front,
-        use_merge=cfg.gepa_merge,
-        merge_val_overlap_floor=1,  # all candidates are scored on the whole dev set, so any two overlap
-        reflection_minibatch_size=cfg.gepa_minibatch,
-        max_metric_calls=budget,
-        stop_callbacks=lambda state: reflection.useless or meter.full or max(state.program_full_scores_val_set) >= 1.0,
+        frontier_type=cfg.gepa_front,  # the default, "instance", is this front; others count objectives as well
+        reflection_minibatch_size=cfg.gepa_minibatch,  # B, 3
+        max_metric_calls=budget,  # responses (line 5); checked between iterations only, so the last one overshoots
+        stop_callbacks=should_stop,
         logger=SimpleNamespace(log=log),
         seed=seed,
-        raise_on_exception=True,  # an adapter that always fails would loop for ever otherwise
+        raise_on_exception=True,  # otherwise a policy that fails at every call would keep GEPA in its loop for ever
     )
-    if reflection.useless:
-        log(f"prompt evolution ends after {result.total_metric_calls} of {budget} metric calls: {reflection.useless}")
-    dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]
+    reflection.log_outcome(result.total_metric_calls, budget)
+    dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]  # [K][N]
     return Evolution(
         candidates=[as_template(candidate) for candidate in result.candidates],
         parents=[list(parents) for parents in result.parents],
@@ -158,14 +211,17 @@ def evolve(
 def run_templates(
     pairs: list[tuple[str, Question]], respond: Respond, judge: verify.Judge, quote: Callable[[str], str] = str
 ) -> list[tuple[str, verify.Verdict, dict]]:
-    """(response, verdict, what reflection is shown of it) for each template and question."""
+    """(response, verdict, the record that reflection is shown) for each template and question."""
+    # All pairs in one batch: the candidates of an iteration are sampled together.
     responses = respond([apply_template(template, question.text) for template, question in pairs])
-    texts, asked = [text for text, _ in responses], [question for _, question in pairs]
-    verdicts = judge(texts, asked, [truncated for _, truncated in responses])
-    shown = [
-        reflection_record(q.text, quote(text), v.feedback) for q, text, v in zip(asked, texts, verdicts, strict=True)
-    ]
-    return list(zip(texts, verdicts, shown, strict=True))
+    texts = [text for text, _ in responses]
+    questions = [question for _, question in pairs]
+    verdicts = judge(texts, questions, [truncated for _, truncated in responses])
+    results = []
+    for question, text, verdict in zip(questions, texts, verdicts, strict=True):
+        record = reflection_record(question.text, quote(text), verdict.feedback)
+        results.append((text, verdict, record))
+    return results
 
 
 def split_hard_set(
@@ -177,6 +233,8 @@ def split_hard_set(
     >>> len(train), len(dev)
     (6, 6)
     """
+    # At random, or the dev set would hold the questions of the first batches only. With few hard questions both parts
+    # get half: a dev set of 300 and a train part of 2 would leave reflection nothing to see.
     shuffled = rng.sample(list(hard), len(hard))
     size = len(hard) // 2 if len(hard) < 1.5 * dev_size else dev_size
     return shuffled[size:], shuffled[:size]
@@ -184,6 +242,8 @@ def split_hard_set(
 
 # ------------------------------------------------------------------------------------------------------- reflection
 
+# The current instruction and the records go into the two places. The fences show where the new instruction begins and
+# ends. GEPA's own prompt says more; this one is short enough for a small model.
 REFLECTION_PROMPT = """\
 An assistant was given this instruction:
 ```
@@ -196,11 +256,9 @@ facts about the task and the steps of a strategy that generalizes, not the answe
 Put the new instruction between ``` marks."""
 
 
-def reflection_prompt(instruction: str, records: list[dict[str, str]]) -> str:
-    """The prompt as it is sent: REFLECTION_PROMPT with the records in GEPA's own layout."""
-    return InstructionProposalSignature.prompt_renderer(
-        {"current_instruction_doc": instruction, "dataset_with_feedback": records, "prompt_template": REFLECTION_PROMPT}
-    )
+def reflection_prompt(instruction: str, records: list[dict[str, str]], wording: str = REFLECTION_PROMPT) -> str:
+    """The prompt as it is sent: `wording` with the instruction and the records in their places."""
+    return fill_prompt(wording, instruction, records)
 
 
 def reflection_record(question: str, response: str, feedback: str) -> dict[str, str]:
@@ -208,25 +266,11 @@ def reflection_record(question: str, response: str, feedback: str) -> dict[str, 
     return {"Question": question, "Response": response, "Feedback": feedback}
 
 
-def parse_reflection(reply: str) -> str | None:
-    """The new instruction between the fences, or None for a reply without one: empty, or cut off before its end.
-
-    GEPA itself adopts such replies as candidates (gepa#390). What a thinking model thought is left out.
-
-    >>> parse_reflection("Better:\\n```\\nAdd one digit at a time.\\n```"), parse_reflection("```\\nAdd one")
-    ('Add one digit at a time.', None)
-    """
-    reply = reply.rpartition("</think>")[2]
-    if reply.count("```") < 2:
-        return None
-    return InstructionProposalSignature.output_extractor(reply.strip())["new_instruction"] or None
-
-
 # --------------------------------------------------------------------------------------------- cover and assignment
 
 
 def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
-    """The candidates that together solve every solved dev question, chosen greedily (v3, Algorithm 2, step 1).
+    """The candidates that together solve every solved dev question, chosen greedily (Algorithm 2, step 1).
 
     dev_scores: K lists of N scores; a score above 0 is solved. Each time the candidate that solves most still uncovered
     questions, the first one on ties; stop when none adds any.
@@ -235,14 +279,16 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
     [1, 2]
     """
     # --- solution: part 5 ---
-    solves = [{n for n, value in enumerate(scores) if value > 0} for scores in dev_scores]
+    # A template that solves a dev question once is taken to unlock it. Many candidates unlock the same questions, since
+    # each child keeps most of what its parent said, so a few of them cover all that any of them solves.
+    solves = [{n for n, score in enumerate(scores) if score > 0} for scores in dev_scores]  # K sets of dev questions
     chosen: list[int] = []
     covered: set[int] = set()
     while True:
         gains = [len(solved - covered) for solved in solves]
-        if not any(gains):
+        if not any(gains):  # every question that any candidate solves is covered; or there is no candidate at all
             return chosen
-        best = gains.index(max(gains))
+        best = gains.index(max(gains))  # the first one on ties: the older candidate, which is the shorter one as a rule
         chosen.append(best)
         covered |= solves[best]
 
@@ -250,7 +296,7 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
 def assign_templates(
     evolution: Evolution, group_size: int, rng: random.Random, cfg: EvolutionConfig | None = None
 ) -> dict[str, list[str]]:
-    """{question id: its G templates}, by draws with replacement weighted by mean dev score (v3, Algorithm 2, step 2).
+    """{question id: its G templates}, by draws with replacement weighted by mean dev score (Algorithm 2, step 2).
 
     A dev question draws from the chosen templates that solve it (from all chosen ones if none does), a train question
     from all chosen ones. No template that solves anything: no assignment, the next epoch runs bare.
@@ -258,15 +304,22 @@ def assign_templates(
     # --- solution: part 6 ---
     cfg = cfg or EvolutionConfig()
     chosen, weights = evolution.chosen, evolution.weights
-    assignment = {}
-    for question_id in [*evolution.dev_ids, *evolution.train_ids] if chosen else []:
+    assignment: dict[str, list[str]] = {}
+    if not chosen:
+        return assignment
+    for question_id in [*evolution.dev_ids, *evolution.train_ids]:
         pool = list(range(len(chosen)))
         if question_id in evolution.dev_ids:
+            # It is known which templates solve this question. A train question was never scored by all of them.
             n = evolution.dev_ids.index(question_id)
             pool = [i for i in pool if evolution.dev_scores[chosen[i]][n] > 0] or pool
+        # With replacement: the template that solves twice as many dev questions is drawn twice as often.
         draws = 1 if cfg.one_template_per_group else group_size
         picks = rng.choices(pool, [weights[i] for i in pool], k=draws)
         templates = [evolution.candidates[chosen[i]] for i in picks] * (group_size // draws)
-        # Where a template solves every sample, contrast is gone again: collapse at the top. One bare rollout keeps it.
-        assignment[question_id] = [*templates[:-1], ""] if cfg.leave_one_bare else templates
+        if cfg.leave_one_bare:
+            # Where a template solves every sample, all advantages are 0 again: collapse at the top. One bare rollout,
+            # which most likely fails, keeps the contrast.
+            templates = [*templates[:-1], ""]
+        assignment[question_id] = templates
     return assignment

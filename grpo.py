@@ -2,28 +2,30 @@
 
 What GRPO is here, in the order in which a rollout meets it:
 
-    y ~ pi_old(. | T(x, z)),  r = verdict of y                                  sample
-    A_i     = (r_i - mean r) / (std r + 1e-6)                                   group_advantages
-    w_t     = 1 where pi_old(y_t | x) / pi_old(y_t | T(x,z)) is in [0.01, 10]   template_ratio_weight
-    rho_t   = pi_theta(y_t | x) / pi_old(y_t | x)                               importance_ratio
-    L_t     = max(-A rho, -A clip(rho, 0.8, 1.2)), at most -A c where A < 0     surrogate
-    loss    = mean over tokens of w_t L_t                                       policy_loss, aggregate
+    y ~ pi_old(. | T(x, z)),  r = verdict of y                                   sample
+    A_i     = (r_i - mean r) / (std r + 1e-6)                                    group_advantages
+    s_t     = pi_old(y_t | x, y_<t) / pi_old(y_t | T(x,z), y_<t)
+    w_t     = 1 where s_t is in [0.01, 10], else 0                               template_ratio_weight
+    rho_t   = pi_theta(y_t | x, y_<t) / pi_old(y_t | x, y_<t)                    importance_ratio
+    L_t     = max(-A rho_t, -A clip(rho_t, 0.8, 1.2)), at most -A c where A < 0  surrogate
+    loss    = mean over tokens of w_t L_t                                        policy_loss, aggregate
 
 This module does not know what a template is. A `Rollout` has a context it was *sampled from* and a context it is
-*trained on*; context distillation, the heart of P2O (arXiv:2603.21877v3, eq. 4), is nothing more than the two being
+*trained on*. Context distillation, the heart of P2O (arXiv:2603.21877v3, eq. 4), is nothing more than the two being
 different. Log-probabilities are those of the sampling distribution everywhere: logits divided by the temperature.
+
+Shapes: B rollouts, T response tokens, L tokens of prompt and response, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch.optim import Optimizer
@@ -31,10 +33,10 @@ from torch.utils.checkpoint import checkpoint
 
 from support import pretrained, shared_prompt
 from support.cache import roomy_cache
-from support.memory import halve_when_out_of_memory
+from support.memory import halve_when_out_of_memory, micro_batches, padded
 from support.messages import as_messages
-from support.seams import filled
-from support.settings import Settings
+from support.seams import variant
+from support.settings import Settings, require
 
 TINY = Path(__file__).resolve().parent / "tiny"
 
@@ -44,7 +46,7 @@ class Sample:
     """One response as it was sampled."""
 
     response_ids: list[int]  # [T], the stop token included if there was one
-    sampled_logprobs: list[float]  # [T], log pi_old(y | the context it was sampled from), from the sampler
+    sampled_logprobs: list[float]  # [T], log pi_old(y_t | the context it was sampled from), from the sampler
     truncated: bool  # ran out of tokens before a stop token
     text: str
 
@@ -56,20 +58,21 @@ class Rollout(Sample):
     question_id: str
     template: str = ""  # for the record; the two contexts say all that training needs
     sampled_context: list[int]  # token ids of T(x, z)
-    trained_context: list[int]  # token ids of x: the same, or not, and then this is context distillation
+    trained_context: list[int]  # token ids of x, or the same as above
     reward: float = 0.0
     well_formed: bool = True  # an answer could be found at all
     advantage: float | list[float] = 0.0  # A: one number, or [T]
     token_weight: float | list[float] = 1.0  # w: one number, or [T]
-    old_logprobs: list[float] | None = None  # [T], log pi_old(y | x); None where the update finds it itself: score_old
+    old_logprobs: list[float] | None = None  # [T], log pi_old(y_t | x); None where `score_old` need not compute it
 
     @property
-    def distilled(self) -> bool:
+    def is_distilled(self) -> bool:
+        """Was it sampled under a template and is trained on the bare question?"""
         return self.sampled_context != self.trained_context
 
     @property
-    def teaches(self) -> bool:
-        """Has it any advantage? In a collapsed group none has."""
+    def has_signal(self) -> bool:
+        """Is its advantage not 0? In a collapsed group no rollout has a signal."""
         return any(self.advantage) if isinstance(self.advantage, list) else self.advantage != 0.0
 
 
@@ -91,37 +94,52 @@ Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum",
 class UpdateConfig(Settings):
     """How rollouts become a step of the adapter."""
 
-    learning_rate: float = 5e-4  # Peak rate of AdamW, on the adapter
-    warmup: float = 0.05  # Share of all updates over which the rate rises
-    max_grad_norm: float = 1.0  # Gradient clipping
-    scale_by_std: bool = True  # Divide advantages by the group's standard deviation; without it they are Dr. GRPO's
-    clip_low: float = 0.2  # epsilon_low of the PPO clip
-    clip_high: float = 0.2  # epsilon_high; larger than clip_low is DAPO's clip-higher
-    dual_clip: float = 3.0  # c of the dual clip
+    # Peak learning rate of AdamW, which trains the adapter. LoRA wants 10 to 20 times the rate of full fine-tuning.
+    learning_rate: float = 5e-4
+    # Share of the run over which the learning rate rises to its peak.
+    warmup: float = 0.05
+    # Largest norm of the gradient. A larger gradient is scaled down to it.
+    max_grad_norm: float = 1.0
+    # Divide advantages by the standard deviation of the group. Dr. GRPO does not.
+    scale_by_std: bool = True
+    # Lower bound of the PPO clip, epsilon_low: the importance ratio is clipped at 1 - epsilon_low.
+    clip_low: float = 0.2
+    # Upper bound of the PPO clip, epsilon_high. DAPO's clip-higher takes a larger one than the lower bound.
+    clip_high: float = 0.2
+    # Bound c of the dual clip: where A < 0, the loss of a token is at most -A c.
+    dual_clip: float = 3.0
+    # How the losses of all tokens become one number.
     aggregation: Aggregation = "token-mean"
-    """How per-token losses become one number."""
-    kl_coef: float = 0.0  # Weight of the k3 KL term to the base policy
-    ratio_mask: bool = True  # Weigh tokens by the template ratio pi_old(y|x) / pi_old(y|T(x,z))
-    ratio_min: float = 0.01  # Lower bound of the template ratio
-    ratio_max: float = 10.0  # Upper bound of the template ratio
-    soft_clip: bool = False  # Weight bound / ratio outside the bounds, rather than 0
-    importance_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, this), against rounding; 0 is off
-    advantage: str = ""  # a function of variants/advantage.py or of my_file.py:mine for grpo_advantages
-    ratio: str = ""  # likewise for importance_ratio
-    loss: str = ""  # likewise for surrogate
+    # Weight of the KL term to the base policy (k3 estimate). 0 leaves it out, as the authors do.
+    kl_coef: float = 0.0
+    # Weigh each token by the template ratio s = pi_old(y|x) / pi_old(y|T(x,z)): 1 within the bounds, 0 outside.
+    ratio_mask: bool = True
+    # Lower bound of the template ratio. Below it, a token is all but impossible without the template.
+    ratio_min: float = 0.01
+    # Upper bound of the template ratio. Above it, a token is all but impossible under the template.
+    ratio_max: float = 10.0
+    # Outside the bounds, weigh a token by bound / s instead of 0.
+    soft_clip: bool = False
+    # Weigh bare tokens by pi_trainer / pi_sampler, at most by this number, to correct for rounding. 0 turns it off.
+    importance_cap: float = 0.0
+    # Function for the advantages of a group, from variants/advantage.py or my_file.py:name. Default: GRPO's.
+    advantage: str = ""
+    # Function for the log importance ratio, from variants/ratio.py or my_file.py:name. Default: one for each token.
+    ratio: str = ""
+    # Function for the loss of each token, from variants/loss.py or my_file.py:name. Default: PPO's and dual clip.
+    loss: str = ""
 
-    def rules(self) -> dict[str, bool]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         low, high, cap = self.ratio_min, self.ratio_max, self.importance_cap
-        return {
-            f"--learning-rate {self.learning_rate}: must be positive": self.learning_rate > 0,
-            f"--clip-low {self.clip_low}: at least 0 and below 1": 0 <= self.clip_low < 1,
-            f"--clip-high {self.clip_high}: at least 0": self.clip_high >= 0,
-            f"--dual-clip {self.dual_clip}: must be greater than 1": self.dual_clip > 1,
-            f"--kl-coef {self.kl_coef}: at least 0": self.kl_coef >= 0,
-            f"--ratio-min {low} --ratio-max {high}: 0 < ratio-min <= 1 <= ratio-max": 0 < low <= 1 <= high,
-            "--soft-clip --no-ratio-mask: the soft clip is a kind of ratio mask": self.ratio_mask or not self.soft_clip,
-            f"--importance-cap {cap}: 0 for none, or at least 1, so that equal engines weigh 1": cap == 0 or cap >= 1,
-        }
+        require(self.learning_rate > 0, f"--learning-rate {self.learning_rate}: must be positive")
+        require(0 <= self.clip_low < 1, f"--clip-low {self.clip_low}: at least 0 and below 1")
+        require(self.clip_high >= 0, f"--clip-high {self.clip_high}: at least 0")
+        require(self.dual_clip > 1, f"--dual-clip {self.dual_clip}: must be greater than 1")
+        require(self.kl_coef >= 0, f"--kl-coef {self.kl_coef}: at least 0")
+        require(0 < low <= 1 <= high, f"--ratio-min {low} --ratio-max {high}: 0 < ratio-min <= 1 <= ratio-max")
+        require(self.ratio_mask or not self.soft_clip, "--soft-clip --no-ratio-mask: the soft clip is a ratio mask")
+        require(cap == 0 or cap >= 1, f"--importance-cap {cap}: 0 for none, or at least 1, the weight of equal engines")
 
 
 def group_advantages(
@@ -142,81 +160,100 @@ def group_advantages(
     if group_size < 2 or rewards.numel() % group_size:
         raise ValueError(f"{rewards.numel()} rewards do not make groups of {group_size} (at least 2 are needed)")
     groups = rewards.view(-1, group_size)  # [B / G, G]
+    # The mean over dim 1 compares a rollout with its own question's rollouts. Over dim 0, or over the whole batch, an
+    # easy question would always look good and a hard one always bad.
     centred = groups - groups.mean(dim=1, keepdim=True)
     if scale_by_std:
-        # eps is added to the standard deviation, not to the variance: it only keeps 0 / 0 from happening.
+        # eps is added to the standard deviation, not to the variance. It only keeps 0 / 0 from happening.
         centred = centred / (groups.std(dim=1, keepdim=True) + eps)
     return centred.view(-1)
 
 
-def advantages_of(group: list[Rollout], cfg: UpdateConfig, **at_hand) -> list[float] | list[list[float]]:
-    """The advantages of a question's finished rollouts: a number for each, or a list of T.
+def advantages_of(group: list[Rollout], cfg: UpdateConfig, **available) -> list[float] | list[list[float]]:
+    """The advantages of one question's rollouts: a number for each, or a list of T.
 
-    A seam: a variant sees the rollouts with their texts, lengths and log-probs, and may ask for what is `at_hand`.
+    `--advantage` may replace GRPO's. Its function sees the rollouts with their texts, lengths and log-probs, and may
+    ask for what is `available`: the batch, the policy, the questions.
     """
 
-    def of_grpo(group: list[Rollout]) -> list[float]:
-        return group_advantages(torch.tensor([r.reward for r in group]), len(group), cfg.scale_by_std).tolist()
+    def advantages_of_grpo(group: list[Rollout]) -> list[float]:
+        rewards = torch.tensor([r.reward for r in group])
+        return group_advantages(rewards, len(group), cfg.scale_by_std).tolist()
 
-    return filled("advantage", cfg, of_grpo, **at_hand)(group)
+    return variant("advantage", cfg, default=advantages_of_grpo, **available)(group)
+
+
+class UpdateSize(NamedTuple):
+    """How large the whole update is. A micro-batch is divided by these numbers, so that micro-batches add up to it."""
+
+    rollouts: int
+    tokens: int
+    max_response_tokens: int  # the constant length by which Dr. GRPO divides
 
 
 def aggregate(
-    per_token: torch.Tensor, mask: torch.Tensor, aggregation: str, whole: tuple[int, int, int] | None = None
+    per_token: torch.Tensor, mask: torch.Tensor, aggregation: str, update_size: tuple[int, int, int] | None = None
 ) -> torch.Tensor:
     """Per-token values [B, T] -> scalar. The denominators count every response token, whatever its weight.
 
-    token-mean               mean over all tokens of the batch (DAPO; the authors' choice)
-    seq-mean-token-mean      mean over sequences of each one's token mean (the original GRPO)
-    seq-mean-token-sum       mean over sequences of each one's token sum
+    token-mean               mean over all tokens of the update (DAPO; the authors' choice)
+    seq-mean-token-mean      mean over responses of each one's token mean (the original GRPO)
+    seq-mean-token-sum       mean over responses of each one's token sum
     seq-mean-token-sum-norm  sum over all tokens, divided by a constant length (Dr. GRPO)
 
-    `whole` = (sequences, tokens, constant length) of the update of which this is a micro-batch, so that its parts add
-    up to it; by default the batch itself, and T.
+    `update_size` is that of the update of which this is a micro-batch. Without it, this is all of the update, and the
+    constant length is T.
 
     >>> aggregate(torch.tensor([[1.0, 3.0], [5.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]), "token-mean")
     tensor(3.)
     """
     # --- solution: part 2 ---
+    # Padding is in neither: the mask is 0 there.
     sums, counts = (per_token * mask).sum(dim=1), mask.sum(dim=1)  # [B], [B]
-    sequences, tokens, length = whole or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])
+    rollouts, tokens, max_length = update_size or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])
     if aggregation == "token-mean":
-        return sums.sum() / tokens
+        return sums.sum() / tokens  # a long response weighs more than a short one: it has more tokens
     if aggregation == "seq-mean-token-mean":
-        return (sums / counts.clamp(min=1)).sum() / sequences
+        return (sums / counts.clamp(min=1)).sum() / rollouts  # all responses weigh the same, a long one's tokens less
     if aggregation == "seq-mean-token-sum":
-        return sums.sum() / sequences
+        return sums.sum() / rollouts
     if aggregation == "seq-mean-token-sum-norm":
-        return sums.sum() / length
+        return sums.sum() / max_length
     raise ValueError(f"unknown aggregation {aggregation!r}: one of {', '.join(get_args(Aggregation))}")
 
 
 def importance_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """log rho [B, T] of each token: how far the policy has moved since it sampled. All tensors are [B, T].
+    """log rho [B, T]: how far the policy has moved, at each token, since it sampled. All tensors are [B, T].
 
-    Clamped to +-20, so that one impossible token cannot make the loss infinite. A seam: GSPO puts one ratio for the
-    whole response here (variants/ratio.py).
+    `--ratio` may replace it: GSPO has one ratio for the whole response (variants/ratio.py).
     """
     # --- solution: part 2 ---
+    # The clamp keeps one impossible token from making the loss infinite. exp(20) is 5e8, still a finite number.
     return (logprobs - old_logprobs).clamp(-20, 20)
 
 
 def surrogate(
     log_ratio: torch.Tensor, advantages: torch.Tensor, *, clip_low: float, clip_high: float, dual_clip: float, **_
 ) -> torch.Tensor:
-    """PPO's pessimistic clip, and the dual clip: per-token loss [B, T] from log rho [B, T] and A [B, T].
+    """PPO's clip, and the dual clip: per-token loss [B, T] from log rho [B, T] and A [B, T].
 
-    The larger loss counts, so moving further than the clip in the direction that A asks for gains nothing, while moving
-    the wrong way is always charged. Where A < 0 that charge has no bound: a token that the new policy likes far more
-    than the old one did. The dual clip bounds it by -A c. A seam: a variant gets `logprobs` and `mask`, too.
+    `--loss` may replace it. Such a function gets `logprobs` and `mask` by name, too.
 
     >>> surrogate(torch.tensor([[1.5, 0.5]]).log(), torch.ones(1, 2), clip_low=0.2, clip_high=0.2, dual_clip=3.0)
     tensor([[-1.2000, -0.5000]])
     """
     # --- solution: part 2 ---
     ratio = log_ratio.exp()
-    pessimistic = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
-    return torch.where(advantages < 0, torch.min(-advantages * dual_clip, pessimistic), pessimistic)
+    # PPO takes the larger of two losses. A token that has moved beyond the clip in the direction that A asks for gains
+    # nothing by moving further: the clipped loss is constant, its gradient 0. A token that has moved the wrong way is
+    # always charged, for there the loss that is not clipped is the larger one.
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    pessimistic = torch.max(unclipped, clipped)
+    # Where A < 0 that charge has no bound: a token that the new policy likes 100 times more than the old one did would
+    # rule the whole update. The dual clip bounds it by -A c.
+    bounded = torch.min(-advantages * dual_clip, pessimistic)
+    return torch.where(advantages < 0, bounded, pessimistic)
 
 
 def policy_loss(
@@ -230,15 +267,14 @@ def policy_loss(
     dual_clip: float = 3.0,
     token_weight: torch.Tensor | None = None,
     aggregation: str = "token-mean",
-    whole: tuple[int, int, int] | None = None,
+    update_size: tuple[int, int, int] | None = None,
     ratio: Callable[..., torch.Tensor] = importance_ratio,
     loss: Callable[..., torch.Tensor] = surrogate,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The objective of GRPO: importance ratio, clipped surrogate, token weights, aggregation.
 
     logprobs, old_logprobs, mask, token_weight: [B, T]; advantages: [B] or [B, T]. Returns (scalar loss, metrics).
-    `token_weight` multiplies the per-token loss before aggregation; the denominator still counts the token. Metrics are
-    token means: share of tokens where the clip is active, where the dual clip is, and -(new - old).
+    Metrics are means over tokens: share of tokens where the clip is active, where the dual clip is, and -(new - old).
 
     >>> value, metrics = policy_loss(torch.tensor([[-1.0]], requires_grad=True), torch.tensor([[-1.0]]),
     ...                              torch.tensor([2.0]), torch.ones(1, 1))
@@ -247,25 +283,30 @@ def policy_loss(
     """
     # --- solution: part 2 ---
     if advantages.dim() == 1:
-        advantages = advantages[:, None].expand_as(logprobs)  # [B, T]
+        advantages = advantages[:, None].expand_as(logprobs)  # [B, T]: each token has its response's advantage
+    # On the first update rho is 1 everywhere, and the loss is -A in the mean, which is 0 for whole groups. There is a
+    # gradient all the same: old_logprobs is a constant, so d rho / d theta = rho * d log pi / d theta.
     log_ratio = ratio(logprobs, old_logprobs, mask)  # [B, T]
     per_token = loss(
         log_ratio, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, logprobs=logprobs, mask=mask
     )  # [B, T]
     if token_weight is not None:
+        # Before aggregation, whose denominator still counts the token: a masked token makes the loss smaller, it does
+        # not make the other tokens of the response more important.
         per_token = per_token * token_weight
 
-    with torch.no_grad():
+    with torch.no_grad():  # metrics only
         rho = log_ratio.exp()
+        unclipped = -advantages * rho
         clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)
-        beyond = torch.max(-advantages * rho, clipped) > -advantages * dual_clip
+        beyond_dual_clip = torch.max(unclipped, clipped) > -advantages * dual_clip
         counters = {
-            "clip_fraction": (clipped > -advantages * rho).float(),
+            "clip_fraction": (clipped > unclipped).float(),
             "approx_kl": -log_ratio,
-            "dual_clip_fraction": (beyond & (advantages < 0)).float(),
+            "dual_clip_fraction": (beyond_dual_clip & (advantages < 0)).float(),
         }
-        metrics = {name: aggregate(value, mask, "token-mean", whole).item() for name, value in counters.items()}
-    return aggregate(per_token, mask, aggregation, whole), metrics
+        metrics = {name: aggregate(value, mask, "token-mean", update_size).item() for name, value in counters.items()}
+    return aggregate(per_token, mask, aggregation, update_size), metrics
 
 
 def template_ratio_weight(
@@ -275,22 +316,26 @@ def template_ratio_weight(
     ratio_max: float = 10.0,
     soft: bool = False,
 ) -> torch.Tensor:
-    """Weight [B, T] of each token by how far the template moved it: rho = pi_old(y|x) / pi_old(y|T(x,z)).
+    """Weight w [B, T] of each token by how far the template moved it: s = pi_old(y|x) / pi_old(y|T(x,z)).
 
-    Inside [ratio_min, ratio_max] the weight is 1: it says whether a token counts, and is no importance weight. Outside
-    it is 0 (hard clip, the default), because the bare policy cannot yet take the step that the template took; or
-    `bound / rho` (soft clip).
+    Inside [ratio_min, ratio_max] the weight is 1. It says whether a token counts; it is no importance weight. Outside
+    it is 0 (hard clip, the default), or `bound / s` (soft clip).
 
     >>> bare, templated = torch.log(torch.tensor([[0.07, 0.001, 0.5]])), torch.log(torch.tensor([[0.9, 0.9, 0.02]]))
-    >>> template_ratio_weight(bare, templated)           # rho = 0.08, 0.001, 25
+    >>> template_ratio_weight(bare, templated)           # s = 0.08, 0.001, 25
     tensor([[1., 0., 0.]])
     >>> template_ratio_weight(bare, templated, soft=True)
     tensor([[1.0000, 9.0000, 0.4000]])
     """
     # --- solution: part 3 ---
-    ratio = (bare_logprobs - templated_logprobs).clamp(-20, 20).exp()
-    bounded = ratio.clamp(ratio_min, ratio_max)
-    return bounded / ratio if soft else (bounded == ratio).to(ratio.dtype)
+    # s far below 1: the token is likely under the template and all but impossible without it. The authors leave it out,
+    # because the bare policy cannot take in one step what it would never have said. Beware: where the lesson itself is
+    # such a token, the mask cuts the lesson (docs/results.md).
+    template_ratio = (bare_logprobs - templated_logprobs).clamp(-20, 20).exp()
+    bounded = template_ratio.clamp(ratio_min, ratio_max)
+    if soft:
+        return bounded / template_ratio
+    return (bounded == template_ratio).to(template_ratio.dtype)
 
 
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
@@ -302,6 +347,8 @@ def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     >>> kl_k3(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -2.0]]))
     tensor([[0.0000, 0.3679]])
     """
+    # E[exp(d)] = 1 under the policy, so exp(d) - 1 has mean 0. Adding it to the plain estimate -d changes no mean, but
+    # cancels most of the noise: the two err in opposite directions.
     d = (ref_logprobs - logprobs).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
 
@@ -313,30 +360,45 @@ def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
 class PolicyConfig(Settings):
     """Which model, how it is adapted, and how it is sampled."""
 
-    model: str = str(TINY / "united" / "model")  # Model folder, or hub id
-    system_prompt: str = ""  # System message of every prompt; empty for none
-    enable_thinking: bool = False  # Qwen3's switch; other chat templates ignore it
-    lora_rank: int = 16  # Rank of the adapter on every linear layer
-    lora_alpha: int = 32  # The adapter's scale is alpha / rank
-    load_in_4bit: bool = False  # NF4 with double quantization, through bitsandbytes (on a CPU, too)
-    gradient_checkpointing: bool = False  # Keep no activations but recompute them in backward
-    temperature: float = 1.0  # Of sampling, and of every log-probability
-    max_prompt_tokens: int = 160  # longer questions are left out; templates that leave a question no room, too
-    max_response_tokens: int = 40  # A response that has not ended by then is truncated, and counted
-    sample_batch: int = 256  # Rollouts sampled at once by transformers
-    micro_batch_tokens: int = 16384  # padded tokens in one forward and backward pass; an update accumulates them
-    engine: Literal["hf", "vllm"] = "hf"  # who samples: transformers, or vLLM in the same process
-    vllm_memory: float = 0.6  # Share of the card for vLLM while it samples; it sleeps while the policy trains
-    threads: int = 1  # CPU threads of torch; 0 leaves it to torch
+    # Folder of the base model, or its hub id.
+    model: str = str(TINY / "united" / "model")
+    # System message of every prompt. Empty for none.
+    system_prompt: str = ""
+    # Let Qwen3 think before it answers. Other chat templates ignore this.
+    enable_thinking: bool = False
+    # Rank of the LoRA adapter on every linear layer.
+    lora_rank: int = 16
+    # The adapter's output is scaled by alpha / rank.
+    lora_alpha: int = 32
+    # Load the base model in NF4 with double quantization (bitsandbytes, also on a CPU).
+    load_in_4bit: bool = False
+    # Keep no activations for the backward pass, but compute them again: less memory, a third more time.
+    gradient_checkpointing: bool = False
+    # Temperature of sampling, and of every log-probability.
+    temperature: float = 1.0
+    # Longest prompt in tokens. A longer question is left out. A template must leave room for the questions.
+    max_prompt_tokens: int = 160
+    # Longest response in tokens. A response that has not ended by then is cut off, and counted.
+    max_response_tokens: int = 40
+    # Number of responses that transformers samples at once.
+    sample_batch: int = 256
+    # Number of padded tokens in one forward and backward pass. An update adds up as many passes as it needs.
+    micro_batch_tokens: int = 16384
+    # Library that samples: transformers, or vLLM in the same process.
+    engine: Literal["hf", "vllm"] = "hf"
+    # Share of the card that vLLM takes while it samples. It sleeps while the policy trains.
+    vllm_memory: float = 0.6
+    # Number of CPU threads of torch. 0 leaves it to torch.
+    threads: int = 1
 
-    def rules(self) -> dict[str, bool]:
-        return {
-            f"--temperature {self.temperature}: must be positive, or all rollouts are equal": self.temperature > 0,
-            f"--temperature {self.temperature}: vLLM takes up to 2": self.engine == "hf" or self.temperature <= 2,
-            f"--vllm-memory {self.vllm_memory}: a share of the card, between 0 and 1": 0 < self.vllm_memory < 1,
-            f"--max-prompt-tokens {self.max_prompt_tokens}: at least 1": self.max_prompt_tokens >= 1,
-            f"--max-response-tokens {self.max_response_tokens}: at least 1": self.max_response_tokens >= 1,
-        }
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        temperature, vllm = self.temperature, self.engine == "vllm"
+        require(temperature > 0, f"--temperature {temperature}: must be positive, or all rollouts are equal")
+        require(temperature <= 2 or not vllm, f"--temperature {temperature}: vLLM takes up to 2")
+        require(0 < self.vllm_memory < 1, f"--vllm-memory {self.vllm_memory}: a share of the card, between 0 and 1")
+        require(self.max_prompt_tokens >= 1, f"--max-prompt-tokens {self.max_prompt_tokens}: at least 1")
+        require(self.max_response_tokens >= 1, f"--max-response-tokens {self.max_response_tokens}: at least 1")
 
 
 @dataclass
@@ -348,6 +410,7 @@ class Policy:
     cfg: PolicyConfig
     stop_ids: list[int]  # any of these ends a response (and belongs to it)
     engine: object = None  # None samples with transformers; else an object with sample(), see support/vllm_engine.py
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None  # hidden [N, D] -> logits [N, V], found at loading
 
     @property
     def device(self) -> torch.device:
@@ -363,26 +426,33 @@ def load_policy(
 ) -> Policy:
     """Load a causal LM from a folder or a hub id, in 4 bits if asked, and put a LoRA adapter on all its linear layers.
 
-    `adapter` continues a saved adapter instead of a fresh one, whose A matrices are drawn from `seed`. An engine of its
-    own is told the longest sequence, prompt and response, that it will see. Raises UserError with one clear line if
-    there is no such model, or it has no chat template.
+    `adapter` continues a saved adapter instead of a fresh one, whose A matrices are drawn from `seed`. vLLM has to know
+    the longest sequence, prompt and response, that it will see. Raises UserError with one clear line if there is no
+    such model, or it has no chat template.
     """
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pretrained.silence_libraries()  # before they are imported
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    # The base model is frozen, and with `--load-in-4bit` its linear layers are quantized. Only the adapter is trained:
+    # 1.6 % as many weights with the preset for Qwen3-4B, so gradients and AdamW's moments take little memory.
     tokenizer = pretrained.load_tokenizer(cfg.model)
-    base, stop_ids = pretrained.load_base(cfg.model, tokenizer, cfg.load_in_4bit)
+    config = pretrained.load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
+    base, stop_ids = pretrained.load_base(cfg.model, config, tokenizer, cfg.load_in_4bit)
     if cfg.gradient_checkpointing:
         pretrained.checkpoint_activations(base)
     if adapter:
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     else:
+        # LoRA adds (alpha / rank) B A x to the output of each linear layer. B begins as zero, so the fresh policy *is*
+        # the base policy. Switched off, the adapter leaves the base policy at any time, which reflects and anchors the
+        # KL term.
         torch.manual_seed(seed)
         lora = LoraConfig(
-            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
+            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
+            exclude_modules=pretrained.without_adapter(base) or None,
+        )  # fmt: skip
         model = get_peft_model(base, lora)
     pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
@@ -391,13 +461,16 @@ def load_policy(
 
         longest = longest_sequence or cfg.max_prompt_tokens + cfg.max_response_tokens
         policy.engine = VllmEngine(policy.model, tokenizer, cfg, max_model_len=longest, seed=seed)
+    # Before anything is trained: does the trainer compute what the sampler draws from? Some architectures scale or cap
+    # their logits, or keep a state that our sampler does not know. They are handled, or refused in one line.
+    pretrained.prove(policy, [chat_ids(policy, text) for text in pretrained.PROBES], sample, logprobs_of)
     return policy
 
 
 def chat_ids(policy: Policy, message: str) -> list[int]:
     """Token ids of one message in the model's chat format, up to where the response begins.
 
-    It is the user's, but for what a template's system part says (support/messages.py).
+    The message is the user's, except for a template's system part (support/messages.py).
     """
     messages = as_messages(message, policy.cfg.system_prompt)
     return policy.tokenizer.apply_chat_template(
@@ -430,106 +503,100 @@ def sample(
     the base policy. Temperature and length are the policy's by default. Log-probs are those of the distribution that
     was drawn from (temperature applied; under greedy decoding, too).
     """
+    # Nothing but the temperature shapes the distribution: no top-p, no top-k, no penalty. Under any of these the
+    # sampled tokens would come from another distribution than the one whose log-probs are trained.
     temperature, length = temperature or policy.cfg.temperature, max_new_tokens or policy.cfg.max_response_tokens
     if policy.engine is not None:
         drawn = policy.engine.sample(contexts, policy.stop_ids, seed, temperature, length, adapter)
     else:
         policy.model.eval()
-        # A number for each token to come, whatever batch it will be drawn in: so batches do not matter to the draw.
-        generator, size, drawn = torch.Generator().manual_seed(seed or 0), policy.cfg.sample_batch, []
-        uniform = None if seed is None else torch.rand(len(contexts), length, generator=generator)
+        uniform = None
+        if seed is not None:
+            # One number for each token of each response, drawn before anything is sampled. So the draws do not depend
+            # on how many responses are sampled at once, nor on which of them end early.
+            uniform = torch.rand(len(contexts), length, generator=torch.Generator().manual_seed(seed))
+        drawn, size = [], policy.cfg.sample_batch
         with nullcontext() if adapter else policy.model.disable_adapter():
-            for i in range(0, len(contexts), size):
-                part = None if uniform is None else uniform[i : i + size].to(policy.device)
-                drawn += _decode(policy, contexts[i : i + size], part, temperature, length)
+            for start in range(0, len(contexts), size):
+                numbers = None if uniform is None else uniform[start : start + size].to(policy.device)
+                drawn += _decode(policy, contexts[start : start + size], numbers, temperature, length)
     texts = policy.tokenizer.batch_decode([ids for ids, _, _ in drawn], skip_special_tokens=True)
     return [Sample(ids, logprobs, cut, text) for (ids, logprobs, cut), text in zip(drawn, texts, strict=True)]
 
 
 def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) -> list[tuple[list, list, bool]]:
-    """(token ids, log-probs, truncated) for each context, token by token, with a cache of keys and values."""
-    # The G rollouts of a question share its context: it is read once.
-    place = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
-    batch = policy.tokenizer.pad({"input_ids": list(map(list, place))}, return_tensors="pt").to(policy.device)  # left
-    mask, cache = batch.attention_mask, roomy_cache(policy.model.config)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    tokens, stop = batch.input_ids, torch.tensor(policy.stop_ids, device=policy.device)
-    going = list(range(len(contexts)))  # which response a row of the batch is
-    rows = [place[tuple(context)] for context in contexts]  # of the batch, that go on
-    drawn: list[tuple[list, list]] = [([], []) for _ in contexts]
+    """(token ids, log-probs, truncated) for each context, token by token, with a cache of keys and values.
+
+    uniform: [responses, length], the numbers that the tokens are drawn by; None decodes greedily.
+    """
+    # Prefill. The G rollouts of a question share its context, so each of the C distinct contexts goes through the model
+    # once. They are padded on the left, so that all end in the last column, where the first token is predicted.
+    distinct = {context: row for row, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
+    batch = policy.tokenizer.pad({"input_ids": [list(c) for c in distinct]}, return_tensors="pt").to(policy.device)
+    mask, cache = batch.attention_mask, roomy_cache(policy.model.config)  # [C, W]
+    positions = (mask.cumsum(dim=1) - 1).clamp(
+        min=0
+    )  # a context begins at position 0, however much padding is in front
+    logits = _next_token_logits(policy, batch.input_ids, mask, positions, cache)  # [C, V]
+
+    # Expand. From here on a row of the batch is a response; it starts from a copy of its context's keys and values.
+    context_rows = torch.tensor([distinct[tuple(context)] for context in contexts], device=policy.device)
+    logits, mask = logits[context_rows], mask[context_rows]  # [B, V], [B, W]
+    cache.reorder_cache(context_rows)
+    response_of_row = list(range(len(contexts)))
+    stop_ids = torch.tensor(policy.stop_ids, device=policy.device)
+    drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
+
     for t in range(length):
-        logits = policy.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        ).logits[:, -1]  # [rows, V]
-        if t == 0:  # from contexts to rollouts
-            logits, mask = logits[rows], mask[rows]
-            cache.reorder_cache(torch.tensor(rows, device=policy.device))
+        # Draw token t of every response that has not ended.
         logprobs = (logits.float() / temperature).log_softmax(dim=-1)  # [B, V]
-        tokens = _draw(logprobs, None if uniform is None else uniform[going, t])  # [B, 1]
-        chosen = logprobs.gather(1, tokens)[:, 0].tolist()
-        for i, token, value in zip(going, tokens[:, 0].tolist(), chosen, strict=True):
-            drawn[i][0].append(token)
-            drawn[i][1].append(value)
-        rows = (~torch.isin(tokens[:, 0], stop)).nonzero()[:, 0]
-        if len(rows) < len(going):  # what has ended leaves the batch
-            going, tokens, mask = [going[row] for row in rows.tolist()], tokens[rows], mask[rows]
-            cache.reorder_cache(rows)
-        if not going:
+        tokens = _draw(logprobs, None if uniform is None else uniform[response_of_row, t])  # [B, 1]
+        chosen_logprobs = logprobs.gather(1, tokens)[:, 0].tolist()
+        for response, token, logprob in zip(response_of_row, tokens[:, 0].tolist(), chosen_logprobs, strict=True):
+            drawn[response][0].append(token)
+            drawn[response][1].append(logprob)
+
+        # Drop the responses that have ended, so that the model does not go on computing for them.
+        unfinished_rows = (~torch.isin(tokens[:, 0], stop_ids)).nonzero()[:, 0]
+        if len(unfinished_rows) < len(response_of_row):
+            response_of_row = [response_of_row[row] for row in unfinished_rows.tolist()]
+            tokens, mask = tokens[unfinished_rows], mask[unfinished_rows]
+            cache.reorder_cache(unfinished_rows)
+        if not response_of_row or t == length - 1:
             break
-        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        positions = mask.sum(dim=1, keepdim=True) - 1
-    return [(ids, values, i in going) for i, (ids, values) in enumerate(drawn)]
+
+        # Read the new tokens. The cache holds all earlier ones.
+        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)  # [B, W + t + 1]
+        positions = mask.sum(dim=1, keepdim=True) - 1  # [B, 1]
+        logits = _next_token_logits(policy, tokens, mask, positions, cache)  # [B, V]
+    truncated = set(response_of_row)  # the responses that are still going on when the room is used up
+    return [(ids, logprobs, response in truncated) for response, (ids, logprobs) in enumerate(drawn)]
+
+
+def _next_token_logits(policy: Policy, tokens, mask, positions, cache) -> torch.Tensor:
+    """Logits [B, V] of the token behind the last column of `tokens` [B, N]."""
+    output = policy.model(
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+    )
+    return output.logits[:, -1]
 
 
 def _draw(logprobs: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
-    """The likeliest token of each row of [B, V]; or the one in whose share of the distribution a uniform number falls.
+    """A token for each row of [B, V]: the likeliest, or the one in whose share of the distribution `uniform` [B] falls.
 
     >>> _draw(torch.tensor([[0.2, 0.5, 0.3]] * 3).log(), torch.tensor([0.1, 0.3, 0.9])).tolist()
     [[0], [1], [2]]
     """
     if uniform is None:
         return logprobs.argmax(dim=-1, keepdim=True)
-    shares = logprobs.exp().cumsum(dim=-1)  # up to 1, but for rounding
-    return torch.searchsorted(shares, uniform[:, None] * shares[:, -1:], right=True).clamp(max=logprobs.shape[1] - 1)
+    # Lay the tokens' shares end to end on a line from 0 to 1; the number falls into one of them. Rounding makes the
+    # line a little longer or shorter than 1, so the number is stretched to the line's true length.
+    ends = logprobs.exp().cumsum(dim=-1)  # [B, V]
+    tokens = torch.searchsorted(ends, uniform[:, None] * ends[:, -1:], right=True)  # [B, 1]
+    return tokens.clamp(max=logprobs.shape[1] - 1)
 
 
 # ------------------------------------------------------------------------------------------------------- log-probs
-
-
-def padded(values: list[float | list[float]], lengths: list[int], device: torch.device | str = "cpu") -> torch.Tensor:
-    """One number for each response, or one for each of its tokens -> [B, T], zeros on the right.
-
-    >>> padded([0.5, [2.0, 3.0]], [1, 2])
-    tensor([[0.5000, 0.0000],
-            [2.0000, 3.0000]])
-    """
-    rows = [value if isinstance(value, list) else [value] * n for value, n in zip(values, lengths, strict=True)]
-    return torch.tensor([row + [0.0] * (max(lengths) - len(row)) for row in rows], device=device)
-
-
-def micro_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences in batches of at most `max_tokens` padded tokens, the longest first.
-
-    Longest first, so that running out of memory shows at step 1. A sequence longer than `max_tokens` goes alone.
-
-    >>> list(micro_batches([2, 5, 4, 1], max_tokens=10))
-    [[1, 2], [0, 3]]
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _chosen_logprobs(hidden: torch.Tensor, tokens: torch.Tensor, head, temperature: float) -> torch.Tensor:
-    """hidden [N, D], tokens [N] -> log-prob of each token, [N]."""
-    # --- solution: part 4 ---
-    logits = head(hidden).float() / temperature  # [N, V]
-    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)
 
 
 LOGIT_CHUNK = 2**27  # logits held at once in float32 (512 MiB): 880 tokens of Qwen3's vocabulary
@@ -538,48 +605,78 @@ LOGIT_CHUNK = 2**27  # logits held at once in float32 (512 MiB): 880 tokens of Q
 def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
     """log pi(y_t | context, y_<t) of each response token under the present weights, [B, T], zeros on the right.
 
-    Differentiable when gradients are enabled. Sequences are padded on the right, where causal attention makes padding
-    harmless, so no attention mask is needed. [B, T, V] never exists: the head runs over chunks of tokens, and backward
-    computes each chunk again.
+    Differentiable when gradients are enabled.
     """
     # --- solution: part 4 ---
-    causal_lm, pad = policy.model.get_base_model(), policy.tokenizer.pad_token_id
-    rows = [b for b, r in enumerate(responses) for _ in r]
-    columns = [t for r in responses for t in range(len(r))]
+    # Dropout stays off, as it was in sampling: an update must train the log-probs of the policy that sampled.
+    pretrained.set_training_mode(policy.model)
+    causal_lm = policy.model.get_base_model()  # with LoRA layers in it
+    # 1. The hidden state that predicts each response token, N = sum of the responses' lengths in all.
     if shared_prompt.pays(causal_lm, contexts):
-        hidden = shared_prompt.hidden_states(causal_lm, contexts, responses, pad)  # [N, D]
+        # An optimization with the same numbers: the G responses of a question read their prompt once.
+        hidden = shared_prompt.hidden_states(causal_lm, contexts, responses, policy.tokenizer.pad_token_id)  # [N, D]
     else:
-        sequences = [c + r for c, r in zip(contexts, responses, strict=True)]
-        width = max(map(len, sequences))
-        ids = torch.tensor([s + [pad] * (width - len(s)) for s in sequences], device=policy.device)  # [B, L]
-        # The hidden state at position p predicts token p + 1: a response that begins at p = len(context) is predicted
-        # from len(context) - 1 on.
-        positions = [len(contexts[b]) - 1 + t for b, t in zip(rows, columns, strict=True)]
-        hidden = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # [N, D]
-    tokens = torch.tensor([token for r in responses for token in r], device=policy.device)  # [N]
-    head, temperature = causal_lm.get_output_embeddings(), policy.cfg.temperature
-    chunk = max(1, LOGIT_CHUNK // head.weight.shape[0])
+        hidden = _hidden_states(policy, contexts, responses)  # [N, D]
+
+    # 2. Log-probs, one chunk of tokens after the other. The logits of all tokens, [B, T, V], would be the largest
+    #    tensor of the whole update: 17 GB for 6 responses of 4,096 tokens and Qwen3's vocabulary. `checkpoint` drops a
+    #    chunk's logits after the forward pass, and computes them again in backward.
+    tokens = torch.tensor([token for response in responses for token in response], device=policy.device)  # [N]
+    chunk = max(1, LOGIT_CHUNK // causal_lm.config.get_text_config().vocab_size)
     values = []
-    for part, chosen in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+    for some_hidden, some_tokens in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+        arguments = (some_hidden, some_tokens, policy.head, policy.cfg.temperature)
         if torch.is_grad_enabled():
-            values.append(checkpoint(_chosen_logprobs, part, chosen, head, temperature, use_reentrant=False))
+            values.append(checkpoint(_chosen_logprobs, *arguments, use_reentrant=False))
         else:
-            values.append(_chosen_logprobs(part, chosen, head, temperature))
-    dense = torch.zeros(len(responses), max(map(len, responses)), device=policy.device)
-    return dense.index_put((torch.tensor(rows), torch.tensor(columns)), torch.cat(values))  # [B, T]
+            values.append(_chosen_logprobs(*arguments))
+
+    # 3. Back to one row for each response.
+    rows = torch.tensor([b for b, response in enumerate(responses) for _ in response])  # [N]
+    columns = torch.tensor([t for response in responses for t in range(len(response))])  # [N]
+    logprobs = torch.zeros(len(responses), max(map(len, responses)), device=policy.device)
+    return logprobs.index_put((rows, columns), torch.cat(values))  # [B, T]
+
+
+def _hidden_states(policy: Policy, contexts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
+    """The last hidden state in front of each response token, response after response: [N, D]."""
+    # --- solution: part 4 ---
+    # Padding stands on the right. Causal attention never looks to the right, so padding needs no attention mask.
+    sequences = [context + response for context, response in zip(contexts, responses, strict=True)]
+    longest = max(map(len, sequences))
+    padding = [policy.tokenizer.pad_token_id] * longest
+    ids = torch.tensor([s + padding[len(s) :] for s in sequences], device=policy.device)  # [B, L]
+    body = pretrained.body_of(policy.model.get_base_model())
+    hidden = body(input_ids=ids, use_cache=False).last_hidden_state  # [B, L, D]
+    # The hidden state at position p predicts token p + 1. The response's first token stands at position len(context),
+    # so it is predicted at len(context) - 1. Off by one here, and every log-prob is that of the neighbouring token.
+    rows, positions = [], []
+    for b, (context, response) in enumerate(zip(contexts, responses, strict=True)):
+        rows += [b] * len(response)
+        positions += range(len(context) - 1, len(context) - 1 + len(response))
+    return hidden[rows, positions]
+
+
+def _chosen_logprobs(hidden: torch.Tensor, tokens: torch.Tensor, head, temperature: float) -> torch.Tensor:
+    """hidden [N, D], tokens [N] -> log-prob of each token, [N]."""
+    # --- solution: part 4 ---
+    # Divided by the temperature, as the sampler does: these must be log-probs of the distribution that was drawn from.
+    logits = head(hidden).float() / temperature  # [N, V]
+    # log softmax, of the chosen token only.
+    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)
 
 
 @halve_when_out_of_memory("micro_batch_tokens", smallest=64)
 @torch.no_grad()
 def logprobs_of(policy: Policy, contexts: list[list[int]], responses: list[list[int]], adapter: bool = True):
     """`token_logprobs` without gradients, in micro-batches, as one list of floats for each response."""
-    policy.model.eval()
+    # Used where no gradient is needed: for pi_old, for the base policy in the KL term, and for diagnostics.
     values: list[list[float]] = [[] for _ in contexts]
     lengths = [len(c) + len(r) for c, r in zip(contexts, responses, strict=True)]
     with nullcontext() if adapter else policy.model.disable_adapter():
         for batch in micro_batches(lengths, policy.cfg.micro_batch_tokens):
-            dense = token_logprobs(policy, [contexts[i] for i in batch], [responses[i] for i in batch]).tolist()
-            for i, row in zip(batch, dense, strict=True):
+            logprobs = token_logprobs(policy, [contexts[i] for i in batch], [responses[i] for i in batch]).tolist()
+            for i, row in zip(batch, logprobs, strict=True):
                 values[i] = row[: len(responses[i])]
     return values
 
@@ -589,8 +686,10 @@ def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
 
     A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here, and nowhere else.
     """
+    # In the context that was sampled from: the one place where both sides say the same thing about the same text.
     trainer = logprobs_of(policy, [r.sampled_context for r in rollouts], [r.response_ids for r in rollouts])
-    gap = (torch.tensor(sum(trainer, [])) - torch.tensor(sum((r.sampled_logprobs for r in rollouts), []))).abs()
+    sampler = [r.sampled_logprobs for r in rollouts]
+    gap = (torch.tensor(sum(trainer, [])) - torch.tensor(sum(sampler, []))).abs()
     return gap.mean().item(), gap.max().item()
 
 
@@ -598,65 +697,97 @@ def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
 
 
 def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -> None:
-    """Fill in log pi_old(y | x) and the template-ratio weights, before any weight moves; and only where it has to be.
+    """Fill in log pi_old(y | x) and the template-ratio weights, for the rollouts that need a pass of their own.
 
-    A rollout without advantage is not trained. A bare one in the first update needs nothing: until then the policy *is*
-    pi_old, and the update's own pass says it. In a later update the sampler's log-probs serve, if that was transformers
-    with the trainer's weights and arithmetic. So what is scored is what was distilled, and vLLM's rollouts.
+    Call it before the first optimizer step of a batch: pi_old is the policy that sampled the batch.
     """
-    scored = []
-    for number, r in [(number, r) for number, part in enumerate(updates) for r in part if r.teaches]:
-        if r.distilled or number and policy.engine is not None:
-            scored.append(r)
-        elif number:
-            r.old_logprobs = r.sampled_logprobs
-    values = logprobs_of(policy, [r.trained_context for r in scored], [r.response_ids for r in scored])
-    weigh = partial(template_ratio_weight, ratio_min=cfg.ratio_min, ratio_max=cfg.ratio_max, soft=cfg.soft_clip)
-    for r, old_logprobs in zip(scored, values, strict=True):
+    to_score = []
+    for number, rollouts in enumerate(updates):
+        policy_has_moved = (
+            number > 0
+        )  # by the time this update runs, earlier updates of the batch have changed the weights
+        for r in rollouts:
+            if not r.has_signal:
+                continue  # advantage 0: its loss is 0, whatever the ratio is
+            if r.is_distilled:
+                # Sampled under a template, trained on the bare question: nobody has computed log pi_old(y | x) yet. The
+                # importance ratio needs it, and so does the template ratio (equation 4).
+                to_score.append(r)
+            elif policy_has_moved and policy.engine is not None:
+                # vLLM sampled it. Its log-probs differ from the trainer's in the last digits, so the trainer scores it.
+                to_score.append(r)
+            elif policy_has_moved:
+                # Our own sampler drew it with the trainer's weights and arithmetic: its log-probs are those of pi_old.
+                r.old_logprobs = r.sampled_logprobs
+            # else: the batch's first update. The policy still *is* pi_old, so `loss_of` takes the log-probs of its own
+            # pass.
+
+    scored = logprobs_of(policy, [r.trained_context for r in to_score], [r.response_ids for r in to_score])
+    for r, old_logprobs in zip(to_score, scored, strict=True):
         r.old_logprobs = old_logprobs
-        if r.distilled and cfg.ratio_mask:
-            r.token_weight = weigh(torch.tensor(old_logprobs), torch.tensor(r.sampled_logprobs)).tolist()
+        if r.is_distilled and cfg.ratio_mask:
+            # Both log-probs are of pi_old: bare ones from the pass above, templated ones from the sampler.
+            weight = template_ratio_weight(
+                torch.tensor(old_logprobs),
+                torch.tensor(r.sampled_logprobs),
+                cfg.ratio_min,
+                cfg.ratio_max,
+                cfg.soft_clip,
+            )
+            r.token_weight = weight.tolist()
 
 
-def warmed_up(done: float, cfg: UpdateConfig) -> float:
+def learning_rate_at(done: float, cfg: UpdateConfig) -> float:
     """The learning rate when a share `done` of the run is over: linear up to the share `warmup`, then constant.
 
-    >>> [warmed_up(done, UpdateConfig(learning_rate=1.0, warmup=0.25)) for done in (0.125, 0.25, 0.5)]
+    >>> [learning_rate_at(done, UpdateConfig(learning_rate=1.0, warmup=0.25)) for done in (0.125, 0.25, 0.5)]
     [0.5, 1.0, 1.0]
     """
-    return cfg.learning_rate * (min(1.0, done / cfg.warmup) if cfg.warmup else 1.0)
+    if done >= cfg.warmup:
+        return cfg.learning_rate
+    return cfg.learning_rate * (done / cfg.warmup)
 
 
 def loss_of(
-    policy: Policy, part: list[Rollout], cfg: UpdateConfig, whole: tuple[int, int, int]
+    policy: Policy, rollouts: list[Rollout], cfg: UpdateConfig, update_size: UpdateSize
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss of a micro-batch as its share of the whole update's, and its metrics likewise."""
-    contexts, responses = [r.trained_context for r in part], [r.response_ids for r in part]
-    as_rows = partial(padded, lengths=[len(ids) for ids in responses], device=policy.device)
+    """The loss of a micro-batch and its metrics, each as its share of the whole update's."""
+    contexts, responses = [r.trained_context for r in rollouts], [r.response_ids for r in rollouts]
+    lengths = [len(response) for response in responses]
+
+    def rows_of(values: list[float | list[float]]) -> torch.Tensor:
+        return padded(values, lengths, policy.device)  # [B, T]
+
     logprobs = token_logprobs(policy, contexts, responses)  # log pi_theta(y | x), [B, T], with gradient
-    mask, advantages = as_rows([1.0] * len(part)), as_rows([r.advantage for r in part])  # [B, T]
-    # What was not scored has no old log-probs but these: the policy has not moved since it sampled.
-    scored = as_rows([math.nan if r.old_logprobs is None else r.old_logprobs for r in part])
-    old_logprobs = torch.where(scored.isnan(), logprobs.detach(), scored)
-    token_weight = as_rows([r.token_weight for r in part])
-    sampled_logprobs = as_rows([r.sampled_logprobs for r in part])  # of T(x, z), whence the response came
+    # 1 for each response token, 0 for padding. The prompt's tokens are not trained: they were not sampled.
+    mask = rows_of([1.0] * len(rollouts))  # [B, T]
+    advantages = rows_of([r.advantage for r in rollouts])  # [B, T]
+    # Rollouts that `score_old` skipped use their current log-probs, detached: no weight has moved yet, so rho is 1.
+    old_logprobs = logprobs.detach().clone()
+    for row, r in enumerate(rollouts):
+        if r.old_logprobs is not None:
+            old_logprobs[row, : lengths[row]] = torch.tensor(r.old_logprobs, device=policy.device)
+    token_weight = rows_of([r.token_weight for r in rollouts])
+    sampled_logprobs = rows_of([r.sampled_logprobs for r in rollouts])  # given T(x, z), where the response came from
     if cfg.importance_cap:
-        # Truncated importance sampling: another engine draws from slightly other probabilities than the trainer's. Only
-        # in the same context; what a template has moved is the ratio mask's affair.
-        gap = old_logprobs - sampled_logprobs
-        bare = as_rows([float(not r.distilled) for r in part])
-        token_weight = token_weight * (bare * gap).clamp(-20, 20).exp().clamp(max=cfg.importance_cap)
+        # Truncated importance sampling. vLLM draws from slightly other probabilities than the trainer computes, and
+        # this weight corrects for it. Only for bare rollouts: under a template the two contexts differ, and that is the
+        # ratio mask's business.
+        is_bare = rows_of([float(not r.is_distilled) for r in rollouts])
+        gap = is_bare * (old_logprobs - sampled_logprobs)
+        token_weight = token_weight * gap.clamp(-20, 20).exp().clamp(max=cfg.importance_cap)
+    # GRPO as it is. Only what stands behind `trained_context` makes it P2O: under distillation both logprobs and
+    # old_logprobs are of the bare question (equation 4).
     loss, metrics = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
-        dual_clip=cfg.dual_clip, token_weight=token_weight, aggregation=cfg.aggregation, whole=whole,
-        ratio=filled("ratio", cfg, importance_ratio, sampled_logprobs=sampled_logprobs),
-        loss=filled("loss", cfg, surrogate),
+        dual_clip=cfg.dual_clip, token_weight=token_weight, aggregation=cfg.aggregation, update_size=update_size,
+        ratio=variant("ratio", cfg, default=importance_ratio, sampled_logprobs=sampled_logprobs),
+        loss=variant("loss", cfg, default=surrogate),
     )  # fmt: skip
-    metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", whole).item()
+    metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", update_size).item()
     if cfg.kl_coef:
-        reference = as_rows(logprobs_of(policy, contexts, responses, adapter=False))  # log pi_ref(y | x), [B, T]
-        policy.model.train()
-        kl = aggregate(kl_k3(logprobs, reference), mask, cfg.aggregation, whole)
+        reference = rows_of(logprobs_of(policy, contexts, responses, adapter=False))  # log pi_ref(y | x)
+        kl = aggregate(kl_k3(logprobs, reference), mask, cfg.aggregation, update_size)
         loss, metrics["kl"] = loss + cfg.kl_coef * kl, kl.item()
     return loss, metrics | {"loss": loss.item()}
 
@@ -665,28 +796,31 @@ def loss_of(
 def update_policy(
     policy: Policy, optimizer: Optimizer, rollouts: list[Rollout], cfg: UpdateConfig, rate: float | None = None
 ) -> dict[str, float]:
-    """One optimizer step on these rollouts, by accumulation over micro-batches; returns its metrics.
+    """One optimizer step on these rollouts, at this learning rate; returns its metrics.
 
-    The accumulated gradient is that of one big batch. Rollouts without advantage add nothing to the policy loss: they
-    are left out of the passes, not of the denominators. A gradient that is not finite is thrown away (`skipped` is 1),
-    and no weight moves. `rate`: the optimizer's learning rate from here on.
+    The gradient is accumulated over micro-batches, and equals that of one large batch. `skipped` is 1 if it was not
+    finite; then no weight has moved.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] if rate is None else rate
-    learned = [r for r in rollouts if r.teaches or cfg.kl_coef]  # with a KL term every rollout has a gradient
-    whole = (len(rollouts), sum(len(r.response_ids) for r in rollouts), policy.cfg.max_response_tokens)
+    # A rollout with advantage 0 has loss 0, so it needs no pass. The denominators still count its tokens. (With a KL
+    # term it has a gradient, too.)
+    with_gradient = [r for r in rollouts if r.has_signal or cfg.kl_coef]
+    tokens_in_update = sum(len(r.response_ids) for r in rollouts)
+    update_size = UpdateSize(len(rollouts), tokens_in_update, policy.cfg.max_response_tokens)
     metrics = Counter(loss=0.0, clip_fraction=0.0, approx_kl=0.0, dual_clip_fraction=0.0, masked=0.0)
-    optimizer.zero_grad(set_to_none=True)  # what a try that ran out of memory has left
-    policy.model.train()
-    lengths = [len(r.trained_context) + len(r.response_ids) for r in learned]
+    optimizer.zero_grad(set_to_none=True)  # an earlier try may have run out of memory halfway
+    lengths = [len(r.trained_context) + len(r.response_ids) for r in with_gradient]
+    # Each micro-batch frees its activations before the next one begins. Gradients add up in the weights' .grad.
     for batch in micro_batches(lengths, policy.cfg.micro_batch_tokens):
-        loss, part = loss_of(policy, [learned[i] for i in batch], cfg, whole)
+        loss, batch_metrics = loss_of(policy, [with_gradient[i] for i in batch], cfg, update_size)
         loss.backward()
-        metrics.update(part)  # a Counter adds
+        metrics.update(batch_metrics)  # a Counter adds; each is already divided by the size of the update
+    # One wild response cannot throw the adapter far: a gradient longer than max_grad_norm is shortened to it.
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.trainable, cfg.max_grad_norm).item()
     metrics["skipped"] = float(not math.isfinite(metrics["loss"] + metrics["grad_norm"]))
-    if learned and not metrics["skipped"]:  # without any signal, Adam's momentum would move the weights all the same
+    # Without any signal there is no step either: Adam's momentum would move the weights all the same.
+    if with_gradient and not metrics["skipped"]:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    policy.model.eval()
     return dict(metrics)

@@ -1,33 +1,36 @@
 """P2O: Joint Policy and Prompt Optimization (arXiv:2603.21877v3) on one GPU, or on a laptop.
 
-GRPO learns nothing from a question whose G responses all fail: every advantage is zero. So, for each epoch,
+GRPO learns nothing from a question whose G responses all fail: every advantage is zero. P2O repeats, epoch by epoch:
 
-    1. prompt evolution     GEPA searches templates that unlock last epoch's hard questions
-    2. rollouts             y ~ pi(. | T(x, z)) for the hard ones, each rollout under a template z; y ~ pi(. | x) else
-       hard-sample mining   questions whose whole group failed, or all but one, are hard for the next epoch
-    3. policy optimization  GRPO on these rewards, but of log pi(y | x): what a template unlocked moves into the weights
-    4. measure              greedy accuracy on held-out questions, bare
+    1. prompt evolution     GEPA searches for templates z under which the hard questions of the last epoch are solved
+    2. rollouts             y ~ pi(. | T(x, z)) for a hard question x, one template a rollout; others y ~ pi(. | x)
+       hard-sample mining   a question whose G rollouts all failed, or all but one, is hard in the next epoch
+    3. policy optimization  GRPO on these rewards, but it trains log pi(y | x): the answer to the bare question
+    4. measure              accuracy on held-out questions, bare prompt, greedy decoding
 
-python p2o.py                        P2O on the tiny model that is shipped
-python p2o.py --method grpo          the baseline, from the same code path
-python p2o.py --help                 every option
-python p2o.py demo                   both, side by side, with a report
-python p2o.py study studies/main.toml       variants times seeds, with a table
-python p2o.py studies                       the results of all studies on one page
-python p2o.py eval --help                   greedy accuracy, pass@k and majority@k of a model and adapter
-python p2o.py fit --preset qwen3-4b-24gb    the memory that a run will need
-python p2o.py report runs/a runs/b          the report of runs, made again or side by side
+On the command line:
+
+    python p2o.py                        train P2O on the tiny model that is shipped
+    python p2o.py --method grpo          train the baseline, with the same code
+    python p2o.py --help                 every option
+    python p2o.py demo                   train both, side by side, and write a report
+    python p2o.py study FILE.toml        train variants with several seeds each, and write a table
+    python p2o.py studies                put the results of all studies on one page
+    python p2o.py eval --help            greedy accuracy, pass@k and majority@k of a model and an adapter
+    python p2o.py fit --preset qwen3-4b-24gb    how much memory a run will need
+    python p2o.py report runs/a runs/b   write the report of runs again, or of several side by side
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import functools
 import math
 import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -35,121 +38,180 @@ import torch
 import gepa_loop
 import grpo
 import verify
-from support import cli
 from support.data import Question, label, load_questions, that_fit
-from support.errors import UserError, exit_code_of
+from support.errors import UserError
 from support.memory import adamw, longest_sequence
 from support.presets import QWEN3
 from support.pretrained import shortened
-from support.run import Run, RunConfig, seed_for
-from support.seams import check, filled
+from support.replies import read_wording
+from support.run import RUNS, Run, seed_for
+from support.seams import check_variants, variant
+from support.settings import require
 from support.teacher import teacher
 
 
 def train(cfg: Config) -> dict:
-    """One run (v3, Algorithm 1); returns its summary. `--method grpo` is the same loop without step 1."""
+    """One run (Algorithm 1); returns its summary. `--method grpo` is the same loop without step 1."""
     # --- solution: part 8 ---
-    run = Run(cfg)  # folder, checkpoints, journal, log: nothing below knows how
+    # `run` keeps the run alive: its folder, checkpoints, log and progress bar. The algorithm can be read without it.
+    run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
-    state = run.resume(State(), policy.model, optimizer)
     by_id = {question.id: question for question in questions}
-    batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, in which every question comes once
-    kept: list[grpo.Rollout] = []
+    batches = math.ceil(len(questions) / cfg.questions_per_batch)  # in an epoch, which asks every question once
+    # A new State; or, with --resume, the newest checkpoint's, and its adapter and optimizer are loaded.
+    state = run.resume(State(), policy.model, optimizer)
+    kept: list[grpo.Rollout] = []  # rollouts that wait for the next update
     if state.step == 0:
         run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
 
     for step in run.progress(range(state.step, cfg.epochs * batches), batches):
         epoch, batch = divmod(step, batches)
 
-        # 1. Prompt evolution: a hard question has no contrast to learn from until some prompt lets it succeed.
+        # 1. Prompt evolution (Algorithm 1, lines 23 to 27, and Algorithm 3), before each epoch, on the questions that
+        #    the last epoch found hard. All rollouts of such a question failed, or all but one. If all failed, all
+        #    advantages were 0, and GRPO learned nothing from it. Once a template lets some rollouts succeed, rewards
+        #    differ within the group, and there is a gradient again. Before the first epoch no question is known to be
+        #    hard, so that epoch samples every question bare.
         if batch == 0:
             hard = [by_id[question_id] for question_id in state.hard]
             state.templates = evolve_templates(policy, hard, cfg, epoch, run) if cfg.method == "p2o" else {}
             state.hard = []
 
-        # 2. Rollouts: G for each question, y ~ pi(. | T(x, z)) where it has templates, y ~ pi(. | x) where not.
+        # 2. Rollouts (lines 4 to 13): G responses to each question of the batch, with their rewards and advantages.
+        #    Sampling takes most of the time, so the rollouts are written to disk at once. A run that was killed after
+        #    that reads them again when it is resumed.
         chosen = choose_questions(questions, state, step, cfg, policy)
-        sampling = partial(sample_groups, policy, chosen, state.templates, cfg, seed_for(cfg, "rollout", step))
-        rollouts = run.once(step, grpo.Rollout, sampling)  # dear, so a run that was killed does not do it again
-        # Rewards count as sampled: what a template has solved leaves the hard set, and is tried bare in the next epoch.
+        rollouts = run.load_rollouts(step, grpo.Rollout)
+        if rollouts is None:
+            rollouts = sample_groups(policy, chosen, state.templates, cfg, seed_for(cfg, "rollout", step))
+            run.keep_rollouts(step, rollouts)
+        #    Hard-sample mining (lines 15 to 17, equation 3). A question is hard or not by the rewards it was sampled
+        #    with. If a template solved it, it leaves the hard set, and the next epoch samples it bare. If it fails
+        #    there, it comes back.
         state.hard += [question_id for question_id in mine_hard(rollouts, cfg) if question_id not in state.hard]
-        remember(state, rollouts)
-        run.log_rollouts(epoch + 1, grpo.groups_of(rollouts), chosen, grpo.mismatch(policy, rollouts[:4]))
+        remember_success_rates(state, rollouts)
+        #    Diagnostic, at the cost of a forward pass over four rollouts: does the trainer compute the log-probs that
+        #    the sampler drew from? If not, the importance ratios below are wrong, and the run would go on silently.
+        mismatch = grpo.mismatch(policy, rollouts[:4])
+        run.log_rollouts(epoch + 1, grpo.groups_of(rollouts), chosen, mismatch)
 
-        # 3. Policy optimization of log pi(y | x), whatever y was sampled from: no template is needed at test time.
-        kept += choose_rollouts(rollouts, cfg, policy=policy, questions=chosen)
+        # 3. Policy optimization (line 20, equation 4): several optimizer steps on this batch. What is trained is log
+        #    pi(y | x), also where y was sampled under a template. So the weights learn what the template unlocked, and
+        #    no template is needed at test time.
+        kept += choose_rollouts(rollouts, cfg, policy, chosen)
         if len(grpo.groups_of(kept)) < cfg.questions_per_update and batch < batches - 1:
-            continue  # too few groups were kept for an update: sample on, the policy has not moved
-        updates, kept = in_updates(kept, cfg), []
-        grpo.score_old(policy, updates, cfg)  # before it moves
-        rate = grpo.warmed_up((step + 1) / (cfg.epochs * batches), cfg)
-        for part in updates:
-            run.look(part, policy.tokenizer.batch_decode, partial(grpo.logprobs_of, policy))
-            run.log_update(epoch + 1, grpo.update_policy(policy, optimizer, part, cfg, rate), part)
+            # A `--keep` variant has dropped so many groups that no update is full: sample the next batch first. No
+            # checkpoint is written here, for `kept` is in none. That is safe: a run that is killed now goes on from the
+            # last checkpoint, and reads the rollouts that were sampled since then from the disk.
+            continue
+        updates = split_into_updates(kept, cfg)
+        kept = []
+        grpo.score_old(policy, updates, cfg)  # pi_old is the policy that sampled, so this comes before the first step
+        rate = grpo.learning_rate_at((step + 1) / (cfg.epochs * batches), cfg)
+        for update in updates:
+            record_tokens(policy, update, run)  # diagnostic, for the report
+            metrics = grpo.update_policy(policy, optimizer, update, cfg, rate)
+            run.log_update(epoch + 1, metrics, update)
 
-        # 4. Measure, keep: a run that is stopped goes on from here.
+        # 4. Measure after the last batch of an epoch, and write a checkpoint after each batch.
         state.step = step + 1
         if batch == batches - 1:
-            run.log_epoch(epoch + 1, held_out_accuracy(policy, held_out, cfg, run), len(state.hard))
+            accuracy = held_out_accuracy(policy, held_out, cfg, run)
+            run.log_epoch(epoch + 1, accuracy, len(state.hard))
         run.save(state)
     return run.finish()
 
 
-Templates = dict[str, list[str]]  # hard question id -> the G templates under which an epoch samples it
+Templates = dict[str, list[str]]  # id of a hard question -> the G templates under which an epoch samples it
 
 
 @dataclass
 class State:
-    """Where a run is. With the adapter and the optimizer, all that it needs to go on."""
+    """Where a run is. With the adapter and the optimizer it is all that a checkpoint holds."""
 
-    step: int = 0  # batches that are done, of all epochs
-    hard: list[str] = field(default_factory=list)  # ids of this epoch's hard questions so far
+    step: int = 0  # batches done so far, over all epochs
+    hard: list[str] = field(default_factory=list)  # ids of the questions that this epoch has found hard so far
     templates: Templates = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)  # question id -> its bare success rates, oldest first
-    templated: dict[str, list[float]] = field(default_factory=dict)  # likewise, of what was sampled under templates
+    templated: dict[str, list[float]] = field(default_factory=dict)  # the same for rollouts under a template
 
 
 @dataclass(frozen=True)
-class Config(grpo.PolicyConfig, grpo.UpdateConfig, gepa_loop.EvolutionConfig, RunConfig):
-    """P2O on one GPU or a laptop. Defaults are those of the preset."""
+class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
+    """P2O on one GPU or a laptop. An option that is not given has the preset's value."""
 
+    # The options that the loop above reads are here. The others stand beside the equations that use them: the model,
+    # LoRA and sampling in grpo.PolicyConfig; rate, clip and mask in grpo.UpdateConfig; GEPA in
+    # gepa_loop.EvolutionConfig. Config inherits all three, so that one object is handed on whole.
+
+    # Set of values for the options that are not given.
     preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-4b-24gb-paper", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
-    """Where the other defaults come from."""
+    # p2o alternates policy and prompt optimization. grpo samples every question bare and evolves no templates.
     method: Literal["p2o", "grpo"] = "p2o"
-    """p2o alternates policy and prompt optimization; grpo is the policy epoch alone, every question bare."""
+    # Questions to train on: a JSONL or parquet file with `question` and `answer`, or a data set's name (deepmath, ...).
     train_data: str = str(grpo.TINY / "train.jsonl")
-    """JSONL or parquet file with `question` and `answer`, or a name of support/data.py: deepmath, gsm8k, ..."""
+    # Held-out files or names (aime24, math500, ...). After every epoch they are answered bare, by greedy decoding.
     eval_data: tuple[str, ...] = (str(grpo.TINY / "hard.jsonl"), str(grpo.TINY / "ood.jsonl"))
-    """Held-out files or names (aime24, math500, ...), scored after every epoch: bare prompt, greedy."""
-    train_questions: int = 0  # Train on the first that many of the training questions; 0 is all of them
-    sampled_eval: bool = False  # score one sampled response of each held-out question, too, beside the greedy one
-    question_suffix: str = ""  # put behind every question, after an empty line: the request for a boxed answer
-    seed: int = 0  # Same seed, same machine, same numbers
-    epochs: int = 6  # Passes over the training questions
-    questions_per_batch: int = 32  # Questions sampled at once, under one policy
-    questions_per_update: int = 16  # Questions per optimizer step
-    group_size: int = 6  # G, responses per question
-    near_hard: bool = True  # Questions with exactly one success count as hard, too
-    distill: bool = True  # context distillation: train the bare question, not the context that was sampled from
-    drop_failed_templated: bool = False  # Templated rollouts with reward 0 are left out of the loss
-    select: str = ""  # which questions are sampled: a function of variants/select.py or of my_file.py:mine; all in turn
-    evolve: str = ""  # where templates come from: likewise; GEPA, and its greedy cover
-    mine: str = ""  # which groups are hard: likewise; without a success, or with one (--near-hard)
-    reward: str = ""  # what a response earns: likewise; exactly one boxed answer, and it is right
-    keep: str = ""  # which rollouts of a group are trained: likewise; all
+    # Number of training questions to use, from the first on. 0 uses all of them.
+    train_questions: int = 0
+    # Also score one sampled response to each held-out question.
+    sampled_eval: bool = False
+    # Text to add behind every question, after an empty line: the request for a boxed answer.
+    question_suffix: str = ""
+    # Seed of all random draws. The same seed gives the same numbers on the same machine.
+    seed: int = 0
+    # Number of passes over the training questions.
+    epochs: int = 6
+    # Number of questions to sample before the policy is updated.
+    questions_per_batch: int = 32
+    # Number of questions in one optimizer step.
+    questions_per_update: int = 16
+    # Number of responses to each question, G. More responses find rarer successes.
+    group_size: int = 6
+    # Count a question with exactly one success as hard, too.
+    near_hard: bool = True
+    # Context distillation: train the bare question. Without it, train the context that was sampled from.
+    distill: bool = True
+    # Leave rollouts out of the loss that failed although they had a template.
+    drop_failed_templated: bool = False
+    # Function that selects the questions of a batch, from variants/select.py or my_file.py:name. Default: all in turn.
+    select: str = ""
+    # Function that makes the templates, from variants/evolve.py or my_file.py:name. Default: GEPA, then the cover.
+    evolve: str = ""
+    # Function that says if a group is hard, from variants/mine.py or my_file.py:name. Default: no success, or one.
+    mine: str = ""
+    # Function that rewards a response, from variants/reward.py or my_file.py:name. Default: one boxed, right answer.
+    reward: str = ""
+    # Function that says which rollouts are trained, from variants/keep.py or my_file.py:name. Default: all.
+    keep: str = ""
+    # Name of the run's folder. Default: preset-method-seed.
+    name: str = ""
+    # Folder in which runs are kept.
+    runs: str = str(RUNS)
+    # Tracker that gets the lines of metrics.jsonl, too. Install it yourself.
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    # Go on from the newest checkpoint, to the same end as if the run had never stopped.
+    resume: bool = False
+    # Let a resumed run have other settings than those it was started with.
+    allow_changes: bool = False
 
-    def rules(self) -> dict[str, bool]:
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # what the other groups of options require
         batch, update = self.questions_per_batch, self.questions_per_update
-        names = ("evolve", "soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated")
-        idle = [f"--{name.replace('_', '-')}" for name in names if self.method == "grpo" and getattr(self, name)]
-        return {
-            f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare": self.group_size >= 2,
-            f"--epochs {self.epochs}: at least 1": self.epochs >= 1,
-            f"--train-questions {self.train_questions}: 0 for all, or more": self.train_questions >= 0,
-            f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}": 1 <= update <= batch,
-            "--soft-clip --no-distill: without distillation every ratio is 1": self.distill or not self.soft_clip,
-            f"--method grpo: it samples no templates, so it cannot have {' '.join(idle)}": not idle,
-        }
+        require(self.group_size >= 2, f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare")
+        require(self.epochs >= 1, f"--epochs {self.epochs}: at least 1")
+        require(self.train_questions >= 0, f"--train-questions {self.train_questions}: 0 for all, or more")
+        require(1 <= update <= batch, f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}")
+        has_ratios = self.distill or not self.soft_clip
+        require(has_ratios, "--soft-clip --no-distill: without distillation every template ratio is 1")
+        for name in ("evolve", "soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated"):
+            option = f"--{name.replace('_', '-')}"
+            pointless = self.method == "grpo" and getattr(self, name)
+            require(not pointless, f"--method grpo {option}: GRPO samples no templates, so {option} would do nothing")
 
 
 PRESETS = {"tiny": Config()} | {name: Config(preset=name, **values) for name, values in QWEN3.items()}
@@ -159,109 +221,191 @@ PRESETS = {"tiny": Config()} | {name: Config(preset=name, **values) for name, va
 
 
 def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epoch: int, run: Run) -> Templates:
-    """The templates of this epoch; none if there are too few hard questions to search on."""
+    """G templates for each hard question; none if there are too few questions, or no template solves any."""
     if len(hard) < cfg.hard_set_min:
-        return {}
-    room = cfg.max_prompt_tokens - max(len(grpo.chat_ids(policy, question.text)) for question in hard)
-    # Dev scores are to say how well a template does, not how lucky it was: greedy.
-    journal = run.journal(f"templates/epoch-{epoch}")  # every response and reflection: a kill costs none
-    greedy = partial(grpo.respond, policy, seed=None)
-    search = partial(
-        gepa_loop.evolve, cfg=cfg, judge=verify.judge_of(cfg.reward),
-        respond=journal("respond", lambda messages, _: [(s.text, s.truncated) for s in greedy(messages)]),
-        reflect=journal("reflect", reflection_model(policy, cfg, epoch)),
-        tokens=lambda text: len(policy.tokenizer(text).input_ids), room=room,
-        quote=partial(shortened, policy.tokenizer, limit=cfg.reflection_quote),
-        seed=seed_for(cfg, "gepa", epoch), log=run.note,
-    )  # fmt: skip
-    evolution = filled("evolve", cfg, lambda hard, search: search(hard), folder=cfg.folder, epoch=epoch)(hard, search)
-    # One template for each rollout, not for each question: where some solve it and some do not, there is contrast.
+        return {}  # a score on a handful of dev questions would say nothing about a template
+
+    # The search may take minutes. Its journal keeps every response and every reflection, in order. A run that was
+    # killed searches again with the same seed, and gets its answers from the journal up to where it was.
+    journal = run.journal(f"templates/epoch-{epoch}")
+
+    def respond(messages: list[str], call_number: int) -> list[tuple[str, bool]]:
+        # Greedy: a dev score shall say how good a template is, not how lucky its samples were.
+        return [(sample.text, sample.truncated) for sample in grpo.respond(policy, messages, seed=None)]
+
+    def count_tokens(text: str) -> int:
+        return len(policy.tokenizer(text).input_ids)
+
+    def quote(response: str) -> str:
+        return shortened(policy.tokenizer, response, limit=cfg.reflection_quote)
+
+    longest_question = max(len(grpo.chat_ids(policy, question.text)) for question in hard)
+
+    def search(questions: list[Question]) -> gepa_loop.Evolution:
+        return gepa_loop.evolve(
+            questions,
+            cfg=cfg,
+            respond=journal("respond", respond),
+            reflect=journal("reflect", reflection_model(policy, cfg, epoch)),
+            judge=verify.judge_of(cfg.reward),
+            count_tokens=count_tokens,
+            room=cfg.max_prompt_tokens - longest_question,
+            quote=quote,
+            seed=seed_for(cfg, "gepa", epoch),
+            log=run.note,
+        )
+
+    evolve = variant("evolve", cfg, default=None, folder=cfg.folder, epoch=epoch)
+    evolution = evolve(hard, search) if evolve else search(hard)
+    # Algorithm 2, step 2: one template for each *rollout*, not for each question. Where one template solves a question
+    # and another does not, the group has rewards that differ.
     rng = random.Random(seed_for(cfg, "assign", epoch))
     templates = gepa_loop.assign_templates(evolution, cfg.group_size, rng, cfg)
     run.log_evolution(epoch, evolution, templates)
     return templates
 
 
-def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[list[str], int], list[str]]:
-    """The reflection model: takes prompts and the number of this call, from which its seed is derived.
+def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[list[str], int], list]:
+    """The reflection model: a function of reflection prompts, and of the number of calls before this one.
 
-    By default the base policy: the authors found that templates lose diversity when the trained one reflects.
+    It gives a reply to each prompt, or a pair (reply, was it cut off?).
     """
     if cfg.reflection == "teacher":
-        ask = teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
-        return lambda prompts, _: ask(prompts)
-    how = {"temperature": cfg.reflection_temperature, "max_new_tokens": cfg.reflection_tokens}
-    drawn = partial(grpo.respond, policy, **how, adapter=cfg.reflection == "policy")
-    return lambda prompts, number: [s.text for s in drawn(prompts, seed=seed_for(cfg, "reflect", epoch, number))]
+        return teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
+    reflector = load_reflector(cfg) if cfg.reflection_model else policy
+    # By default the *reference* policy reflects: the base model, with the adapter switched off. The authors found that
+    # templates become alike when the trained policy reflects.
+    use_adapter = cfg.reflection == "policy"
+
+    def reflect(prompts: list[str], call_number: int) -> list[tuple[str, bool]]:
+        samples = grpo.respond(
+            reflector, prompts, seed=seed_for(cfg, "reflect", epoch, call_number), adapter=use_adapter,
+            temperature=cfg.reflection_temperature, max_new_tokens=cfg.reflection_tokens,
+        )  # fmt: skip
+        return [(sample.text, sample.truncated) for sample in samples]
+
+    return reflect
+
+
+@functools.lru_cache(maxsize=1)
+def load_reflector(cfg: Config) -> grpo.Policy:
+    """The model of --reflection-model, beside the policy, once for the whole run. Its adapter is never used."""
+    return grpo.load_policy(dataclasses.replace(cfg, model=cfg.reflection_model, engine="hf"))
 
 
 def choose_questions(questions: list[Question], state: State, step: int, cfg: Config, policy=None) -> list[Question]:
-    """The questions of a batch. By default all in turn, in a new order each epoch; --select may use the history."""
+    """The questions of a batch: all in turn, in another order each epoch. `--select` may look at their history."""
     epoch, batch = divmod(step, math.ceil(len(questions) / cfg.questions_per_batch))
-    # Drawn from the seed each time, so that a resumed run need not know where an earlier one had got to.
+    # The order is drawn from the seed each time, so a resumed run need not know how far an earlier one had drawn.
     order = random.Random(f"{cfg.seed}/order/{epoch}").sample(questions, len(questions))
     start = batch * cfg.questions_per_batch
     count = min(cfg.questions_per_batch, len(order) - start)
-    select = filled("select", cfg, lambda order, *_: order[:count], policy=policy, templated=state.templated)
-    return select(order[start:] + order[:start], state.history, count, random.Random(seed_for(cfg, "select", step)))
+    this_batch_first = order[start:] + order[:start]
+    select = variant("select", cfg, default=None, policy=policy, templated=state.templated)
+    if select is None:
+        return this_batch_first[:count]
+    return select(this_batch_first, state.history, count, random.Random(seed_for(cfg, "select", step)))
 
 
 def sample_groups(
     policy: grpo.Policy, questions: list[Question], templates: Templates, cfg: Config, seed: int
 ) -> list[grpo.Rollout]:
-    """G rewarded rollouts of each question, group by group, with their advantages.
+    """G rewarded rollouts of each question, group by group, with their advantages (equations 2 and 4).
 
-    A question with templates is sampled under them, one for each rollout; any other one bare. With distillation, the
-    context that is trained is the bare one in either case (v3, eq. 4).
+    A question with templates is sampled under them, one for each rollout; any other question is sampled bare.
     """
     # --- solution: part 8 ---
-    pairs = [(q, z) for q in questions for z in templates.get(q.id, [""] * cfg.group_size)]
-    sampled = [grpo.chat_ids(policy, gepa_loop.apply_template(z, q.text)) for q, z in pairs]  # T(x, z)
-    trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled  # x
-    samples = grpo.sample(policy, sampled, seed=seed)
+    # One pair for each rollout. The empty template stands for the bare question.
+    bare = [""] * cfg.group_size
+    pairs = [(question, template) for question in questions for template in templates.get(question.id, bare)]
+
+    # Each rollout has two contexts. It is sampled from T(x, z). With distillation it is trained on x: that the two
+    # differ is all that context distillation is. Without distillation it is trained on T(x, z), and nothing reaches x.
+    sampled_contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(z, q.text)) for q, z in pairs]
+    trained_contexts = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled_contexts
+    samples = grpo.sample(policy, sampled_contexts, seed=seed)
+
+    # The reward of a response, 0 or 1, by the verifier. It sees the question without its template.
     judge = verify.judge_of(cfg.reward)
     verdicts = judge([s.text for s in samples], [q for q, _ in pairs], [s.truncated for s in samples])
-    rollouts = [
-        grpo.Rollout(question_id=q.id, template=z, sampled_context=context, trained_context=target, **vars(drawn),
-                     reward=verdict.reward, well_formed=verdict.well_formed)
-        for (q, z), context, target, drawn, verdict in zip(pairs, sampled, trained, samples, verdicts, strict=True)
-    ]  # fmt: skip
-    # Only now: a variant's advantage may look at texts and lengths, and at the whole batch.
-    advantages_of = partial(grpo.advantages_of, cfg=cfg, batch=rollouts, policy=policy, questions=questions)
+
+    rollouts = []
+    for (question, template), sampled_context, trained_context, sample, verdict in zip(
+        pairs, sampled_contexts, trained_contexts, samples, verdicts, strict=True
+    ):
+        rollout = grpo.Rollout(
+            question_id=question.id, template=template, sampled_context=sampled_context,
+            trained_context=trained_context, response_ids=sample.response_ids, text=sample.text,
+            sampled_logprobs=sample.sampled_logprobs, truncated=sample.truncated,
+            reward=verdict.reward, well_formed=verdict.well_formed,
+        )  # fmt: skip
+        rollouts.append(rollout)
+
+    # Advantages compare the rollouts of one question, whichever templates they had. They come last because a variant
+    # may look at texts and lengths, and at the whole batch.
     for group in grpo.groups_of(rollouts):
-        for rollout, advantage in zip(group, advantages_of(group), strict=True):
+        advantages = grpo.advantages_of(group, cfg, batch=rollouts, policy=policy, questions=questions)
+        for rollout, advantage in zip(group, advantages, strict=True):
             rollout.advantage = advantage
     return rollouts
 
 
 def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
-    """Ids of the questions with no success in their group, or (near-hard) one, as they were sampled (v3, eq. 3)."""
+    """Ids of the hard questions: no rollout of the group succeeded or, if near-hard ones count, just one (equation
+    3)."""
     # --- solution: part 8 ---
-    most = 1 if cfg.near_hard else 0
-    is_hard = filled("mine", cfg, lambda group: sum(r.reward for r in group) <= most)
+    most_successes = 1 if cfg.near_hard else 0
+
+    def has_few_successes(group: list[grpo.Rollout]) -> bool:
+        return sum(rollout.reward for rollout in group) <= most_successes
+
+    is_hard = variant("mine", cfg, default=has_few_successes)
     return [group[0].question_id for group in grpo.groups_of(rollouts) if is_hard(group)]
 
 
-def remember(state: State, rollouts: list[grpo.Rollout]) -> None:
-    """Add each question's success rate to its past: bare and templated apart, a template's is not the policy's own."""
+def remember_success_rates(state: State, rollouts: list[grpo.Rollout]) -> None:
+    """Add each question's success rate to its history. Bare and templated rates stay apart: only the bare one says
+    what the policy can do by itself."""
     for group in grpo.groups_of(rollouts):
-        for past, templated in ((state.history, False), (state.templated, True)):
-            rewards = [r.reward for r in group if bool(r.template) == templated]
+        # As a rule a group is bare or templated as a whole. `--leave-one-bare` makes it both.
+        for rates, with_template in ((state.history, False), (state.templated, True)):
+            rewards = [r.reward for r in group if bool(r.template) == with_template]
             if rewards:
-                past.setdefault(group[0].question_id, []).append(sum(rewards) / len(rewards))
+                rates.setdefault(group[0].question_id, []).append(sum(rewards) / len(rewards))
 
 
-def choose_rollouts(rollouts: list[grpo.Rollout], cfg: Config, **at_hand) -> list[grpo.Rollout]:
-    """Those that are trained; all by default. A group of which `--keep` leaves nothing does not fill an update."""
-    keep = filled("keep", cfg, list, **at_hand)
-    kept = [r for group in grpo.groups_of(rollouts) for r in keep(group)]
-    return [r for r in kept if r.reward or not r.template] if cfg.drop_failed_templated else kept
+def choose_rollouts(
+    rollouts: list[grpo.Rollout], cfg: Config, policy=None, questions: list[Question] | None = None
+) -> list[grpo.Rollout]:
+    """The rollouts that are trained: all, unless `--keep` or `--drop-failed-templated` leave some out."""
+    keep = variant("keep", cfg, default=None, policy=policy, questions=questions)
+    if keep is not None:
+        rollouts = [r for group in grpo.groups_of(rollouts) for r in keep(group)]
+    if cfg.drop_failed_templated:
+        rollouts = [r for r in rollouts if r.reward or not r.template]
+    return rollouts
 
 
-def in_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Rollout]]:
-    """The rollouts of each optimizer step: `questions_per_update` groups, the last with what is left."""
-    groups, size = grpo.groups_of(rollouts), cfg.questions_per_update
-    return [sum(groups[i : i + size], []) for i in range(0, len(groups), size)]
+def split_into_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Rollout]]:
+    """The rollouts of each optimizer step: `questions_per_update` groups; the last step has what is left."""
+    groups = grpo.groups_of(rollouts)
+    updates = []
+    for start in range(0, len(groups), cfg.questions_per_update):
+        several_groups = groups[start : start + cfg.questions_per_update]
+        updates.append([rollout for group in several_groups for rollout in group])
+    return updates
+
+
+def record_tokens(policy: grpo.Policy, update: list[grpo.Rollout], run: Run) -> None:
+    """Diagnostic: the log-probs of the rollouts that the report shows token by token, as this update finds them.
+
+    At most six rollouts of a batch are shown. Those that `score_old` has scored cost a forward pass each.
+    """
+    for rollout in run.transcripts_among(update):
+        new_logprobs = None
+        if rollout.has_signal and rollout.old_logprobs is not None:
+            [new_logprobs] = grpo.logprobs_of(policy, [rollout.trained_context], [rollout.response_ids])
+        run.record_tokens(rollout, policy.tokenizer, new_logprobs)
 
 
 HeldOut = dict[str, list[Question]]  # name of a held-out file -> its questions
@@ -269,12 +413,18 @@ HeldOut = dict[str, list[Question]]  # name of a held-out file -> its questions
 
 def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: Run) -> dict[str, float]:
     """Share of each held-out file's questions that the bare prompt solves, by greedy decoding (and sampled once)."""
-    accuracy, ways = {}, {"": None} | ({", sampled": seed_for(cfg, "held out")} if cfg.sampled_eval else {})
-    for (file, questions), (way, seed) in itertools.product(held_out.items(), ways.items()):
-        samples = grpo.respond(policy, [q.text for q in questions], seed=seed)
-        verdicts = verify.judge_of(cfg.reward)([s.text for s in samples], questions, [s.truncated for s in samples])
-        accuracy[file + way] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
-        run.note_families(file + way, questions, verdicts)
+    seeds = {"": None}  # what is put behind the file's name -> seed of its draw; None decodes greedily
+    if cfg.sampled_eval:
+        seeds[", sampled"] = seed_for(cfg, "held out")
+    judge = verify.judge_of(cfg.reward)
+    accuracy = {}
+    # No template here, whatever the method: what counts is what has moved into the weights.
+    for file, questions in held_out.items():
+        for suffix, seed in seeds.items():
+            samples = grpo.respond(policy, [question.text for question in questions], seed=seed)
+            verdicts = judge([s.text for s in samples], questions, [s.truncated for s in samples])
+            accuracy[file + suffix] = sum(verdict.reward for verdict in verdicts) / len(verdicts)
+            run.note_families(file + suffix, questions, verdicts)
     return accuracy
 
 
@@ -282,26 +432,36 @@ def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: 
 
 
 def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], HeldOut]:
-    """Policy, optimizer, training questions, held-out questions by name. What can be refused is refused at once."""
-    check(cfg)
-    read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
-    questions, held_out = read(cfg.train_data), {label(path): read(path) for path in cfg.eval_data}
-    questions = questions[: cfg.train_questions or None]
+    """Policy, optimizer, training questions, held-out questions by name. Bad input is refused here, at the start."""
+    check_variants(cfg)
+    read_wording(cfg.reflection_prompt, "")
+    # With a reward function of the user's own, an answer need not be one that our verifier can read.
+    unparseable = None if cfg.reward else verify.unparseable
+    questions = load_questions(cfg.train_data, cfg.question_suffix, unparseable)[: cfg.train_questions or None]
+    held_out = {label(path): load_questions(path, cfg.question_suffix, unparseable) for path in cfg.eval_data}
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
+    # What has been read so far is cheap. Loading the model is not, so it comes after all that can be refused before it.
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
-    fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(policy, q.text)), limit=cfg.max_prompt_tokens)
-    questions, held_out = fitting(cfg.train_data, questions), {name: fitting(name, q) for name, q in held_out.items()}
+    if cfg.method == "p2o" and cfg.reflection_model:
+        load_reflector(cfg)
+
+    def prompt_length(question: Question) -> int:
+        return len(grpo.chat_ids(policy, question.text))
+
+    # Too long a question is left out and counted. Cut short, it would be another question.
+    questions = that_fit(cfg.train_data, questions, prompt_length, cfg.max_prompt_tokens)
+    for name in held_out:
+        held_out[name] = that_fit(name, held_out[name], prompt_length, cfg.max_prompt_tokens)
     optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
     return policy, optimizer, questions, held_out
 
 
-parse_config = partial(cli.parse, presets=PRESETS, description=__doc__)
-
-
 def main(argv: list[str]) -> int:
-    return exit_code_of(partial(cli.command, argv, parse_config, train))
+    from tools import cli  # here, and not on top: the command line and the tools stand on this module
+
+    return cli.main(argv)
 
 
 if __name__ == "__main__":

@@ -45,25 +45,14 @@ a file.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from support import prose, sandbox
 from support.boxes import boxes_in
 from support.data import Question
-from support.equivalence import number, quick, same_choice, words
-from support.latex import canonical, tidy
 from support.seams import find
-
-MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
-MAX_TEXT = 20_000  # characters of a whole response given to `equivalent`; the end counts
-MAX_DIGITS = 1_000  # in a row
-# null bytes, bidirectional overrides and half characters: no answer has them, and they can look like another one
-_HOSTILE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]" + rf"|[0-9]{{{MAX_DIGITS}}}"
-)
+from support.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 
 
 @dataclass(frozen=True)
@@ -83,6 +72,7 @@ def _after_thinking(response: str) -> str:
     >>> _after_thinking("<think>A guess: 3</think>4"), _after_thinking("no thinking"), _after_thinking("<think>on and")
     ('4', 'no thinking', '')
     """
+    # A thinking model tries several answers before it settles. Only what it says after that is its answer.
     rest = response.rpartition("</think>")[2]
     return "" if "<think>" in rest else rest
 
@@ -99,80 +89,7 @@ def extract_boxed(response: str) -> str | None:
     return boxes[-1][2] if boxes else None
 
 
-def _is_list(between: str) -> bool:
-    """Do two boxes belong together, with this between them?"""
-    return len(between) < 10 or len(between) < 70 and bool(re.search(r"\b(?:and|or)\b|[,;]", between))
-
-
-def _unboxed(text: str) -> str:
-    r"""What is in the boxes at the end of a text, the text itself if there are none.
-
-    >>> _unboxed(r"So \boxed{1} and \boxed{2}."), _unboxed("3")
-    ('1, 2', '3')
-    """
-    if not (boxes := boxes_in(text)):
-        return text
-    start = len(boxes) - 1
-    while start and _is_list(text[boxes[start - 1][1] : boxes[start][0]]):
-        start -= 1
-    return ", ".join(dict.fromkeys(contents for _, _, contents in boxes[start:]))
-
-
-def _find(text: str) -> str:
-    """The answer in any text: what is boxed at its end, else what `support.prose` takes for the answer."""
-    text = prose.ending(text[-MAX_TEXT:])
-    return _unboxed(text) if boxes_in(text) else prose.locate(text)
-
-
-# --- verdicts ---------------------------------------------------------------------------------------------------------
-
-
-def _is_copied(answer: str, reference: str, question: str) -> bool:
-    r"""Does the answer stand in the question, and is there still something to be done to it?
-
-    >>> _is_copied(r"17 \cdot 3", "51", r"What is $17\cdot 3$?")
-    True
-    >>> _is_copied(r"\frac68", r"\frac34", r"Reduce $\frac68$.")
-    True
-    >>> _is_copied("0.5", "1/2", "Write 0.5 as a fraction.")  # plain numbers stand in many questions
-    False
-    """
-    if plain := number(tidy(answer)):
-        reduced = [str(abs(plain.value.numerator)), str(plain.value.denominator)]
-        if not re.search("frac|/", answer) or re.findall(r"\d+", answer) == reduced:
-            return False
-    if same_choice(tidy(answer), tidy(reference)):  # the letter and the text of an option
-        return False
-    answer, reference = canonical(answer), canonical(reference)
-    if words(answer) or sorted(answer) == sorted(reference):  # 1+x is the reference's x+1
-        return False
-    spaced = " ?".join(map(re.escape, answer))
-    return bool(re.search(rf"(?<![\w\\^_.]){spaced}(?![\w^_]|\.\d)", tidy(question)))
-
-
-def _is_empty(text: str) -> bool:
-    r"""Nothing but layout: `{}`, `$$`, `\text{ }`."""
-    return not re.search("[^{} ]", tidy(re.sub(r"\\(?:boxed|text)(?![a-zA-Z])", "", text[:MAX_ANSWER])))
-
-
-def _is_hopeless(text: str) -> bool:
-    return len(text) > MAX_ANSWER or bool(_HOSTILE.search(text)) or _is_empty(text)
-
-
-def _decide(answer: str, reference: str) -> bool | None:
-    """The verdict on two answers that needs no sympy, or None."""
-    if answer.strip() == reference.strip():
-        return not _is_empty(reference)
-    return False if _is_hopeless(answer) or _is_hopeless(reference) else quick(answer, reference)
-
-
-def _verdicts(pairs: list[tuple[str, str]]) -> list[bool]:
-    """Are the two of each pair the same? Pairs that differ in layout only are decided once."""
-    known = {(answer, reference): _decide(answer, reference) for answer, reference in pairs}
-    keys = {pair: tuple(map(canonical, pair)) for pair, verdict in known.items() if verdict is None}
-    firsts = {key: pair for pair, key in reversed(keys.items())}
-    asked = dict(zip(firsts, sandbox.ask([*firsts.values()]), strict=True))
-    return [asked[keys[pair]] if pair in keys else known[pair] for pair in pairs]
+# --- grades -----------------------------------------------------------------------------------------------------------
 
 
 def equivalent(predicted: str, reference: str) -> bool:
@@ -181,7 +98,7 @@ def equivalent(predicted: str, reference: str) -> bool:
     >>> equivalent(r"\frac{1}{2}", "0.5"), equivalent("(1,2)", "(2,1)"), equivalent("Answer: $x=5$", "5")
     (True, False, True)
     """
-    return _verdicts([(_find(predicted), _find(reference))])[0]
+    return same_answers([(find_answer(predicted), find_answer(reference))])[0]
 
 
 def grade(response: str, reference: str, question: str = "") -> Grade:
@@ -201,12 +118,16 @@ def grade_batch(responses: list[str], references: list[str], questions: list[str
     """
     # --- solution: part 7 ---
     questions = questions or [""] * len(responses)
+    # A response answers in its last box. What it thought before that does not count.
     boxes = [boxes_in(_after_thinking(response)) for response in responses]
     answers = [found[-1][2] if found else None for found in boxes]
-    pairs = [(answer or "", _unboxed(reference)) for answer, reference in zip(answers, references, strict=True)]
+    # All pairs at once: what needs sympy goes to its workers as one batch.
+    pairs = [(answer or "", unboxed(reference)) for answer, reference in zip(answers, references, strict=True)]
     grades = []
-    for (answer, reference), found, question, same in zip(pairs, boxes, questions, _verdicts(pairs), strict=True):
-        correct = same and bool(found) and not _is_copied(answer, reference, question)
+    for (answer, reference), found, question, same in zip(pairs, boxes, questions, same_answers(pairs), strict=True):
+        # A formula that stands in the question equals the reference, too, but nobody has worked anything out.
+        correct = same and bool(found) and not is_copied(answer, reference, question)
+        # Exactly one box (the authors' rule): with two, a policy could write down several guesses.
         well_formed = len(found) == 1
         grades.append(Grade(float(correct and well_formed), correct, well_formed, answer if found else None))
     return grades
@@ -218,13 +139,7 @@ def unparseable(references: list[str]) -> list[int]:
     >>> unparseable(["12", r"\frac{1}{", "", "Evelyn", r"\sqrt{2}"])
     [1, 2]
     """
-    known: dict[str, bool | None] = {}  # None: sympy has to read it
-    for reference in references:
-        answer = _unboxed(reference)
-        known[reference] = False if _is_hopeless(answer) else bool(number(tidy(answer)) or words(tidy(answer))) or None
-    unknown = [reference for reference, verdict in known.items() if verdict is None]
-    known |= zip(unknown, sandbox.ask([(_unboxed(reference),) for reference in unknown]), strict=True)
-    return [i for i, reference in enumerate(references) if not known[reference]]
+    return [i for i, can_be_read in enumerate(readable(references)) if not can_be_read]
 
 
 def feedback(grade: Grade, reference: str, truncated: bool = False) -> str:
@@ -233,6 +148,7 @@ def feedback(grade: Grade, reference: str, truncated: bool = False) -> str:
     >>> feedback(grade(r"\boxed{3}", "4"), "4")
     'The answer 3 is wrong. The right answer is 4.'
     """
+    # The reflection model writes better instructions if it knows what was at fault: the answer, the box, or the length.
     if grade.reward:
         return f"The answer {grade.extracted} is right."
     if truncated and grade.extracted is None:
@@ -263,15 +179,30 @@ def judge(responses: list[str], questions: list[Question], truncated: list[bool]
     >>> judge([r"\boxed{3}"], [Question("q", "What is 2 + 2?", "4")], [False])
     [Verdict(reward=0.0, feedback='The answer 3 is wrong. The right answer is 4.', well_formed=True)]
     """
+    # The question goes along, so that a copy of a formula in it is not taken for an answer.
     references = [question.reference for question in questions]
     grades = grade_batch(responses, references, [question.text for question in questions])
+    grades = [rescored(grade, question) for grade, question in zip(grades, questions, strict=True)]
     graded = zip(grades, references, truncated, strict=True)
     return [Verdict(g.reward, feedback(g, reference, cut), g.well_formed) for g, reference, cut in graded]
 
 
+def rescored(grade: Grade, question: Question) -> Grade:
+    """The grade by the question's own scorer, if it brought one: a puzzle may have more right answers than one."""
+    if question.score is None or grade.extracted is None or len(grade.extracted) > MAX_ANSWER:
+        return grade
+    correct = question.score(grade.extracted) >= 1.0
+    return Grade(float(correct and grade.well_formed), correct, grade.well_formed, grade.extracted)
+
+
 def judge_of(reward: str) -> Judge:
     """`judge`, or what `--reward` names instead: a function of (response, question) that gives (reward, feedback)."""
-    mine = find("reward", reward, None)
-    if mine is None:
+    # A reward of one's own may pay for anything that a program can check. It need not be 0 or 1.
+    own_reward = find("reward", reward)
+    if own_reward is None:
         return judge
-    return lambda responses, questions, _: [Verdict(*mine(*pair)) for pair in zip(responses, questions, strict=True)]
+
+    def judge_by_own_reward(responses: list[str], questions: list[Question], truncated: list[bool]) -> list[Verdict]:
+        return [Verdict(*own_reward(*pair)) for pair in zip(responses, questions, strict=True)]
+
+    return judge_by_own_reward

@@ -14,11 +14,11 @@ def group_advantages(rewards, group_size, scale_by_std=True, eps=1e-6):
 
 
 # part 2
-def aggregate(per_token, mask, aggregation, whole=None):
-    """per_token [B, T], mask [B, T], a name, (sequences, tokens, length) of the whole update or None -> scalar"""
+def aggregate(per_token, mask, aggregation, update_size=None):
+    """per_token [B, T], mask [B, T], a name, (rollouts, tokens, length) of the whole update or None -> scalar"""
     import grpo
 
-    return grpo.aggregate(per_token, mask, aggregation, whole)
+    return grpo.aggregate(per_token, mask, aggregation, update_size)
 
 
 def importance_ratio(logprobs, old_logprobs, mask):

@@ -19,7 +19,7 @@ def tensors(inputs: dict) -> dict:
     """Lists as tensors; everything else as it is."""
     import torch
 
-    return {k: torch.tensor(v) if isinstance(v, list) and k != "whole" else v for k, v in inputs.items()}
+    return {k: torch.tensor(v) if isinstance(v, list) and k != "update_size" else v for k, v in inputs.items()}
 
 
 # -------------------------------------------------------------------------------------------------------- parts 1 to 3

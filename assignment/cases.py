@@ -84,8 +84,8 @@ def losses(rng: random.Random) -> Iterator[Case]:
             values = matrix(rng, len(mask), len(mask[0]), -2, 3)
             inputs = {"per_token": values, "mask": mask, "aggregation": aggregation}
             yield f"{aggregation}, {name}", "aggregate", inputs, padded
-            share = "`whole` = (sequences, tokens, length) replaces the batch's own denominators."
-            yield f"{aggregation}, {name}, part of a whole", "aggregate", inputs | {"whole": [7, 29, 11]}, share
+            share = "`update_size` = (sequences, tokens, length) replaces the batch's own denominators."
+            yield f"{aggregation}, {name}, part of a whole", "aggregate", inputs | {"update_size": [7, 29, 11]}, share
     unknown = {"per_token": [[1.0]], "mask": [[1.0]], "aggregation": "mean"}
     yield "an unknown aggregation", "aggregate", unknown, "An aggregation that you do not know is a ValueError."
     yield from clips(rng)
@@ -124,7 +124,7 @@ def whole_losses(rng: random.Random) -> Iterator[Case]:
     )
     yield "weighted", "policy_loss", common | settings | weights, hint
     for aggregation in AGGREGATIONS:
-        inputs = common | settings | weights | {"aggregation": aggregation, "whole": [9, 31, 13]}
+        inputs = common | settings | weights | {"aggregation": aggregation, "update_size": [9, 31, 13]}
         yield f"weighted, {aggregation}, part of a whole", "policy_loss", inputs, hint
     exact = common | {"old_logprobs": new, "dual_clip": 1.0}
     yield "on policy", "policy_loss", exact, "With new = old the ratio is 1, the loss -A, and no clip is active."

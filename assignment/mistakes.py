@@ -43,9 +43,9 @@ MISTAKES = [
         "A mean over [B, T] counts the padding: multiply by the mask, sum, divide by the response tokens.",
     ),
     Mistake(
-        2, "grpo.py", "whole or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])",
+        2, "grpo.py", "update_size or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])",
         "(mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])",
-        "`whole` is ignored: a micro-batch is a part of its update, and takes the update's denominators.",
+        "`update_size` is ignored: a micro-batch is a part of its update, and takes the update's denominators.",
     ),
     Mistake(
         2, "grpo.py", "(logprobs - old_logprobs).clamp(-20, 20)", "logprobs - old_logprobs",
@@ -73,9 +73,9 @@ MISTAKES = [
         "token_weight counts twice.",
     ),
     Mistake(
-        2, "grpo.py", "    return aggregate(per_token, mask, aggregation, whole), metrics",
+        2, "grpo.py", "    return aggregate(per_token, mask, aggregation, update_size), metrics",
         "    mask = mask if token_weight is None else mask * token_weight\n"
-        "    return aggregate(per_token, mask, aggregation, whole), metrics",
+        "    return aggregate(per_token, mask, aggregation, update_size), metrics",
         "token_weight went into the mask: a weighted token stays in the denominator, a lesson left out is no shorter "
         "response.",
     ),

@@ -34,4 +34,4 @@ def select(order: list, history: dict, count: int, rng) -> list:
 def keep(group: list) -> list:
     """Groups with contrast only."""
     counted("keep")
-    return [rollout for rollout in group if rollout.teaches]
+    return [rollout for rollout in group if rollout.has_signal]

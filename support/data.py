@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from support import gym
 from support.boxes import boxes_in
 from support.errors import UserError
 
@@ -19,6 +20,7 @@ class Question:
     reference: str  # the answer that is right
     columns: dict[str, str] = field(default_factory=dict, compare=False)  # what else its row says: family, level, ...
     row: dict = field(default_factory=dict, repr=False, compare=False)  # of a file, whole: for a --reward of one's own
+    score: Callable[[str], float] | None = field(default=None, repr=False, compare=False)  # its own check of an answer
 
 
 def short_columns(row: dict) -> dict[str, str]:
@@ -162,9 +164,10 @@ def load_questions(
     `unparseable` finds the reference answers that only their own text can match; how many there are is said.
     """
     questions = _read(path)
-    odd = unparseable([question.reference for question in questions]) if unparseable else []
+    compared = [question for question in questions if question.score is None]  # the others bring their own scorer
+    odd = unparseable([question.reference for question in compared]) if unparseable else []
     if odd:
-        example = questions[odd[0]]
+        example = compared[odd[0]]
         print(
             f"{path}: {len(odd)} of {len(questions)} reference answers cannot be parsed and count only when matched "
             f"letter by letter, e.g. {example.reference[:60]!r} ({example.id})"
@@ -190,7 +193,12 @@ def _read(path: str) -> list[Question]:
     """
     name, _, local = path.partition(":")
     file = Path(path)
-    if name in SOURCES and not file.exists():
+    if path.startswith(gym.PREFIX):
+        items = enumerate(gym.load_items(path), start=1)
+        questions = [
+            Question(f"{gym.task_of(path)}-{n}", item.text, item.answer, score=item.score) for n, item in items
+        ]
+    elif name in SOURCES and not file.exists():
         questions = load_source(name, local)
     elif not file.is_file():
         raise UserError(
@@ -220,4 +228,6 @@ def label(path: str) -> str:
     ('aime25', 'hard')
     """
     name = path.partition(":")[0]
+    if path.startswith(gym.PREFIX):
+        return gym.task_of(path)
     return name if name in SOURCES else Path(path).stem

@@ -10,10 +10,10 @@ class UserError(Exception):
     """Says what is wrong, where, and what to do."""
 
 
-def exit_code_of(work: Callable[[], None]) -> int:
-    """Do it; 0, or 2 after a UserError, or 130 after Ctrl-C."""
+def exit_code_of(command: Callable[[list[str]], None], argv: list[str]) -> int:
+    """Run the command; 0, or 2 after a UserError, or 130 after Ctrl-C."""
     try:
-        work()
+        command(argv)
     except KeyboardInterrupt:
         print("p2o: stopped; the same command with --resume goes on with the run", file=sys.stderr)
         return 130

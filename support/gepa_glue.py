@@ -1,50 +1,18 @@
-"""What gepa asks for: options, an object that evaluates candidates, one that proposes new ones. Batches throughout."""
+"""What gepa asks for: an object that evaluates candidates, one that proposes new ones. Batches throughout."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from gepa.core.adapter import EvaluationBatch
-from gepa.proposer import merge
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 
 from support.messages import as_template
-from support.settings import Settings
 
 BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn its budget
-
-
-@dataclass(frozen=True)
-class SearchConfig(Settings):
-    """What GEPA starts from, what it may change, among whom it chooses, and when it has had enough."""
-
-    gepa_seed_template: str = ""  # The template that evolution starts from
-    gepa_system: bool = False  # Evolve a system message, too: a second component, changed in turn with the template
-    gepa_merge: bool = False  # Cross two candidates of which each has changed a component that the other has not
-    gepa_front: Literal["instance", "objective", "hybrid", "cartesian"] = "instance"
-    """Whose best candidates become parents: each dev question's, each objective's (reward, form), both, each pair's."""
-    gepa_tokens: int = 0  # Tokens that an evolution may sample, responses and reflections together; 0 is no limit
-
-    def rules(self) -> dict[str, bool]:
-        return {
-            "--gepa-merge: it needs --gepa-system, for a template alone has nothing to cross": (
-                self.gepa_system or not self.gepa_merge
-            ),
-            f"--gepa-tokens {self.gepa_tokens}: 0 for no limit, or more": self.gepa_tokens >= 0,
-        }
-
-    @property
-    def gepa_seed(self) -> dict[str, str]:
-        """Candidate 0, a text for each component. gepa changes them in this order, so the template comes first.
-
-        >>> SearchConfig().gepa_seed, SearchConfig(gepa_system=True, gepa_seed_template="Add.").gepa_seed
-        ({'template': ''}, {'template': 'Add.', 'system': ''})
-        """
-        return {"template": self.gepa_seed_template} | ({"system": ""} if self.gepa_system else {})
 
 
 def metric_call_budget(auto: str, dev_size: int) -> int:
@@ -61,18 +29,14 @@ def metric_call_budget(auto: str, dev_size: int) -> int:
     return dev_size + 5 * candidates + 35 * trials + full_evaluations * dev_size
 
 
-def common_ancestor(*args, agg_scores: list[float], **how):
-    """gepa's find_common_ancestor_pair, which raises if none of two candidates' common ancestors scores above 0.
+def seed_candidate(cfg) -> dict[str, str]:
+    """Candidate 0, a text for each component. GEPA changes them in this order, so the template comes first.
 
-    It draws one of them by its score (`rng.choices`, whose weights must not all be 0), and the empty template of hard
-    questions scores 0. Otherwise scores are compared only, so all of them can be lifted by next to nothing.
+    >>> from types import SimpleNamespace
+    >>> seed_candidate(SimpleNamespace(gepa_seed_template="Add.", gepa_system=True))
+    {'template': 'Add.', 'system': ''}
     """
-    lift = 1e-9 - min(0.0, *agg_scores)
-    return GEPA_COMMON_ANCESTOR(*args, agg_scores=[score + lift for score in agg_scores], **how)
-
-
-GEPA_COMMON_ANCESTOR = merge.find_common_ancestor_pair
-merge.find_common_ancestor_pair = common_ancestor
+    return {"template": cfg.gepa_seed_template} | ({"system": ""} if cfg.gepa_system else {})
 
 
 @dataclass
@@ -138,12 +102,13 @@ class Reflection:
     the reflection model fails.
     """
 
-    ask: Callable[[list[str]], list[str]]  # reflection prompts -> replies
+    ask: Callable[[list[str]], list[str | tuple[str, bool]]]  # reflection prompts -> replies, or (reply, truncated)
     prompt: Callable[[str, list[dict]], str]  # (a component's text, records) -> reflection prompt
     parse: Callable[[str], str | None]  # reply -> new instruction
     fits: Callable[[str], bool]  # does a template leave room for the questions?
     log: Callable[[str], None]
     meter: Meter
+    adopted: int = 0
     rejected: int = 0
     failed_in_a_row: int = 0
     why: str = ""
@@ -154,6 +119,12 @@ class Reflection:
         if self.failed_in_a_row < MAX_FAILED_REFLECTIONS:
             return None
         return f"{self.failed_in_a_row} replies of the reflection model in a row were of no use: {self.why}"
+
+    def log_outcome(self, metric_calls: int, budget: int) -> None:
+        """How many reflections could be adopted, and why the search ended early, if it did."""
+        self.log(f"{self.adopted} of {self.adopted + self.rejected} reflections named a usable instruction")
+        if self.useless:
+            self.log(f"prompt evolution ends after {metric_calls} of {budget} metric calls: {self.useless}")
 
     def reflect(self, candidate, reflective_dataset, components_to_update):
         return self.reflect_many([(candidate, reflective_dataset, components_to_update)])[0]
@@ -166,19 +137,26 @@ class Reflection:
         except Exception as error:  # gepa would swallow it
             replies, self.why = [""] * len(prompts), f"{type(error).__name__}: {error}"
             self.failed_in_a_row = max(self.failed_in_a_row, MAX_FAILED_REFLECTIONS - len(prompts))
-        self.meter.count(replies)
+        replies = [(reply, False) if isinstance(reply, str) else tuple(reply) for reply in replies]
+        self.meter.count([reply for reply, _ in replies])
         return [(self.proposal(*task), self) for task in zip(jobs, prompts, replies, strict=True)]
 
-    def proposal(self, job: tuple, prompt: str, reply: str) -> ReflectionProposal:
+    def proposal(self, job: tuple, prompt: str, answer: tuple[str, bool]) -> ReflectionProposal:
         """The child that a reply proposes; an empty proposal if the reply is of no use."""
         parent, _, (name,) = job
-        text = self.parse(reply)
+        reply, truncated = answer
+        text = None if truncated else self.parse(reply)
         if text is not None and self.fits(as_template(parent | {name: text})):
+            self.adopted += 1
             self.failed_in_a_row = 0
             return ReflectionProposal({name: text}, prompts={name: prompt}, raw_lm_outputs={name: reply})
         self.rejected += 1
         self.failed_in_a_row += 1
-        if reply:
-            self.why = "it leaves no room for the question" if text else f"no fenced text in {reply[:80]!r}"
+        if truncated:
+            self.why = f"it was cut off (--reflection-tokens) at {reply[-80:]!r}"
+        elif text:
+            self.why = "it leaves no room for the question"
+        elif reply:
+            self.why = f"no instruction in {reply[:80]!r}"
         self.log(f"a reflection was not adopted: {self.why or 'it was empty'}")
         return ReflectionProposal(new_texts={})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -29,6 +30,39 @@ def longest_sequence(cfg) -> int:
     quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + min(cfg.reflection_quote, cfg.max_response_tokens))
     reflection = cfg.max_prompt_tokens + quoted + cfg.reflection_tokens + 512  # its own words, and the feedback
     return max(cfg.max_prompt_tokens + cfg.max_response_tokens, reflection)
+
+
+def padded(values: list[float | list[float]], lengths: list[int], device: torch.device | str = "cpu") -> torch.Tensor:
+    """One number for each response, or one for each of its tokens -> [B, T], zeros on the right.
+
+    >>> padded([0.5, [2.0, 3.0]], [1, 2])
+    tensor([[0.5000, 0.0000],
+            [2.0000, 3.0000]])
+    """
+    rows = []
+    for value, length in zip(values, lengths, strict=True):
+        row = value if isinstance(value, list) else [value] * length
+        rows.append(row + [0.0] * (max(lengths) - len(row)))
+    return torch.tensor(rows, device=device)
+
+
+def micro_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences in batches of at most `max_tokens` padded tokens, the longest first.
+
+    Longest first, so that running out of memory shows at step 1. A sequence longer than `max_tokens` goes alone.
+
+    >>> list(micro_batches([2, 5, 4, 1], max_tokens=10))
+    [[1, 2], [0, 3]]
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batch[0]] if batch else 0  # to which all of the batch would be padded
+        if batch and longest * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def halve_when_out_of_memory(size: str, smallest: int):

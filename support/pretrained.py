@@ -1,10 +1,14 @@
-"""Loading a tokenizer with errors that say what to do, and which base model an adapter belongs to."""
+"""Loading a model that will train as it samples, or one line that says why not; which base an adapter belongs to."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
+import re
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,8 +33,52 @@ def has_bfloat16() -> bool:
     return torch.cuda.get_device_capability() >= (8, 0)
 
 
-def load_base(model: str, tokenizer, load_in_4bit: bool) -> tuple[torch.nn.Module, list[int]]:
+def load_config(model: str, longest: int):
+    """The model's config without dropout. `longest`: tokens of the longest context and response together.
+
+    Dropout would make an update train other log-probs than those that were sampled.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--model {model}: its config.json cannot be used ({first_line(error)})") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"--model {model}: {config.model_type} has an encoder and a decoder; P2O trains models that only continue "
+            "a text (decoders)"
+        )
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    for part in [
+        rope,
+        *[value for value in rope.values() if isinstance(value, dict)],
+    ]:  # one for all layers, or each kind
+        kind = part.get("rope_type", "default")
+        if kind in ("longrope", "dynamic"):
+            limit = part.get("original_max_position_embeddings") or config.get_text_config().max_position_embeddings
+            if longest > limit:
+                raise UserError(
+                    f"--model {model}: {longest} tokens of prompt and response are beyond its original context of "
+                    f"{limit}. There its rotary embedding ({kind}) makes a sequence depend on the others in its batch: "
+                    "lower --max-prompt-tokens or --max-response-tokens"
+                )
+    switch_dropout_off(config)
+    return config
+
+
+def switch_dropout_off(config) -> None:
+    """Set every dropout of a config, and of the configs within it, to zero."""
+    for name, value in vars(config).items():
+        if hasattr(value, "model_type"):
+            switch_dropout_off(value)
+        elif "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def load_base(model: str, config, tokenizer, load_in_4bit: bool) -> tuple[torch.nn.Module, list[int]]:
     """The base model, frozen, and the token ids that end a response."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
     dtype, quantization = compute_dtype(), None
@@ -39,9 +87,27 @@ def load_base(model: str, tokenizer, load_in_4bit: bool) -> tuple[torch.nn.Modul
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     device_map = {"": 0} if torch.cuda.is_available() else None
-    base = AutoModelForCausalLM.from_pretrained(
-        model, dtype=dtype, quantization_config=quantization, device_map=device_map
-    )
+    try:
+        base, report = AutoModelForCausalLM.from_pretrained(
+            model, config=config, dtype=dtype, quantization_config=quantization, device_map=device_map,
+            output_loading_info=True,
+        )  # fmt: skip
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"--model {model}: it does not fit on the card; try --load-in-4bit") from error
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"--model {model}: its weights cannot be read ({first_line(error)}): a download that broke off, or a "
+            "pointer of git-lfs in their place (git lfs pull fetches them)"
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"--model {model}: transformers cannot load it ({first_line(error)})") from error
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise UserError(
+            f"--model {model}: its files lack {len(lacking)} weights, which would be random: "
+            f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}. Is it another kind of model than "
+            f"{type(base).__name__}?"
+        )
     stop_ids = base.generation_config.eos_token_id
     stop_ids = set(stop_ids if isinstance(stop_ids, list) else [stop_ids]) | {tokenizer.eos_token_id}
     # A model's own generation config may hold a top-k, a top-p or a repetition penalty: rollouts sampled under those do
@@ -56,6 +122,22 @@ def load_base(model: str, tokenizer, load_in_4bit: bool) -> tuple[torch.nn.Modul
     return base, sorted(stop_ids - {None})
 
 
+def first_line(error: Exception) -> str:
+    """What a library's exception says, short enough for one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]} ..."
+
+
+def body_of(causal_lm: torch.nn.Module) -> torch.nn.Module:
+    """The part of a model that turns token ids into hidden states; the rest is its head."""
+    from transformers import PreTrainedModel
+
+    body = causal_lm.base_model
+    if body is causal_lm:  # Llama 4 has it under another name than the one that it tells
+        body = next((part for part in causal_lm.children() if isinstance(part, PreTrainedModel)), body)
+    return body
+
+
 def mix_precision(model: torch.nn.Module) -> None:
     """Run a bf16 peft model's layers under autocast, where flash attention finds its 16 bits, and its head in float32.
 
@@ -65,12 +147,13 @@ def mix_precision(model: torch.nn.Module) -> None:
     another matter: bf16 logits are rounded to 3 digits, and a log-prob is the difference of two of them.
     """
     base = model.get_base_model()
-    body, head, embedding = base.base_model, base.get_output_embeddings(), base.get_input_embeddings()
+    body, head, embedding = body_of(base), base.get_output_embeddings(), base.get_input_embeddings()
     dtype = head.weight.dtype
     if dtype == torch.float32:
         return  # as loaded: a CPU, or a card without bfloat16
-    body.forward = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)(body.forward)
-    for module in model.modules():
+    for part in {body, base.get_decoder()}:  # OPT calls its decoder past its body
+        part.forward = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)(part.forward)
+    for module in body.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False  # or each adapter keeps a rounded copy of its own of its input
     head.float()  # a tied embedding becomes float32 with it, but what it hands to the layers must not
@@ -85,7 +168,191 @@ def mix_precision(model: torch.nn.Module) -> None:
 def checkpoint_activations(base: torch.nn.Module) -> None:
     """Keep only the inputs of the layers for the backward pass, which computes the rest again."""
     kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # the older name
-    getattr(base, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+    try:
+        getattr(base, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+    except ValueError as error:
+        raise UserError(f"--gradient-checkpointing: {first_line(error)}") from error
+
+
+def set_training_mode(model: torch.nn.Module) -> None:
+    """What an update needs of model.train(), and no more: layers look there whether they are to be recomputed.
+
+    All else stays in eval mode, as it samples: no dropout, no noise in routers, no other path through a layer.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = module.gradient_checkpointing
+
+
+# --------------------------------------------------------------------------------- what is proved of a model at loading
+
+
+def find_head(model: torch.nn.Module, ids: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function from a peft model's last hidden states [N, D] to its logits [N, V], proved on one text.
+
+    For most models it is the output layer. Others scale the logits or cap them, or have more layers there: then it is
+    the model's own forward, with a body that only hands back the hidden states.
+    """
+    causal_lm, bodies = model.get_base_model(), []
+    tokens = torch.tensor([ids], device=next(model.parameters()).device)
+    with torch.no_grad():
+        watch = body_of(causal_lm).register_forward_hook(lambda module, inputs, output: bodies.append(output))
+        logits = causal_lm(input_ids=tokens, use_cache=False).logits[0].float()  # [N, V]
+        watch.remove()
+        # Some call a part of their body only. Then the whole body must be the same as that part.
+        output = bodies[0] if bodies else body_of(causal_lm)(input_ids=tokens, use_cache=False)
+        hidden = output.last_hidden_state[0]  # [N, D]
+
+        def own_forward(hidden: torch.Tensor) -> torch.Tensor:
+            return _behind_body(causal_lm, type(output), hidden)
+
+        # The output layer must be equal but for the last bits: of a small logit a cap changes little.
+        gaps = []
+        for head, tolerance in ((causal_lm.get_output_embeddings(), 1e-6), (own_forward, 1e-4)):
+            gaps.append((head(hidden).float() - logits).abs().max().item())
+            if gaps[-1] <= tolerance * logits.abs().max().item():
+                return head
+    raise UserError(
+        f"--model {model.config.name_or_path}: no way was found from the last hidden states of "
+        f"{type(causal_lm).__name__} to its logits; they differ by {min(gaps):.2g}"
+    )
+
+
+def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -> torch.Tensor:
+    """hidden [N, D] -> logits [N, V]: the model's forward, whose body returns these states as an output of `kind`."""
+    body = body_of(causal_lm)
+    usual = vars(body).get("forward")  # an autocast one, if there is any: mix_precision
+    body.forward = lambda *args, **kwargs: kind(last_hidden_state=hidden[None])
+    try:
+        no_tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return causal_lm(input_ids=no_tokens, use_cache=False).logits[0]
+    finally:
+        del body.forward
+        if usual is not None:
+            body.forward = usual
+
+
+PROBES = ("2 + 3 = ?", "Count from one to ten. Then say which of these numbers are prime, and why that is so.")
+# Nats: at most, and in the mean where numbers are rounded to 8 bits or weights to 4. bf16 makes 0.015 in the mean on
+# the worst of 80 families (tests/test_families.py, random weights), a state that is wrong at least 0.088.
+EXACT, ROUNDED = 1e-3, 0.06
+
+
+def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable) -> None:
+    """UserError if the two disagree about a few tokens after prompts of unequal length.
+
+    It asks no name of an architecture. Whatever a model does that the sampler's cache or the trainer's padding does not
+    know about, shows here, before anything is written.
+    """
+    contexts = contexts * 2  # the trainer reads repeated prompts once: support/shared_prompt.py
+    whole = sample(replace(policy, stop_ids=[]), contexts, seed=0, max_new_tokens=5)
+    # The same once more, but now the first row ends at its second token, and the others go on without it.
+    cut = sample(replace(policy, stop_ids=[whole[0].response_ids[1]]), contexts, seed=0, max_new_tokens=5)
+    trained, sampled, half = [], [], len(contexts) // 2
+    for samples in (whole, cut, whole[:half]):  # of the last no prompt is repeated
+        trained += logprobs_of(policy, contexts[: len(samples)], [s.response_ids for s in samples])
+        sampled += [s.sampled_logprobs for s in samples]
+    gap = (torch.tensor(sum(trained, [])) - torch.tensor(sum(sampled, []))).abs()
+    exact = all(p.dtype == torch.float32 for p in policy.model.parameters())  # neither bf16 nor 4 bits
+    worst, limit = (gap.max().item(), EXACT) if exact else (gap.mean().item(), ROUNDED)
+    if not worst <= limit:  # nor if it is not a number
+        name = type(policy.model.get_base_model()).__name__
+        raise UserError(
+            f"--model {policy.cfg.model}: sampler and trainer disagree about {name}: the log-probs of the same tokens "
+            f"differ by {worst:.2g}, and rounding allows for {limit:g}. This code does not know how that architecture "
+            "keeps its state, and would train it wrongly"
+        )
+
+
+@torch.no_grad()
+def without_adapter(base: torch.nn.Module) -> list[str]:
+    """Names of the linear layers on which an adapter would do nothing, or break the model."""
+    from transformers.pytorch_utils import Conv1D
+
+    decoder, names, special = base, [], {}
+    if base.config.get_text_config() is not base.config:
+        decoder = base.get_decoder()  # what sees or hears stays as it is: the prompts are text
+    trained = set(decoder.modules())
+    for parent_name, parent in base.named_modules():
+        # A Mamba mixer's fused kernel reads this layer's weights past the layer, and past an adapter on it.
+        is_mamba = hasattr(parent, "conv1d") and hasattr(parent, "D")
+        for name, module in parent.named_children():
+            if not isinstance(module, torch.nn.Linear | Conv1D) or module is base.get_output_embeddings():
+                continue
+            if module not in trained or is_mamba and name == "out_proj":
+                names.append(f"{parent_name}.{name}")
+            elif type(module).__name__ not in ("Linear", "Conv1D", "Linear4bit"):
+                special[module] = f"{parent_name}.{name}"
+    # A linear layer of the model's own kind may return something else, as a router does: see what it returns.
+    plain = set()
+
+    def look(module, inputs, output):
+        if isinstance(output, torch.Tensor):
+            plain.add(module)
+
+    hooks = [module.register_forward_hook(look) for module in special]
+    if special:
+        base(input_ids=torch.tensor([[1, 2, 3, 4]], device=base.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return names + [name for module, name in special.items() if module not in plain]
+
+
+def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
+    """Lines about a peft model some of whose layers have no adapter, or keep their width in spite of --load-in-4bit."""
+    base = model.get_base_model()
+    # Tables of tokens are no layers, and the head stays as it is.
+    tables = [
+        m.weight for m in base.modules() if isinstance(m, torch.nn.Embedding) or m is base.get_output_embeddings()
+    ]
+    tables, adapted = set(map(id, tables)), set()
+    for module in model.modules():
+        if hasattr(module, "lora_A"):  # peft puts some on a parameter, as on Mixtral's router
+            adapted.add(id(module.get_param() if hasattr(module, "parameter_name") else module.base_layer.weight))
+    sizes, bare, wide = {}, set(), set()  # {kind of weight: how many values}; the kinds without adapter, without 4 bits
+    for name, weight in base.named_parameters():
+        if weight.dim() < 2 or "lora_" in name or id(weight) in tables:
+            continue
+        kind = re.sub(r"\.(base_layer|weight|\d+)\b", "", name)  # of a layer, whichever layer it is
+        quantized = getattr(weight, "quant_state", None)
+        sizes[kind] = sizes.get(kind, 0) + (weight.numel() if quantized is None else quantized.shape.numel())
+        if id(weight) not in adapted:
+            bare.add(kind)
+        if quantized is None:
+            wide.add(kind)
+
+    def line(what: str, without: set[str]) -> str:
+        share = 1 - sum(sizes[kind] for kind in without) / sum(sizes.values())
+        largest = sorted(without, key=lambda kind: -sizes[kind])
+        names = ", ".join(largest[:4]) + (f" and {len(largest) - 4} more kinds" if len(largest) > 4 else "")
+        return f"{what} {share:.0%} of the layers' weights, not {names}"
+
+    lines, few = [], 0.05 * sum(sizes.values())
+    if model.peft_config["default"].exclude_modules or sum(sizes[kind] for kind in bare) > few:
+        lines.append(line("the adapter is on", bare))
+    if load_in_4bit and sum(sizes[kind] for kind in wide) > few:
+        lines.append(line("--load-in-4bit holds for", wide))
+    return lines
+
+
+def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable) -> None:
+    """Find the policy's head and compare its sampler with its trainer, or say in one line why this model is refused."""
+    for line in coverage(policy.model, policy.cfg.load_in_4bit):
+        print(line)
+    try:
+        policy.head = find_head(policy.model, contexts[-1])
+        compare_sampler_and_trainer(policy, contexts, sample, logprobs_of)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever this architecture does otherwise, and each does something else
+        name = type(policy.model.get_base_model()).__name__
+        raise UserError(
+            f"--model {policy.cfg.model}: {name} does not work with this code's sampler and trainer "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def silence_libraries() -> None:

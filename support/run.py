@@ -10,9 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -20,33 +18,12 @@ from tqdm import tqdm
 from support import checkpoint, track
 from support.errors import UserError
 from support.pretrained import fingerprint
-from support.settings import Settings
 from support.vital_signs import MAX_BAD_UPDATES, silent_failures
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"
 SHOWN_TOKENS = 500  # of each transcript come with their log-probs; its whole text is there anyway
 MAX_FAMILIES = 24  # a column with more values than that does not sort questions into families
 GROWING_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # a checkpoint holds how long they were
-
-
-@dataclass(frozen=True)
-class RunConfig(Settings):
-    """Where a run is kept, and how it goes on."""
-
-    name: str = ""  # The run's folder below runs/; by default preset-method-seed
-    runs: str = str(RUNS)  # Where runs are kept
-    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """A tracker that gets the lines of metrics.jsonl, too; install it yourself."""
-    resume: bool = False  # go on from the newest checkpoint, to the same end as if the run had never stopped
-    allow_changes: bool = False  # Let a resumed run's settings differ from those it was started with
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
-
-    def recorded(self) -> dict:
-        """What config.json keeps: everything but how the command was given."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("resume", "allow_changes")}
 
 
 def seed_for(cfg, *what: object) -> int:
@@ -62,7 +39,7 @@ class Run:
     to the same end, bit for bit, and samples nothing twice.
     """
 
-    def __init__(self, cfg: RunConfig):
+    def __init__(self, cfg):
         """Look, but touch nothing: no run is written over, nor resumed under other settings without being asked."""
         self.cfg, self.folder, self.started = cfg, cfg.folder, time.time()
         self.earlier_seconds, self.saved, self.updates, self.bad_updates = 0.0, 0, 0, 0
@@ -87,7 +64,7 @@ class Run:
                 print("no checkpoint to go on from: starting at the beginning")
             for name in GROWING_FILES:
                 (self.folder / name).write_text("")
-        self._write("config.json", self.cfg.recorded())
+        self._write("config.json", recorded(self.cfg))
         return state
 
     def _load(self, folder: Path, record: dict, kind: type):
@@ -125,17 +102,25 @@ class Run:
         except OSError as error:
             self.warn(f"checkpoint {self.saved + 1} was not written ({error}); the older ones are as they were")
 
-    def once(self, step: int, kind: type, make: Callable[[], list]) -> list:
-        """The dataclasses `kind` that `make` gives for a step; from a journal if they were made before a stop."""
-        file, settings = self.folder / f"rollouts-{step}.json", json.loads(json.dumps(self.cfg.recorded()))
-        if file.exists():
-            known = json.loads(file.read_text(encoding="utf-8"))
-            if known["settings"] == settings:
-                return [kind(**fields) for fields in known["made"]]
-        made = make()
-        record = {"settings": settings, "made": [dataclasses.asdict(thing) for thing in made]}
-        checkpoint.write_whole(file, json.dumps(record))
-        return made
+    def load_rollouts(self, step: int, kind: type) -> list | None:
+        """The rollouts (dataclasses `kind`) that a killed run had sampled for this step under the same settings, or
+        None."""
+        file = self.folder / f"rollouts-{step}.json"
+        if not file.exists():
+            return None
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["settings"] != self._settings():
+            return None
+        return [kind(**fields) for fields in record["made"]]
+
+    def keep_rollouts(self, step: int, rollouts: list) -> None:
+        """Write the rollouts of a step to disk. The next checkpoint removes them."""
+        record = {"settings": self._settings(), "made": [dataclasses.asdict(rollout) for rollout in rollouts]}
+        checkpoint.write_whole(self.folder / f"rollouts-{step}.json", json.dumps(record))
+
+    def _settings(self) -> dict:
+        """The settings as JSON gives them back: tuples are lists."""
+        return json.loads(json.dumps(recorded(self.cfg)))
 
     def journal(self, name: str) -> Callable:
         """`wrap(name, call)` for calls that are to be answered from a file when they come again; see journaled."""
@@ -192,7 +177,7 @@ class Run:
             rollouts=len(rollouts),
             reward=sum(r.reward for r in rollouts),
             groups=len(groups),
-            zero_advantage=sum(not any(r.teaches for r in group) for group in groups),
+            zero_advantage=sum(not any(r.has_signal for r in group) for group in groups),
             small_contrast=sum(0 < max(r.reward for r in g) - min(r.reward for r in g) < 0.5 for g in groups),
             tokens=sum(len(r.response_ids) for r in rollouts),
             entropy=-sum(sum(r.sampled_logprobs) for r in rollouts),
@@ -209,22 +194,24 @@ class Run:
             line |= {"template": r.template, "response": r.text, "reward": r.reward, "advantage": r.advantage}
             self.shown.append((r, line))
 
-    def look(self, part: list, decode: Callable, score: Callable) -> None:
-        """The tokens of those transcripts that an update is about to train, seen as it sees them.
+    def transcripts_among(self, rollouts: list) -> list:
+        """The rollouts of these that will be transcripts."""
+        return [r for r, _ in self.shown if any(r is other for other in rollouts)]
+
+    def record_tokens(self, rollout, tokenizer, new_logprobs: list[float] | None) -> None:
+        """Add to a rollout's transcript its tokens and log-probs, as an update finds them before it trains them.
 
         Log-probs: sampled_ of the sampler, in the context it saw; old_ of the bare question under the policy that
-        sampled, null where nothing had to score them; new_ likewise under the policy as it is now, after the batch's
-        earlier updates. old - sampled is the log template ratio, new - old the log importance ratio, which is clipped.
+        sampled, None where nothing had to score them; new_ of the bare question under the policy as it is now, after
+        the batch's earlier updates. old - sampled is the log template ratio, new - old the log importance ratio.
         """
-        seen = [(r, line) for r, line in self.shown if any(r is other for other in part)]
-        moved = [r for r, _ in seen if r.teaches and r.old_logprobs is not None]
-        new = iter(score([r.trained_context for r in moved], [r.response_ids for r in moved]))
-        for r, line in seen:
-            values = {"sampled_logprobs": r.sampled_logprobs, "old_logprobs": r.old_logprobs}
-            values |= {"new_logprobs": next(new) if any(r is other for other in moved) else None}
-            values |= {"advantage": r.advantage, "token_weight": r.token_weight}
-            line["tokens"] = decode([[token] for token in r.response_ids[:SHOWN_TOKENS]])
-            line |= {name: rounded(value) if isinstance(value, list) else value for name, value in values.items()}
+        line = next(line for r, line in self.shown if r is rollout)
+        line["tokens"] = tokenizer.batch_decode([[token] for token in rollout.response_ids[:SHOWN_TOKENS]])
+        line["sampled_logprobs"] = rounded(rollout.sampled_logprobs)
+        line["old_logprobs"] = rounded(rollout.old_logprobs)
+        line["new_logprobs"] = rounded(new_logprobs)
+        line["advantage"] = rounded(rollout.advantage)
+        line["token_weight"] = rounded(rollout.token_weight)
 
     def log_update(self, epoch: int, metrics: dict, rollouts: list) -> None:
         """An update's line. Those without a finite gradient are skipped; several in a row end the run."""
@@ -305,7 +292,12 @@ class Run:
         checkpoint.write_whole(self.folder / name, json.dumps(record, indent=1))
 
 
-def check_folder(cfg: RunConfig) -> None:
+def recorded(cfg) -> dict:
+    """The settings that config.json keeps: everything but how the command was given."""
+    return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("resume", "allow_changes")}
+
+
+def check_folder(cfg) -> None:
     file = cfg.folder / "config.json"
     if not file.exists():
         if cfg.resume:
@@ -313,7 +305,7 @@ def check_folder(cfg: RunConfig) -> None:
         return
     if not cfg.resume:
         raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
-    known, present = json.loads(file.read_text()), json.loads(json.dumps(cfg.recorded()))
+    known, present = json.loads(file.read_text()), json.loads(json.dumps(recorded(cfg)))
     changed = [f"{name} ({known.get(name)} -> {value})" for name, value in present.items() if known.get(name) != value]
     if changed and not cfg.allow_changes:
         raise UserError(
@@ -351,8 +343,11 @@ def by_column(columns: list[dict[str, str]], rewards: list[float]) -> dict[str, 
     return {column: values for column, values in found.items() if len(values) <= MAX_FAMILIES}
 
 
-def rounded(values: list[float]) -> list[float]:
-    return [round(value, 4) for value in values[:SHOWN_TOKENS]]
+def rounded(values: list[float] | float | None) -> list[float] | float | None:
+    """A list of a number for each token, rounded and cut to what is shown; a single number or None as it is."""
+    if isinstance(values, list):
+        return [round(value, 4) for value in values[:SHOWN_TOKENS]]
+    return values
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -12,49 +11,51 @@ from pathlib import Path
 from support.errors import UserError
 
 SEAMS = ("select", "evolve", "mine", "reward", "advantage", "keep", "ratio", "loss")
+VARIANTS = Path(__file__).resolve().parent.parent / "variants"
 
 
-def filled(seam: str, cfg, default: Callable | None, **at_hand) -> Callable | None:
-    """The function that stands in a seam: the one that the option `--SEAM` names, or `default`.
+def variant(seam: str, cfg, default: Callable | None, **available) -> Callable | None:
+    """The function that the option `--SEAM` names, or `default` if it names none.
 
-    What comes after `*` in the variant's signature is filled in here, by name: an option (`max_response_tokens`), or
-    something that is at hand where the seam is (`policy`). So a variant asks for what it needs, and no other one does.
+    A variant declares, after `*` in its signature, only the arguments that it needs: options by their name
+    (`max_response_tokens`), or what is `available` where it is called (`policy`). They are filled in here.
 
     >>> from types import SimpleNamespace
-    >>> filled("advantage", SimpleNamespace(advantage=""), max)
+    >>> variant("advantage", SimpleNamespace(advantage=""), default=max)
     <built-in function max>
     """
-    function = find(seam, getattr(cfg, seam), default)
-    if function is default:
+    function = find(seam, getattr(cfg, seam))
+    if function is None:
         return default
-    known = vars(cfg) | at_hand
+    known = vars(cfg) | available
     wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return functools.partial(function, **{name: known[name] for name in wanted if name in known})
 
 
 @functools.cache
-def find(option: str, name: str, default: Callable) -> Callable:
-    """The function that `--option name` means: `default` if the name is empty, one of variants/<option>.py, or one of a
-    file of the user's own.
+def find(seam: str, name: str) -> Callable | None:
+    """The function that `--seam name` means: of a file of the user's own (`my_file.py:name`), or of variants/<seam>.py.
 
-    >>> find("loss", "", max)
-    <built-in function max>
+    >>> find("loss", "") is None, find("loss", "cispo").__name__
+    (True, 'cispo')
     """
     if not name:
-        return default
+        return None
     file, _, function = name.rpartition(":")
     try:
-        if file:
-            spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(f"variants.{option}")
-        return getattr(module, function)
+        return getattr(load_file(Path(file) if file else VARIANTS / f"{seam}.py"), function)
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise UserError(
-            f"--{option} {name}: no such function ({error}); give a name of variants/{option}.py, or my_file.py:mine"
+            f"--{seam} {name}: no such function ({error}); give a name of variants/{seam}.py, or my_file.py:name"
         ) from error
+
+
+def load_file(file: Path):
+    """The module in a Python file, wherever it is."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def needs(**settings) -> Callable[[Callable], Callable]:
@@ -67,11 +68,11 @@ def needs(**settings) -> Callable[[Callable], Callable]:
     return mark
 
 
-def check(cfg) -> None:
+def check_variants(cfg) -> None:
     """Every variant that is named exists, and has beside it what it needs; or UserError, in one line."""
     for seam in SEAMS:
         name = getattr(cfg, seam)
-        for option, value in getattr(find(seam, name, None), "needs", {}).items():
+        for option, value in getattr(find(seam, name), "needs", {}).items():
             if getattr(cfg, option) != value:
                 raise UserError(f"--{seam} {name} needs {as_option(option, value)}")
 

@@ -1,19 +1,23 @@
-"""What all groups of options have in common. Each stands beside the code that it steers, and lists its own rules."""
+"""What all groups of options have in common. Each group stands beside the code that it steers."""
 
 from __future__ import annotations
 
 from support.errors import UserError
 
 
-class Settings:
-    """Base of frozen dataclasses of options. Their `rules()` are {what to say if it does not hold: does it hold?}.
+def require(holds: bool, complaint: str) -> None:
+    """Refuse options that make no sense: UserError with the complaint, which names the option and what it may be."""
+    if not holds:
+        raise UserError(complaint)
 
-    p2o.Config inherits from every group, so it can be handed on whole wherever one of them is asked for. An object
-    that breaks a rule is never made: UserError says in one line which option, and what it may be.
+
+class Settings:
+    """Base of the frozen dataclasses of options.
+
+    p2o.Config inherits from every group, so one object is handed on whole wherever one of them is asked for. A group
+    states its rules in `__post_init__`, and calls `super().__post_init__()`, which reaches the next group. So a Config
+    that breaks a rule is never made.
     """
 
     def __post_init__(self) -> None:
-        for group in type(self).__mro__:
-            for complaint, holds in vars(group).get("rules", lambda _: {})(self).items():
-                if not holds:
-                    raise UserError(complaint)
+        """The end of the chain: nothing is left to require."""

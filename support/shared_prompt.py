@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache
 
+from support.pretrained import body_of
+
 
 def pays(causal_lm: torch.nn.Module, contexts: list[list[int]]) -> bool:
     """Are contexts repeated, and can this model keep their keys and values?
@@ -37,7 +39,7 @@ def hidden_states(
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in place], device=device)
     cache = DynamicCache()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    model = causal_lm.base_model
+    model = body_of(causal_lm)
     read = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     hidden = [read.last_hidden_state[rows, -1:]]  # [B, 1, D]: what predicts the first token
     if length > 1:

@@ -5,23 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-
-from support.settings import Settings
-
-
-@dataclass(frozen=True)
-class TeacherConfig(Settings):
-    teacher_url: str = ""  # base URL of an OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY
-    teacher_model: str = ""  # The model's name there
-    teacher_max_calls: int = 1000  # Limit on calls of one evolution
-    teacher_max_tokens: int = 2_000_000  # Limit on tokens of one evolution, prompts and replies together
 
 
 def teacher(
-    cfg: TeacherConfig, max_tokens: int, temperature: float, timeout: float = 120.0, retries: int = 5
-) -> Callable[[list[str]], list[str]]:
-    """Prompts in, replies out, several at once. The endpoint's key is written nowhere.
+    cfg, max_tokens: int, temperature: float, timeout: float = 120.0, retries: int = 5
+) -> Callable[..., list[str]]:
+    """Prompts in, replies out, several at once. The endpoint's key is written nowhere. cfg: gepa_loop.EvolutionConfig.
 
     Rate limits, server errors and time-outs are tried again `retries` times with growing pauses (by the client). An
     endpoint that stays down, or a limit that is used up, raises, and the search ends with that reason.
@@ -52,7 +41,7 @@ def teacher(
         tokens += reply.usage.total_tokens if reply.usage else 0
         return "" if choice.finish_reason == "length" else text
 
-    def batch(prompts: list[str]) -> list[str]:
+    def batch(prompts: list[str], call_number: int = 0) -> list[str]:
         with ThreadPoolExecutor(8) as pool:
             return list(pool.map(ask, prompts))
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from scale import p2o_trl
+from tools import p2o_trl
 
 torch.set_num_threads(1)
 make_args = p2o_trl.trl_config

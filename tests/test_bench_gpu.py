@@ -1,4 +1,4 @@
-"""bench/gpu.py without a card: it runs where most is missing, and says what it leaves out."""
+"""lab/gpu.py without a card: it runs where most is missing, and says what it leaves out."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from bench import gpu
+from lab import gpu
 
 # A module that is None in sys.modules cannot be imported or found, as if it were not installed.
 RUN = """
@@ -19,8 +19,8 @@ for name in {missing}:
     sys.modules[name] = None
 import grpo
 gc.freeze()
-sys.argv = ["bench/gpu.py", "--smoke", *{arguments}]
-runpy.run_path("bench/gpu.py", run_name="__main__")
+sys.argv = ["lab/gpu.py", "--smoke", *{arguments}]
+runpy.run_path("lab/gpu.py", run_name="__main__")
 """
 BEYOND_BARE = ("tyro", "gepa", "vllm", "bitsandbytes", "trl", "datasets", "math_verify", "pyarrow", "matplotlib")
 
@@ -43,7 +43,7 @@ def test_on_a_bare_machine_it_measures_what_it_can_and_names_what_is_missing(tmp
 
 def test_where_bitsandbytes_is_there_it_measures_four_bits(tmp_path, monkeypatch):
     out = tmp_path / "gpu.json"
-    monkeypatch.setattr(sys, "argv", ["bench/gpu.py", "--smoke", "--only", "gradient", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["lab/gpu.py", "--smoke", "--only", "gradient", "--out", str(out)])
     assert gpu.main() == 0
     found = json.loads(out.read_text())
     assert found["gradient"]["nf4"] and found["gradient"]["verdict"] == "good"

@@ -12,19 +12,7 @@ from variants import example
 
 sys.path.insert(0, str(ROOT / "assignment"))  # its files import each other by name
 
-FOLDERS = (
-    ".",
-    "support",
-    "tools",
-    "tiny",
-    "variants",
-    "variants/rivals",
-    "studies",
-    "bench",
-    "assignment",
-    "notebooks",
-    "tests",
-)
+FOLDERS = (".", "support", "tools", "tiny", "variants", "lab/studies", "lab", "assignment", "notebooks", "tests")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py")) if file.name != "test_examples.py"]
 SOURCES = [file for file in FILES if ">>> " in file.read_text(encoding="utf-8")]
 TEXTS = ("README.md", "assignment/HANDOUT.md")

@@ -2,20 +2,24 @@
 allocation), and against a count of the tensors of the real ones."""
 
 import dataclasses
+import subprocess
+import sys
 import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from test_real_models import load, make_model
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, Qwen3Config, masking_utils
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM, masking_utils
 
 import grpo
 import p2o
+from lab import scale_costs
 from support import pretrained
 from tools import fit
 
@@ -180,3 +184,43 @@ def test_hours_count_the_responses_of_a_run():
         assert twice[part] == pytest.approx(2 * once[part])
     # 12,000 responses, half of the groups taught, of 2,248 tokens; 6 operations for each of 4.02e9 weights
     assert once["update"] == pytest.approx(6 * 4.02e9 * 6000 * 2248 / (165e12 * 0.35) / 3600, rel=0.01)
+
+
+# ----------------------------------------------------- lab/scale_costs.py: the arithmetic of docs/scale.md, many GPUs
+
+
+def test_the_page_on_scale_shows_what_the_script_prints():
+    printed = subprocess.run(
+        [sys.executable, "lab/scale_costs.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.count("\n") > 10
+    assert f"```\n{printed}```" in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
+def test_more_gpus_shorten_what_is_divided_and_not_the_longest_response():
+    costs = scale_costs.Costs()
+    one, eight, many = (scale_costs.hours(costs, gpus) for gpus in (1, 8, 10**6))
+    assert eight["training"] == pytest.approx(one["training"] / 8)
+    assert eight["sampling"] > one["sampling"] / 8
+    alone = costs.batches * costs.longest_response * scale_costs.decoding(costs, 1) / 3600
+    assert many["sampling"] == pytest.approx(alone)
+
+
+def test_the_caches_that_do_not_fit_wait_for_their_turn():
+    costs = scale_costs.Costs()
+    small = dataclasses.replace(costs, memory_for_cache=costs.memory_for_cache / 4)
+    assert scale_costs.sampling(small, 768, 1) > scale_costs.sampling(costs, 768, 1)
+
+
+def test_the_sizes_are_those_of_the_model():
+    """Qwen3-4B's shapes, without its weights."""
+    config = Qwen3Config(
+        hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=128, vocab_size=151936, tie_word_embeddings=True,
+    )  # fmt: skip
+    costs, lora = scale_costs.Costs(), LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(config)
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(costs.parameters, rel=0.01)
+        model = get_peft_model(model, lora)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == costs.adapter

@@ -5,9 +5,9 @@
 A change of behaviour shows here, wherever it was made; an intended one is a change of that file in the same commit.
 
 Nothing is left out of the comparison. What differs between machines are the last bits of sums, for processors add in
-another order: about 1e-6 of a log-prob (with `ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE` a fiftieth of the
-tolerance at most). `mismatch` and `mismatch_max` are nothing but such bits, zero to 1e-4 on every machine. Seconds
-stand in summary.json only.
+another order: about 1e-6 of a log-prob. Under `ATEN_CPU_CAPABILITY` (default, avx2) and `MKL_CBWR` (COMPATIBLE, AVX2,
+AVX512) the metrics are within a thirtieth of the tolerance. `mismatch` and `mismatch_max` are nothing but such bits,
+zero to 1e-4 on every machine. Seconds stand in summary.json only.
 """
 
 import contextlib
@@ -49,6 +49,9 @@ def golden_run(folder: Path) -> tuple[list[dict], str]:
         "ratio_min": 0.5,
         "clip_low": 0.1,
     }
+    # A number that falls next to the border between two tokens draws the one here and the other there. Of the 2,690
+    # numbers under seed 0 one comes within 2e-7, which is what sums of float32 differ by; of seed 2's none within 1e-5.
+    lively["seed"] = 2
     cfg = p2o.Config(runs=str(folder), name="golden", **data, **sizes, **lively)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         p2o.train(cfg)
@@ -84,12 +87,40 @@ def same(a, b):
     return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) if numbers else a == b
 
 
+ROUNDED = re.compile(r"\d+\.\d+|\d+(?=%)")
+
+
+def same_text(line, known):
+    """Word for word and count for count. A rounded number may be one more or less in its last digit: where it lies
+    between two, the last bits of a sum decide. metrics.jsonl holds its value.
+
+    >>> same_text("reward 0.34 | masked 13% | hard set 7", "reward 0.33 | masked 14% | hard set 7")
+    True
+    >>> same_text("reward 0.35", "reward 0.33"), same_text("hard set 8", "hard set 7"), same_text("0.3", "0.33")
+    (False, False, False)
+    """
+    if ROUNDED.sub("number", line) != ROUNDED.sub("number", known):
+        return False
+    pairs = zip(ROUNDED.findall(line), ROUNDED.findall(known), strict=True)
+    return all(same_when_rounded(*pair) for pair in pairs)
+
+
+def same_when_rounded(one, other):
+    decimals = len(one.partition(".")[2])
+    if decimals != len(other.partition(".")[2]):
+        return False
+    return abs(float(one) - float(other)) < 1.5 * 10**-decimals
+
+
 def test_two_epochs_are_what_they_were(tmp_path):
     (found, said), stored = golden_run(tmp_path), lines_of(GOLDEN)
     for number, (line, known) in enumerate(zip(found, stored, strict=False), start=1):
         assert not differing(line, known), f"line {number} of metrics.jsonl: (found, stored)"
     assert len(found) == len(stored)
-    assert said == SAID.read_text()
+    printed, known_lines = said.splitlines(), SAID.read_text().splitlines()
+    for line, known in zip(printed, known_lines, strict=False):
+        assert same_text(line, known), f"printed {line!r}, stored {known!r}"
+    assert len(printed) == len(known_lines)
 
 
 def test_the_golden_run_shows_what_the_loop_is_for():

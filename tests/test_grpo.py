@@ -137,9 +137,9 @@ def test_micro_batches_hold_every_sequence_once_within_the_limit_longest_first(l
 
 def test_the_learning_rate_warms_up_and_stays():
     cfg = grpo.UpdateConfig(learning_rate=2.0, warmup=0.1)
-    assert grpo.warmed_up(0.05, cfg) == pytest.approx(1.0)
-    assert grpo.warmed_up(0.1, cfg) == grpo.warmed_up(1.0, cfg) == 2.0
-    assert grpo.warmed_up(0.01, dataclasses.replace(cfg, warmup=0.0)) == 2.0
+    assert grpo.learning_rate_at(0.05, cfg) == pytest.approx(1.0)
+    assert grpo.learning_rate_at(0.1, cfg) == grpo.learning_rate_at(1.0, cfg) == 2.0
+    assert grpo.learning_rate_at(0.01, dataclasses.replace(cfg, warmup=0.0)) == 2.0
 
 
 # ---------------------------------------------------------------------------------- sampling and log-probs, for real
@@ -213,7 +213,9 @@ def test_greedy_takes_the_likeliest_token(tiny_policy):
     for context, sample in zip(contexts, samples, strict=True):
         with torch.no_grad():
             logits = tiny_policy.model(torch.tensor([context + sample.response_ids])).logits[0]
-        assert logits[len(context) - 1 : -1].argmax(-1).tolist() == sample.response_ids
+        logits = logits[len(context) - 1 : -1]
+        chosen = logits.gather(1, TENSOR(sample.response_ids)[:, None]).squeeze(1)
+        assert (chosen >= logits.amax(dim=1) - 1e-4).all()  # this batch is another one, and may break a tie otherwise
 
 
 def test_a_response_that_runs_out_of_tokens_is_marked(tiny_policy):
@@ -264,6 +266,18 @@ def rollouts_of(policy, template="", distill=True, advantages=(1.0, -0.5, -0.5))
     ]  # fmt: skip
 
 
+def assert_same_gradient(policy, found, expected, tolerance=2e-4):
+    """Equal parameter by parameter, the difference measured by its norm.
+
+    Not entry by entry: an entry is a sum, and rounding leaves it the digits of its largest term, so a small entry among
+    large ones has hardly any, and other ones on every processor. Processors differ by 2e-5 here at most.
+    """
+    sizes = [p.numel() for p in policy.trainable]
+    for number, (one, other) in enumerate(zip(found.split(sizes), expected.split(sizes), strict=True)):
+        gap = (one - other).norm().item()
+        assert gap <= tolerance * other.norm().item(), f"parameter {number}: {gap} of {other.norm().item()}"
+
+
 def gradient_of(policy, rollouts, **settings):
     spy = GradientSpy(policy)
     grpo.update_policy(policy, spy, rollouts, grpo.UpdateConfig(max_grad_norm=1e9, **settings))
@@ -285,10 +299,10 @@ def test_the_distilled_gradient_is_that_of_the_bare_context(fresh_policy):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     bare, templated = by_hand([r.trained_context for r in rollouts]), by_hand([r.sampled_context for r in rollouts])
-    torch.testing.assert_close(gradient, bare, atol=1e-5, rtol=1e-3)
+    assert_same_gradient(policy, gradient, bare)
     assert (gradient - templated).norm() > 0.1 * gradient.norm()
     undistilled = rollouts_of(policy, template, distill=False)
-    torch.testing.assert_close(gradient_of(policy, undistilled), templated, atol=1e-5, rtol=1e-3)
+    assert_same_gradient(policy, gradient_of(policy, undistilled), templated)
 
 
 @pytest.mark.parametrize("aggregation", get_args(grpo.Aggregation))
@@ -299,7 +313,7 @@ def test_micro_batches_accumulate_to_the_gradient_of_one_batch(fresh_policy, agg
     whole = gradient_of(fresh_policy, rollouts, aggregation=aggregation, kl_coef=kl_coef)
     fresh_policy.cfg = dataclasses.replace(fresh_policy.cfg, micro_batch_tokens=1)  # every sequence alone
     parts = gradient_of(fresh_policy, rollouts, aggregation=aggregation, kl_coef=kl_coef)
-    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-3)
+    assert_same_gradient(fresh_policy, parts, whole)
 
 
 @pytest.mark.parametrize("aggregation", get_args(grpo.Aggregation))
@@ -308,7 +322,7 @@ def test_rollouts_without_advantage_are_left_out_of_the_passes_and_not_of_the_de
     rollouts = rollouts_of(fresh_policy, advantages=(1.0, 0.0, -0.5))
     left_out = gradient_of(fresh_policy, rollouts, aggregation=aggregation)
     kept = gradient_of(fresh_policy, rollouts, aggregation=aggregation, kl_coef=1e-12)
-    torch.testing.assert_close(left_out, kept, atol=1e-6, rtol=1e-3)
+    assert_same_gradient(fresh_policy, left_out, kept)
 
 
 def test_a_batch_without_any_advantage_takes_no_step(fresh_policy):
@@ -323,10 +337,10 @@ def test_an_advantage_may_be_given_for_each_token(fresh_policy):
     whole = gradient_of(fresh_policy, rollouts)
     for r in rollouts:
         r.advantage = [r.advantage] * len(r.response_ids)
-    torch.testing.assert_close(gradient_of(fresh_policy, rollouts), whole)
+    assert_same_gradient(fresh_policy, gradient_of(fresh_policy, rollouts), whole)
     for r in rollouts:
         r.advantage = [r.advantage[0]] + [0.0] * (len(r.response_ids) - 1)
-    assert all(r.teaches for r in rollouts)
+    assert all(r.has_signal for r in rollouts)
     first = gradient_of(fresh_policy, rollouts)
     assert 0 < first.norm() and (first - whole).norm() > 0.1 * whole.norm()
 
@@ -338,7 +352,7 @@ def test_dr_grpos_constant_does_not_depend_on_the_responses(fresh_policy):
     mean = gradient_of(fresh_policy, rollouts)
     tokens = sum(len(r.response_ids) for r in rollouts)
     constant = gradient_of(fresh_policy, rollouts, aggregation="seq-mean-token-sum-norm")
-    torch.testing.assert_close(constant * limit, mean * tokens, atol=1e-4, rtol=1e-3)
+    assert_same_gradient(fresh_policy, constant * limit, mean * tokens)
 
 
 # ------------------------------------------------------------------------------------------- log pi_old, where from
@@ -350,7 +364,7 @@ def test_the_first_update_takes_its_own_log_probs_for_the_old_ones(fresh_policy)
     scored = gradient_of(fresh_policy, rollouts)
     for r in rollouts:
         r.old_logprobs = None
-    torch.testing.assert_close(gradient_of(fresh_policy, rollouts), scored, atol=1e-6, rtol=1e-3)
+    assert_same_gradient(fresh_policy, gradient_of(fresh_policy, rollouts), scored)
 
 
 def test_only_what_needs_it_is_scored(fresh_policy, monkeypatch):
@@ -365,8 +379,10 @@ def test_only_what_needs_it_is_scored(fresh_policy, monkeypatch):
     assert asked == [len(templated)]
     assert all(r.old_logprobs is None and r.token_weight == 1.0 for r in bare + idle)
     assert all(r.old_logprobs == r.sampled_logprobs and r.token_weight == 1.0 for r in later)
-    for r in templated:
-        assert r.old_logprobs == real(fresh_policy, [r.trained_context], [r.response_ids])[0]
+    # As one batch here, too: a sequence in another batch has other last bits.
+    scored = real(fresh_policy, [r.trained_context for r in templated], [r.response_ids for r in templated])
+    for r, logprobs in zip(templated, scored, strict=True):
+        assert r.old_logprobs == logprobs
         both = TENSOR(r.old_logprobs), TENSOR(r.sampled_logprobs)
         assert r.token_weight == grpo.template_ratio_weight(*both).tolist()
 
@@ -393,7 +409,7 @@ def test_a_masked_token_gives_no_gradient_but_counts_in_the_mean(fresh_policy):
     full = gradient_of(fresh_policy, rollouts)
     for rollout in rollouts:
         rollout.token_weight = 0.5
-    torch.testing.assert_close(gradient_of(fresh_policy, rollouts), 0.5 * full, atol=1e-6, rtol=1e-3)
+    assert_same_gradient(fresh_policy, gradient_of(fresh_policy, rollouts), 0.5 * full)
     for rollout in rollouts:
         rollout.token_weight = [0.0] * len(rollout.response_ids)
     assert not gradient_of(fresh_policy, rollouts).any()
@@ -422,4 +438,4 @@ def test_gradient_checkpointing_changes_no_gradient():
     for policy in (plain, checkpointed):
         noise_adapter(policy)
     rollouts = rollouts_of(plain)
-    torch.testing.assert_close(gradient_of(checkpointed, rollouts), gradient_of(plain, rollouts), atol=1e-6, rtol=1e-3)
+    assert_same_gradient(plain, gradient_of(checkpointed, rollouts), gradient_of(plain, rollouts))

@@ -15,14 +15,13 @@ import grpo
 import p2o
 import verify
 from p2o import Config
-from support import cli
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
 from support.messages import as_messages, as_template
 from support.run import MAX_FAMILIES, Run, by_column
-from support.seams import filled
+from support.seams import variant
 from tiny.problems import FAMILIES
-from tools import report
+from tools import cli, fit, report
 from variants.example import advantaged, asked, rewarded
 
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
@@ -124,14 +123,14 @@ def test_every_question_comes_once_an_epoch_in_a_new_order(questions):
 
 def test_the_history_keeps_bare_and_templated_success_apart():
     state = p2o.State()
-    p2o.remember(state, [rollout("a", 1.0), rollout("a", 0.0), rollout("b", 1.0, template="z")])
-    p2o.remember(state, [rollout("a", 0.0, template="z"), rollout("a", 1.0)])
+    p2o.remember_success_rates(state, [rollout("a", 1.0), rollout("a", 0.0), rollout("b", 1.0, template="z")])
+    p2o.remember_success_rates(state, [rollout("a", 0.0, template="z"), rollout("a", 1.0)])
     assert state.history == {"a": [0.5, 1.0]} and state.templated == {"b": [1.0], "a": [0.0]}
 
 
 def test_updates_hold_whole_groups_and_the_last_one_what_is_left():
     rollouts = [rollout(name, 0.0) for name in "aabbbcddee"]
-    updates = p2o.in_updates(rollouts, Config(questions_per_update=2, questions_per_batch=2))
+    updates = p2o.split_into_updates(rollouts, Config(questions_per_update=2, questions_per_batch=2))
     assert [[r.question_id for r in part] for part in updates] == [list("aabbb"), list("cdd"), list("ee")]
 
 
@@ -142,7 +141,7 @@ def test_a_templated_group_is_sampled_templated_and_trained_bare(small, tiny_pol
     templated = grpo.chat_ids(tiny_policy, gepa_loop.apply_template(ALL_HINTS, questions[0].text))
     assert [r.sampled_context for r in rollouts[:6]] == [templated] * 5 + [bare]
     assert all(r.trained_context == bare for r in rollouts[:6])
-    assert [r.distilled for r in rollouts] == [True] * 5 + [False] * 7
+    assert [r.is_distilled for r in rollouts] == [True] * 5 + [False] * 7
     references = {q.id: q.reference for q in questions}
     for r in rollouts:
         assert r.reward == verify.grade(r.text, references[r.question_id]).reward
@@ -154,7 +153,7 @@ def test_a_templated_group_is_sampled_templated_and_trained_bare(small, tiny_pol
 def test_without_distillation_the_sampled_context_is_trained(small, tiny_policy, questions):
     cfg = dataclasses.replace(small, distill=False)
     rollouts = p2o.sample_groups(tiny_policy, questions[:1], {questions[0].id: [ALL_HINTS] * 6}, cfg, seed=0)
-    assert all(r.trained_context == r.sampled_context and not r.distilled for r in rollouts)
+    assert all(r.trained_context == r.sampled_context and not r.is_distilled for r in rollouts)
 
 
 def test_the_ratio_mask_weighs_distilled_rollouts_only(small, tiny_policy, questions):
@@ -209,7 +208,7 @@ def test_a_system_part_is_sampled_as_a_system_message_and_trained_bare(small, ti
 
 
 def test_both_components_evolve_on_the_real_model(small, run, tiny_policy, questions):
-    options = {"gepa_system": True, "gepa_merge": True, "gepa_front": "hybrid", "gepa_budget": "200"}
+    options = {"gepa_system": True, "gepa_front": "hybrid", "gepa_budget": "200"}
     assignment = p2o.evolve_templates(tiny_policy, questions, dataclasses.replace(small, **options), 1, run)
     record = json.loads((run.folder / "templates" / "epoch-1.json").read_text())
     messages = [as_messages(gepa_loop.apply_template(z, "?")) for z in record["candidates"]]
@@ -271,7 +270,7 @@ def test_settings_of_the_loss_reach_it(monkeypatch, fresh_policy):
     trained = rollout("a", 1.0, advantage=1.0, sampled_context=context, trained_context=context)
     grpo.update_policy(fresh_policy, torch.optim.SGD(fresh_policy.trainable, lr=0.0), [trained], Config(**settings))
     assert {name: seen[name] for name in settings} == settings
-    assert seen["whole"] == (1, 1, 40)
+    assert seen["update_size"] == (1, 1, 40)
 
 
 def test_mean_only_advantages_are_not_scaled(small, tiny_policy, questions):
@@ -291,7 +290,7 @@ def test_mean_only_advantages_are_not_scaled(small, tiny_policy, questions):
 
 def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
     (tmp_path / "own.py").write_text("def keep(group, policy='its own', *, seed):\n    return group, policy, seed\n")
-    keep = filled("keep", Config(keep=f"{tmp_path / 'own.py'}:keep", seed=5), None, policy="the run's", other=1)
+    keep = variant("keep", Config(keep=f"{tmp_path / 'own.py'}:keep", seed=5), None, policy="the run's", other=1)
     assert keep("g") == ("g", "its own", 5)
 
 
@@ -471,11 +470,10 @@ def refused(capsys, *argv):
         (["--vllm-memory", "1.5"], "--vllm-memory 1.5"),
         (["--questions-per-update", "64"], "--questions-per-update 64"),
         (["--gepa-budget", "huge"], "heavy_4"),
-        (["--gepa-merge"], "--gepa-merge: it needs --gepa-system"),
         (["--gepa-tokens", "-1"], "--gepa-tokens -1"),
-        (["--soft-clip", "--no-ratio-mask"], "soft clip is a kind of ratio mask"),
+        (["--soft-clip", "--no-ratio-mask"], "soft clip is a ratio mask"),
         (["--clip-low", "1.5"], "clip-low"),
-        (["--soft-clip", "--no-distill"], "every ratio is 1"),
+        (["--soft-clip", "--no-distill"], "every template ratio is 1"),
         (["--reflection", "teacher"], "--teacher-url"),
         (["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m"], "need each other"),
         (["--teacher-url", "http://127.0.0.1:1/v1"], "need each other"),
@@ -533,24 +531,25 @@ def test_a_model_folder_without_a_config_is_refused(tmp_path, capsys):
 
 def test_the_command_line_trains_between_a_forecast_and_a_report_or_calls_a_tool(monkeypatch, tmp_path):
     said = []
-
-    def tool(name):
-        def call(function):
-            return lambda given: said.append((name, function, given))
-
-        return SimpleNamespace(main=call("main"), foretell=call("foretell"))
-
-    monkeypatch.setattr(cli, "tool", tool)
+    monkeypatch.setattr(cli, "run_tool", lambda name, argv: said.append((name, argv)))
+    monkeypatch.setattr(fit, "foretell", lambda cfg: said.append(("forecast", cfg.name)))
+    monkeypatch.setattr(p2o, "train", lambda cfg: said.append(("trained", cfg.name)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    cfg = Config(runs=str(tmp_path), name="run")
-    cli.command(["--seed", "3"], lambda argv: said.append(argv) or cfg, lambda cfg: said.append("trained"))
-    folder = str(tmp_path / "run")
-    assert said == [["--seed", "3"], ("fit", "foretell", cfg), "trained", ("report", "main", [folder])]
-    cli.command(["eval", "--samples", "4"], pytest.fail, pytest.fail)
-    assert said[-1] == ("evaluate", "main", ["--samples", "4"])
+    argv = ["--runs", str(tmp_path), "--name", "run"]
+    assert p2o.main(argv) == 0
+    assert said == [("forecast", "run"), ("trained", "run"), ("report", [str(tmp_path / "run")])]
+    assert p2o.main(["eval", "--samples", "4"]) == 0
+    assert said[3:] == [("eval", ["--samples", "4"])]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cli.command([], lambda argv: cfg, lambda cfg: None)
-    assert said[-1][0] == "report" and said[-2] == ("evaluate", "main", ["--samples", "4"]), "no card, no forecast"
+    p2o.main(argv)
+    assert said[4:] == [("trained", "run"), ("report", [str(tmp_path / "run")])], "no card, no forecast"
+
+
+@pytest.mark.parametrize("name", cli.TOOLS)
+def test_every_tool_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        p2o.main([name, "--help"])
+    assert stop.value.code == 0 and "--" in capsys.readouterr().out
 
 
 def test_help_explains_every_option(capsys):
@@ -566,9 +565,9 @@ def test_a_stopped_run_and_a_mistake_have_codes_and_lines_of_their_own(capsys):
     def work(error):
         raise error
 
-    assert exit_code_of(lambda: work(KeyboardInterrupt())) == 130
+    assert exit_code_of(work, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "p2o: stopped; the same command with --resume goes on with the run\n"
-    assert exit_code_of(lambda: work(UserError("no questions in x.jsonl"))) == 2
+    assert exit_code_of(work, UserError("no questions in x.jsonl")) == 2
     assert capsys.readouterr().err == "p2o: no questions in x.jsonl\n"
 
 

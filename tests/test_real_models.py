@@ -22,10 +22,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
-    """A random model with tokenizer, saved like one from the hub; its generation config samples with top-k."""
-    from transformers import AutoModelForCausalLM
-
+def make_tokenizer(chat_template=CHAT_TEMPLATE):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -38,6 +35,13 @@ def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = chat_template
+    return fast
+
+
+def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
+    """A random model with tokenizer, saved like one from the hub; its generation config samples with top-k."""
+    from transformers import AutoModelForCausalLM
+
     shape = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "eos_token_id": 2}
     torch.manual_seed(0)
@@ -45,7 +49,7 @@ def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
     model = AutoModelForCausalLM.from_config(CONFIGS[family](**(shape | extra | sizes)))
     model.generation_config.update(eos_token_id=[2, 0], do_sample=True, top_k=1, repetition_penalty=9.0)
     model.save_pretrained(folder)
-    fast.save_pretrained(folder)
+    make_tokenizer(chat_template).save_pretrained(folder)
     return str(folder)
 
 
@@ -94,6 +98,11 @@ def gradients(policy, seed=0):
     return found
 
 
+def same_gradients(found, expected):
+    """Each parameter's, by the norm of the difference: single entries may have no digits but rounding's."""
+    return all((found[name] - expected[name]).norm() <= 1e-5 * expected[name].norm() for name in expected)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_four_bits_load_sample_train_save_reload_generate(family, tmp_path):
     model = make_model(tmp_path / "base", family)
@@ -131,7 +140,7 @@ def test_sampling_first_does_not_change_the_gradients_in_four_bits(qwen3):
     fresh, used = load(qwen3, load_in_4bit=True), load(qwen3, load_in_4bit=True)
     grpo.sample(used, [[5, 6, 7]], seed=0)
     before, after = gradients(fresh), gradients(used)
-    assert all(torch.allclose(before[n], after[n], atol=1e-6) for n in before)
+    assert same_gradients(after, before)
     assert all(g.norm() > 0 for g in before.values())
 
 
@@ -200,7 +209,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(qwen3, four_bit)
         return sum(sizes)
 
     a, b = gradients(plain), gradients(frugal)
-    assert all(torch.allclose(a[n], b[n], atol=1e-6) for n in a)
+    assert same_gradients(b, a)
     assert saved(frugal) < saved(plain) / 4
 
 
@@ -215,9 +224,10 @@ def test_a_card_takes_the_whole_model_in_its_16_bits(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
     with pytest.raises(LookupError):
-        pretrained.load_base("some/model", None, load_in_4bit=False)
+        pretrained.load_base("some/model", None, None, load_in_4bit=False)
     assert asked == {
-        "model": "some/model", "device_map": {"": 0}, "dtype": torch.bfloat16, "quantization_config": None
+        "model": "some/model", "config": None, "device_map": {"": 0}, "dtype": torch.bfloat16,
+        "quantization_config": None, "output_loading_info": True,
     }  # fmt: skip
 
 
@@ -240,9 +250,7 @@ def test_a_large_vocabulary_is_never_held_for_all_tokens(tmp_path, monkeypatch):
     chunked.sum().backward()
     assert rows == [8] * 30  # 15 chunks forward, and again backward
     assert max(size for size in kept if size != head.weight.numel()) < 8 * 20_000
-    for name, parameter in policy.model.named_parameters():
-        if parameter.requires_grad:
-            assert torch.allclose(parameter.grad, expected[name], atol=1e-4)
+    assert same_gradients({name: p.grad for name, p in policy.model.named_parameters() if p.requires_grad}, expected)
 
 
 def test_no_pass_is_larger_than_the_token_limit_and_the_largest_comes_first(qwen3):

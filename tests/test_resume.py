@@ -9,13 +9,14 @@ import signal
 
 import pytest
 import torch
-from test_grpo import gradient_of, rollouts_of
+from test_grpo import assert_same_gradient, gradient_of, rollouts_of
 
 import grpo
 import p2o
-from bench import chaos, gpu
+from lab import chaos, gpu
 from support import checkpoint, vital_signs
 from support.errors import UserError
+from tools import cli
 
 # --------------------------------------------------------------------------------------------- checkpoint and journal
 
@@ -128,7 +129,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
 
 
 def test_the_card_s_check_kills_and_resumes_a_run(tmp_path):
-    """bench/gpu.py's seventh measurement; it stands here since it forks the same prepared process as the others."""
+    """lab/gpu.py's seventh measurement; it stands here since it forks the same prepared process as the others."""
     setup = gpu.Setup(shape=None, folder=tmp_path / "model", response_tokens=16, sequence=64, smoke=True)
     found, good = gpu.tiny_world(setup)
     assert good and found["killed"] and set(found["accuracy"]) == {"hard", "ood"}
@@ -159,7 +160,7 @@ def test_rollouts_are_not_sampled_again_after_a_stop(cfg, monkeypatch, capsys):
 
 @pytest.fixture
 def cfg(tmp_path):
-    return p2o.parse_config([*chaos.small_run(tmp_path), "--name", "run", "--epochs", "1"])
+    return cli.parse_config([*chaos.small_run(tmp_path), "--name", "run", "--epochs", "1"])
 
 
 def test_other_settings_are_refused_by_name_unless_allowed(cfg):
@@ -272,7 +273,7 @@ def test_an_update_that_ran_out_of_memory_halfway_has_the_gradient_of_a_whole_on
 
     rollouts *= 2
     monkeypatch.setattr(grpo, "policy_loss", crowded)
-    torch.testing.assert_close(gradient_of(fresh_policy, rollouts), whole, atol=1e-6, rtol=1e-3)
+    assert_same_gradient(fresh_policy, gradient_of(fresh_policy, rollouts), whole)
 
 
 def test_a_batch_that_never_fits_ends_with_one_line(cfg, monkeypatch):
@@ -296,5 +297,11 @@ def test_a_response_of_special_tokens_only_is_graded_wrong_and_trains(cfg, monke
     def empty(policy, contexts, *_):
         return [(list(response), [-1.0] * len(response), False) for _ in contexts]
 
-    monkeypatch.setattr(grpo, "_decode", empty)
+    def load_then_replace(*args, **how):
+        policy = load_policy(*args, **how)  # which refuses a sampler that makes up its log-probs
+        monkeypatch.setattr(grpo, "_decode", empty)
+        return policy
+
+    load_policy = grpo.load_policy
+    monkeypatch.setattr(grpo, "load_policy", load_then_replace)
     assert p2o.train(cfg)["accuracy"] == {"held": 0.0}

@@ -1,4 +1,4 @@
-"""scale/p2o_trl.py against grpo.py, and with several processes. Run by `make test-scale` (needs trl)."""
+"""tools/p2o_trl.py against grpo.py, and with several processes. Run by `make test-scale` (needs trl)."""
 
 import inspect
 import json
@@ -19,7 +19,7 @@ import verify
 from support.errors import UserError
 
 pytest.importorskip("trl", reason="trl is not installed: make test-scale")
-from scale import p2o_trl  # noqa: E402
+from tools import p2o_trl  # noqa: E402
 
 TEMPLATE = "Keep a running total. Move the hand step by step. Double and add for every bit."
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # on a free port
@@ -152,7 +152,7 @@ def ranks(launcher):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc: Linux")
 def test_a_killed_process_ends_all_and_the_run_goes_on_from_its_checkpoint(tmp_path):
     """kill -9 of the second process in epoch 4; then --resume, to the accuracy of a run that was left alone."""
-    command = [*TORCHRUN, "-m", "scale.p2o_trl", "--runs", str(tmp_path), "--name", "two"]
+    command = [*TORCHRUN, "-m", "tools.p2o_trl", "--runs", str(tmp_path), "--name", "two"]
     log, metrics = tmp_path / "log", tmp_path / "two" / "metrics.jsonl"
     with log.open("w") as output:
         launcher = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
@@ -280,7 +280,7 @@ def test_launches_that_would_fail_late_are_refused(environment, said, monkeypatc
 
 
 def test_accelerate_launch_on_cpus_starts_one_process_and_is_refused(tmp_path):
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "scale.p2o_trl"]
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "tools.p2o_trl"]
     done = subprocess.run(
         [sys.executable, "-m", *launch, "--runs", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )

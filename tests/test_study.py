@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
-from tools import compare, figures, studies, study
+from tools import cli, compare, figures, studies, study
 
 # ----------------------------------------------------------------------------------------------------- one small study
 
@@ -147,10 +147,10 @@ def test_a_bad_study_gets_one_line(text, options, complaint, tmp_path, capsys):
 
 
 def test_the_shipped_studies_name_only_real_options():
-    for file in (ROOT / "studies").glob("*.toml"):
+    for file in (ROOT / "lab" / "studies").glob("*.toml"):
         for options in study.read_study(file).variants.values():
             ours = {k: v for k, v in options.items() if k not in ("model", "sample_bare")}  # the latter: a rival's diff
-            p2o.parse_config(study.as_arguments(ours))
+            cli.parse_config(study.as_arguments(ours))
 
 
 # ----------------------------------------------------------------------------------------------------------- the queue

@@ -16,7 +16,8 @@ import pytest
 from conftest import ROOT
 
 import gepa_loop
-from support.teacher import TeacherConfig, teacher
+from gepa_loop import EvolutionConfig
+from support.teacher import teacher
 
 RECORD = gepa_loop.reflection_record(
     "Add these digits: 4, 7, 9, 9, 8.", "4. \\boxed{4}", "The answer 4 is wrong. The right answer is 37."
@@ -52,7 +53,7 @@ def server():
 
 
 def teacher_of(url, model, max_calls=100, max_total_tokens=10**6, max_tokens=60, **how):
-    cfg = TeacherConfig(
+    cfg = EvolutionConfig(
         teacher_url=url, teacher_model=model, teacher_max_calls=max_calls, teacher_max_tokens=max_total_tokens
     )
     return teacher(cfg, max_tokens, temperature=1.0, **({"retries": 0} | how))

@@ -19,17 +19,16 @@ import gepa_loop
 import grpo
 import p2o
 import verify
+from lab.studies import make_worlds
 from p2o import Config
-from studies import make_worlds
 from support.data import Question, load_questions
 from support.errors import UserError
-from support.seams import SEAMS, check, filled
+from support.seams import SEAMS, check_variants, variant
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
 from tools import study
-from variants import advantage, evolve, gps, keep, loss, ratio, select, table
+from variants import advantage, evolve, given, gps, keep, loss, ratio, select, table
 from variants.example import advantaged, asked, rewarded
-from variants.rivals import given
 
 TRL = json.loads((ROOT / "tests" / "data" / "trl_losses.json").read_text())
 NAMES = {
@@ -56,7 +55,7 @@ def ours(name, **settings):
     value, _ = grpo.policy_loss(
         logprobs, old, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip,
         aggregation=cfg.aggregation, whole=(4, int(mask.sum()), 10),
-        ratio=filled("ratio", cfg, grpo.importance_ratio), loss=filled("loss", cfg, grpo.surrogate),
+        ratio=variant("ratio", cfg, grpo.importance_ratio), loss=variant("loss", cfg, grpo.surrogate),
     )  # fmt: skip
     value.backward()
     return value.item(), logprobs.grad
@@ -488,7 +487,7 @@ def test_a_selection_by_history_resumes_to_the_same_run(small, name, monkeypatch
 )
 def test_a_variant_is_refused_in_one_line_without_what_it_needs(settings, complaint):
     with pytest.raises(UserError, match=complaint):
-        check(Config(**settings))
+        check_variants(Config(**settings))
 
 
 def test_every_seam_has_a_file():
@@ -506,13 +505,13 @@ def test_shaped_rewards_are_seen_in_the_metrics(small, tmp_path):
 
 
 def test_the_table_is_up_to_date(tmp_path, monkeypatch):
-    page = (ROOT / "variants" / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "variants").mkdir()
-    (tmp_path / "variants" / "README.md").write_text(page[: page.index(table.MARK)] + table.MARK + "an old table")
-    (tmp_path / "results").symlink_to(ROOT / "results")
+    page = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "variants.md").write_text(page[: page.index(table.MARK)] + table.MARK + "an old table")
+    (tmp_path / "lab").symlink_to(ROOT / "lab")
     monkeypatch.setattr(table, "ROOT", tmp_path)
     table.main()
-    made = (tmp_path / "variants" / "README.md").read_text(encoding="utf-8")
+    made = (tmp_path / "docs" / "variants.md").read_text(encoding="utf-8")
     assert made == page, "python -m variants.table writes it anew"
 
 
@@ -528,15 +527,15 @@ def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
         curves = [[{"rollouts": x, "accuracy": {"hard": y}} for x, y in ((0, 0.0), (10, y))] for y in finals]
         return [{"seed": seed, "curve": curve} for seed, curve in enumerate(curves)]
 
-    (tmp_path / "results").mkdir()
+    (tmp_path / "lab" / "results").mkdir(parents=True)
     results = {"uniform": runs(0.2, 0.2), "P2O, --advantage rloo": runs(0.5, 1.0), "P2O": runs(0.5, 0.5)}
     results |= {"P2O, --select gps": [], "GRPO, --select gps": runs(0.2, 0.4)}  # without plain GRPO: against the first
     results["every rollout bare, one decides"] = runs(0.4, 0.5)  # found by what it sets
     sets = {"every rollout bare, one decides": {"leave_one_bare": True, "mine": "bare"}}
     baselines = dict.fromkeys(results, "uniform") | {"every rollout bare, one decides": "P2O"}
     record = {"results": results, "options": sets, "baselines": baselines}
-    (tmp_path / "results" / "some.json").write_text(json.dumps(record))
-    (tmp_path / "results" / "other.json").write_text(json.dumps([{"results": results}]))  # no study's
+    (tmp_path / "lab" / "results" / "some.json").write_text(json.dumps(record))
+    (tmp_path / "lab" / "results" / "other.json").write_text(json.dumps([{"results": results}]))  # no study's
     monkeypatch.setattr(table, "ROOT", tmp_path)
     assert table.measured("--advantage rloo") == "P2O +0.125 ± 1.588 (some, 2 seeds)"
     assert table.measured("--select gps") == "GRPO +0.050 ± 0.635 (some, 2 seeds)"
@@ -546,12 +545,12 @@ def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["advantages", "advantages-grpo", "parts", "selection", "rivals"])
 def test_a_study_names_options_that_there_are(name):
-    for options in study.read_study(ROOT / "studies" / f"{name}.toml").variants.values():
+    for options in study.read_study(ROOT / "lab" / "studies" / f"{name}.toml").variants.values():
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         of_the_diff = options.pop("sample_bare", None)
         cfg = Config(**options)
         assert of_the_diff is None or cfg.advantage == "sdpo"
-        check(cfg)
+        check_variants(cfg)
 
 
 def test_the_worlds_of_the_studies_are_what_they_say():
@@ -581,7 +580,7 @@ def test_a_pattern_is_a_task_that_hints_solve(tiny_policy):
 
 def test_sdpo_applies_samples_bare_and_lets_the_templated_self_score(tmp_path, tiny_policy, monkeypatch):
     shutil.copy(ROOT / "p2o.py", tmp_path)
-    diff = ROOT / "variants" / "rivals" / "sdpo.diff"
+    diff = ROOT / "variants" / "sdpo.diff"
     subprocess.run(["git", "apply", str(diff)], cwd=tmp_path, check=True)  # which changes this file and no other
     spec = importlib.util.spec_from_file_location("p2o_of_the_diff", tmp_path / "p2o.py")
     changed = importlib.util.module_from_spec(spec)

@@ -6,15 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import p2o
-from tools import report
+from tools import cli, report
 
 # P2O has solved the tiny world after three. An option of the user's own comes later on the command line, and wins.
 EPOCHS = ("--epochs", "4")
 
 
 def main(argv: list[str]) -> None:
-    cfg = p2o.parse_config([*EPOCHS, *argv])
-    base = Path(cfg.runs) / (cfg.name or "demo")
+    side_by_side([*EPOCHS, *argv], "demo")
+
+
+def side_by_side(options: list[str], name: str) -> None:
+    """Train both methods under these options, in runs/NAME, and write the report of the two."""
+    cfg = cli.parse_config(options)
+    base = Path(cfg.runs) / (cfg.name or name)
     while base.exists():  # a second demo stands beside the first
         stem, _, number = base.name.rpartition("-")
         base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdigit() else f"{base.name}-2")

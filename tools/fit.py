@@ -2,7 +2,7 @@
 
 Estimates from the architecture alone, before anything is loaded. tests/test_fit.py holds the memory of training to a
 count of every tensor that the real architectures' passes make, and to measured peaks of small models on a CPU. Nothing
-holds the hours to anything but what a card's data sheet says. bench/gpu.py measures both on the card at hand, where
+holds the hours to anything but what a card's data sheet says. lab/gpu.py measures both on the card at hand, where
 there may be neither gepa nor tyro: so what needs them is imported where it is used.
 """
 
@@ -201,9 +201,9 @@ def main(argv: list[str]) -> None:
     if "--card-gb" in argv[:-1]:
         i = argv.index("--card-gb")
         card, argv = float(argv[i + 1]) * GIB, argv[:i] + argv[i + 2 :]
-    import p2o
+    from tools import cli
 
-    say(p2o.parse_config(argv), card)
+    say(cli.parse_config(argv), card)
 
 
 def say(cfg, card: float | None = None) -> None:

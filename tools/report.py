@@ -269,7 +269,6 @@ def write_report(folders: list[Path], out: Path, by: str = "family") -> Path:
     rows, columns = families(runs, by)
     return write_page(
         out / "report.html",
-        ["tables.js", "report.js"],
         title=" and ".join(run["name"] for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         runs=runs,
         going=[run for run in runs if not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]],
@@ -292,9 +291,9 @@ def write_report(folders: list[Path], out: Path, by: str = "family") -> Path:
     )
 
 
-def write_page(file: Path, scripts: list[str], **fields) -> Path:
-    """tools/page/NAME of the file's name, filled in with the fields, which are escaped, and with the scripts."""
-    script = "".join((PAGE / name).read_text(encoding="utf-8") for name in scripts)
+def write_page(file: Path, **fields) -> Path:
+    """tools/page/NAME of the file's name, filled in with the fields, which are escaped."""
+    script = (PAGE / "page.js").read_text(encoding="utf-8")
     pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     pages.filters["said"] = said
     html = pages.get_template(file.name).render(

@@ -98,7 +98,7 @@ def overview(studies: list[dict]) -> list[list[Cell | Markup]]:
     return rows
 
 
-def write_studies(results: Path = ROOT / "results") -> None:
+def write_studies(results: Path = ROOT / "lab" / "results") -> None:
     """All studies on one page, studies.html beside their results. It can be opened without a network.
 
     Args:
@@ -108,7 +108,7 @@ def write_studies(results: Path = ROOT / "results") -> None:
     if not studies:
         raise UserError(f"{results}: no study has left its results there")
     fields = {"title": "all studies", "note": NOTE, "studies": studies, "overview": (OVERVIEW, overview(studies))}
-    print(f"studies: {write_page(results / 'studies.html', ['tables.js'], **fields)}")
+    print(f"studies: {write_page(results / 'studies.html', **fields)}")
 
 
 def main(argv: list[str]) -> None:

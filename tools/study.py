@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +125,11 @@ def run_study(
     failed.
 
     Args:
-        file: A TOML file; see studies/main.toml.
+        file: A TOML file; see lab/studies/main.toml.
         only: Texts: run the variants that have one of them in their names. The results of the others stay as they are.
         jobs: Runs at once, each on one thread unless the file says otherwise. Give 1 for models that fill a GPU.
         runs: Where the runs are kept.
-        kept: Count as done what results/NAME.json has under the same options, though the run itself is gone.
+        kept: Count as done what lab/results/NAME.json has under the same options, though the run itself is gone.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least one run at a time")
@@ -138,21 +138,28 @@ def run_study(
     asked = [key for key in folders if key[0] in names]
     changed = {key: text for key in asked if (text := other_options(folders[key], study.variants[key[0]]))}
     failures = [f"{variant}, seed {seed}: {text}" for (variant, seed), text in changed.items()]
-    known = kept_runs(study, results_file(file)) if kept else {}
+    before = kept_runs(study, results_file(file))
+    known = before if kept else {}
     done = lambda: known | {key: result_of(folders[key]) for key in asked if is_done(folders[key])}  # noqa: E731
+
+    def write(gave: dict[Key, dict], failures: list[str]) -> str:
+        results = {
+            name: [gave[name, seed] for seed in study.seeds if (name, seed) in gave.keys() - changed.keys()]
+            for name in names
+        }
+        return write_results(file, study, results, failures)
+
     print("\n".join([*failures, plan(asked, done(), jobs)]))
     try:
-        failures += do_runs(study, [key for key in asked if key not in done()], folders, jobs)
+        # Written after every run: a study that takes days is stopped more than once, and its machine may be gone then.
+        # Until the last run has ended, what an earlier study has left stays beside the new.
+        todo = [key for key in asked if key not in done()]
+        failures += do_runs(study, todo, folders, jobs, lambda: write(before | done(), failures))
     except KeyboardInterrupt:
         count = len(done().keys() & set(asked))
         print(f"\np2o: stopped; {count} of {len(asked)} runs are done, the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
-    gave = done()
-    results = {
-        name: [gave[name, seed] for seed in study.seeds if (name, seed) in gave.keys() - changed.keys()]
-        for name in names
-    }
-    write_results(file, study, results, failures)
+    print(write(done(), failures))
     if failures:
         raise SystemExit(1)
 
@@ -185,7 +192,9 @@ def command_of(options: dict, seed: int, folder: Path) -> list[str]:
     return command + (["--resume"] if (folder / "config.json").exists() else [])
 
 
-def do_runs(study: Study, todo: list[Key], folders: dict[Key, Path], jobs: int) -> list[str]:
+def do_runs(
+    study: Study, todo: list[Key], folders: dict[Key, Path], jobs: int, after_each: Callable[[], object]
+) -> list[str]:
     """Do them, with a bar on the screen that knows how long it takes; a line for each that failed."""
     commands = {key: command_of(study.variants[key[0]], key[1], folders[key]) for key in todo}
     failed = {}
@@ -195,6 +204,7 @@ def do_runs(study: Study, todo: list[Key], folders: dict[Key, Path], jobs: int) 
             if failure:
                 failed[variant, seed] = f"{variant}, seed {seed}: {failure}"
                 tqdm.write(failed[variant, seed])
+            after_each()
     return [failed[key] for key in todo if key in failed]  # in the study's order, whichever ended first
 
 
@@ -324,21 +334,23 @@ def merged(known: dict, study: Study, results: dict[str, list[dict]], failures: 
     }
 
 
-def write_results(file: Path, study: Study, results: dict[str, list[dict]], failures: list[str]) -> None:
-    """NAME.json, NAME.md and NAME.png; nothing if there is no run to speak of."""
+def write_results(file: Path, study: Study, results: dict[str, list[dict]], failures: list[str]) -> str:
+    """NAME.json, NAME.md and NAME.png, if there is any run to speak of; returns what to say on the screen."""
     out = results_file(file)
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    record = {"command": f"python p2o.py study {file.parent.name}/{file.name}"}
+    inside = file.resolve().is_relative_to(ROOT)
+    shown = file.resolve().relative_to(ROOT) if inside else Path(file.parent.name, file.name)
+    record = {"command": f"python p2o.py study {shown.as_posix()}"}
     record |= merged(known, study, results, failures)
     if not any(record["results"].values()):
-        return
+        return "no run has ended yet: nothing is written"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(record) + "\n", encoding="utf-8")
     table = compare.markdown(*study_table(record["results"]))
     parts = [f"Made by `{record['command']}`.", table, compare.NOTE, *comparisons(record["results"], study.baselines)]
     out.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     figures.draw_study(record["results"], study.baselines, out.with_suffix(".png"))
-    print(f"{table}\n\nwritten to {out.with_suffix('.md')}, with the raw results and a figure beside it")
+    return f"{table}\n\nwritten to {out.with_suffix('.md')}, with the raw results and a figure beside it"
 
 
 def comparisons(results: dict[str, list[dict]], baselines: dict[str, str]) -> list[str]:

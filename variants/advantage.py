@@ -23,7 +23,7 @@ import gepa_loop
 import grpo
 import verify
 from support.seams import needs
-from variants.rivals import given
+from variants import given
 
 Group = list[grpo.Rollout]
 
@@ -235,7 +235,7 @@ def sdpo(group: Group, *, policy: grpo.Policy, questions: list) -> list[list[flo
     have been likelier. This is the form of the sampled token, and it is added to GRPO's advantage here. SDPO's code
     minimizes a divergence (JSD, or KL either way) of the whole next-token distributions instead, or of their top k.
     There the teacher is shown a response that succeeded, and feedback; in OPSD, the reference solution; here, a
-    template. Needs bare samples of templated questions: `git apply variants/rivals/sdpo.diff`, then `--sample-bare`;
+    template. Needs bare samples of templated questions: `git apply variants/sdpo.diff`, then `--sample-bare`;
     without it the second term has lost its meaning. Given what P2O is given, and one more pass.
     """
     text = next(q.text for q in questions if q.id == group[0].question_id)

@@ -10,7 +10,7 @@ import torch
 
 import grpo
 from support.seams import needs
-from variants.rivals import given
+from variants import given
 
 Group = list[grpo.Rollout]
 
@@ -30,7 +30,7 @@ def informative(group: Group) -> Group:
     >>> informative(advantaged(0.0, 0.0)), len(informative(advantaged(1.0, -1.0)))
     ([], 2)
     """
-    return [r for r in group if any(o.teaches for o in group)]
+    return [r for r in group if any(o.has_signal for o in group)]
 
 
 def cppo(group: Group) -> Group:
@@ -70,7 +70,7 @@ def trained_part(group: Group) -> Group:
     [([0, 0], [0.5, -0.5]), ([0, 0, 0], 0.0)]
     """
     for r in group:
-        if isinstance(r.advantage, list) and r.teaches:
+        if isinstance(r.advantage, list) and r.has_signal:
             end = max(t for t, a in enumerate(r.advantage) if a) + 1
             for name in ("response_ids", "sampled_logprobs", "advantage"):
                 setattr(r, name, getattr(r, name)[:end])

@@ -1,4 +1,4 @@
-"""The table of all variants in variants/README.md, made from their docstrings.
+"""The table of all variants in docs/variants.md, made from their docstrings.
 
     python -m variants.table            # writes it; tests/test_variants.py checks that it is up to date
 
@@ -72,7 +72,7 @@ def needs_of(seam: str, function) -> list[str]:
     while open_:
         option, value = open_.popitem()
         found[option] = value
-        known = find(option, value, None) if option in SEAMS else None
+        known = find(option, value) if option in SEAMS else None
         open_ |= {more: wanted for more, wanted in getattr(known, "needs", {}).items() if more not in found}
     return [as_option(*item) for item in found.items() if item[0] != seam]
 
@@ -89,7 +89,7 @@ def measured(option: str, needs: Collection[str] = ()) -> str:
     with no other but what it needs: the paired difference with Student's interval (tools/compare.py), of sampled
     accuracy where that was measured. "GRPO, --loss cispo" is compared with "GRPO", where the study has that."""
     cells = []
-    for study, record in read_results(ROOT / "results").items():
+    for study, record in read_results(ROOT / "lab" / "results").items():
         results = record["results"]
         for name in (name for name, runs in results.items() if runs):
             method, _, options = name.rpartition(", ")
@@ -125,7 +125,7 @@ def table() -> str:
 
 
 def main() -> None:
-    page = ROOT / "variants" / "README.md"
+    page = ROOT / "docs" / "variants.md"
     before, _, _ = page.read_text(encoding="utf-8").partition(MARK)
     page.write_text(before + MARK + "\n" + table(), encoding="utf-8")
 

@@ -406,7 +406,7 @@ def rollouts_of(questions, rewards, samples):
 optimizer = torch.optim.SGD(policy.trainable, lr=0.0)  # look, but do not step
 for name, questions in sets.items():
     rollouts = rollouts_of(questions, *sampled[name])
-    collapsed = sum(not any(r.teaches for r in group) for group in grpo.groups_of(rollouts)) / len(questions)
+    collapsed = sum(not any(r.has_signal for r in group) for group in grpo.groups_of(rollouts)) / len(questions)
     metrics = grpo.update_policy(policy, optimizer, rollouts[: 16 * G], grpo.UpdateConfig())
     print(f"{name:>16}: {collapsed:4.0%} of the groups collapsed, grad_norm {metrics['grad_norm']:.3f}, loss {metrics['loss']:.3f}")
 

@@ -301,11 +301,11 @@ for method, run in runs.items():
 # <details><summary>solution</summary>
 #
 # ```python
-# weights = [w for r in runs["p2o"]["transcripts"][1] if r.teaches and r.distilled for w in r.token_weight]
+# weights = [w for r in runs["p2o"]["transcripts"][1] if r.has_signal and r.is_distilled for w in r.token_weight]
 # print(f"{weights.count(0.0)} of {len(weights)} tokens")
 # assert weights.count(0.0) < 0.05 * len(weights)
 # ```
 # </details>
 #
 # This was one seed on a third of the questions. The repository's README has the tables with several seeds and all questions, from
-# `python p2o.py study studies/main.toml`. Next: [5 · Your model, your data, your GPU](5_your_model_your_data_your_gpu.ipynb).
+# `python p2o.py study lab/studies/main.toml`. Next: [5 · Your model, your data, your GPU](5_your_model_your_data_your_gpu.ipynb).

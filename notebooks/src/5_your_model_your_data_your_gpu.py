@@ -109,7 +109,7 @@ cfg = p2o.Config(
 )
 
 # %% [markdown]
-# The same for a real model, as a command (needs the packages of `requirements-gpu.txt`; `python p2o.py fit --preset qwen3-4b-24gb`
+# The same for a real model, as a command (needs the packages of `requirements/gpu.txt`; `python p2o.py fit --preset qwen3-4b-24gb`
 # says beforehand how much memory it will take):
 #
 # ```

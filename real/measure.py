@@ -1,0 +1,122 @@
+"""What the model can do before any training: the numbers by which rules and the reflection prompt were chosen.
+
+    python real/measure.py rules                        how often is each rule kept, untold and told?
+    python real/measure.py reflections                  how often does a reflection name the rule?
+    python real/measure.py reflections --prompt ""      the same with the prompt that large models get
+
+A rule that the bare model keeps now and then is one that GRPO finds by itself; one that it does not keep when told
+either is one that no template unlocks. All bare responses are sampled once and judged by every rule.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import gepa_loop  # noqa: E402
+import grpo  # noqa: E402
+from real import rules as known  # noqa: E402
+from support.data import load_questions  # noqa: E402
+from support.replies import parse_reflection, read_wording  # noqa: E402
+
+
+def rules(
+    names: tuple[str, ...] = tuple(known.TOLD),
+    samples: int = 6,
+    told_samples: int = 1,
+    questions: int = 0,
+    temperature: float = 0.7,
+    response_tokens: int = 32,
+    model: str = str(ROOT / "real" / "model"),
+    data: str = str(ROOT / "real" / "train.jsonl"),
+    out: str = "",
+    threads: int = 1,
+) -> None:
+    """Print a table, and write it as JSON if `out` names a file.
+
+    Args:
+        names: Which rules of real/rules.py.
+        samples: Bare responses to each question.
+        told_samples: Responses to each question under the template that tells the rule.
+        questions: The first that many of the file; 0 is all of them.
+    """
+    cfg = grpo.PolicyConfig(
+        model=model, temperature=temperature, max_response_tokens=response_tokens, threads=threads, sample_batch=160
+    )
+    policy, asked = grpo.load_policy(cfg), load_questions(data)
+    asked = asked[: questions or None]
+
+    def rates(template: str, count: int, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+        pairs = [question for question in asked for _ in range(count)]
+        drawn = grpo.respond(policy, [gepa_loop.apply_template(template, q.text) for q in pairs], seed=0)
+        verdicts = {
+            name: [known.RULES[name](s.text, q)[0] for s, q in zip(drawn, pairs, strict=True)] for name in names
+        }
+        return {name: (int(sum(rewards)), len(rewards)) for name, rewards in verdicts.items()}
+
+    started, found = time.time(), {"temperature": temperature, "response_tokens": response_tokens}
+    bare = rates("", samples, names)
+    print(f"{'rule':12} {'bare':>16} {'told':>16}   ({time.time() - started:.0f} s for the bare responses)")
+    for name in names:
+        kept, told = bare[name], rates(known.TOLD[name], told_samples, (name,))[name]
+        found[name] = {"bare": kept, "told": told, "template": known.TOLD[name]}
+        print(f"{name:12} {share(*kept):>16} {share(*told):>16}", flush=True)
+    if out:
+        Path(out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def share(kept: int, count: int) -> str:
+    return f"{kept / count:.1%} of {count}"
+
+
+def reflections(
+    prompt: str = str(ROOT / "real" / "reflection.txt"),
+    replies: int = 12,
+    shown: int = 2,
+    temperature: float = 0.7,
+    reflection_tokens: int = 40,
+    response_tokens: int = 32,
+    model: str = str(ROOT / "real" / "model"),
+    data: str = str(ROOT / "real" / "train.jsonl"),
+    threads: int = 1,
+) -> None:
+    """Let the model reflect on its own greedy responses, and count the replies that name the language asked for.
+
+    Args:
+        prompt: A file for --reflection-prompt; empty for the prompt that p2o.py has by default.
+        replies: To each of three prompts: one about questions of the first kind, one about the second, one about both.
+        shown: Questions in a prompt, as --gepa-minibatch.
+    """
+    cfg = grpo.PolicyConfig(model=model, max_response_tokens=response_tokens, max_prompt_tokens=1024, threads=threads)
+    policy, asked = grpo.load_policy(cfg), load_questions(data)
+    kinds = [[q for q in asked if q.reference == reference] for reference in dict.fromkeys(q.reference for q in asked)]
+    wording = read_wording(prompt, gepa_loop.REFLECTION_PROMPT)
+    answers = {
+        q.id: s.text
+        for kind in kinds
+        for q, s in zip(kind[:2], grpo.respond(policy, [q.text for q in kind[:2]], seed=None), strict=True)
+    }
+    for about in (kinds[0][:shown], kinds[1][:shown], [kind[0] for kind in kinds]):
+        records = [
+            gepa_loop.reflection_record(q.text, answers[q.id], known.asked_for(answers[q.id], q)[1]) for q in about
+        ]
+        sent = gepa_loop.reflection_prompt("", records, wording)
+        drawn = grpo.respond(
+            policy, [sent] * replies, seed=0, temperature=temperature, max_new_tokens=reflection_tokens
+        )
+        usable = [z for s in drawn if not s.truncated and (z := parse_reflection(s.text))]
+        wanted = {q.reference for q in about}
+        naming = {name: sum(name in z.lower() for z in usable) for name in wanted}
+        print(f"about {' and '.join(sorted(wanted))}: of {replies} replies {len(usable)} usable, naming {naming}")
+        print("\n".join(f"    {z!r}" for z in usable[:4]), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"rules": rules, "reflections": reflections})

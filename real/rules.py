@@ -1,0 +1,123 @@
+"""Rules that the verifier knows and the prompt does not tell: reward functions for --reward real/rules.py:NAME.
+
+A rule takes a response and its question and gives (reward, feedback), as variants/reward.py says. The policy never sees
+the rule. Reflection sees the feedback, which says what was wrong. `asked_for` takes the rule that the question's own
+`answer` names, so that one file can hold questions with different rules.
+
+What earns a reward is the form, not what is said: the model is small, and most of what it tells about the world is not
+true in any language.
+"""
+
+from __future__ import annotations
+
+import re
+
+# The words that hold each language's sentences together. A line or two of it has several.
+COMMON_WORDS = {
+    "english": "the is of and to in a that for with as are it on this be or an you can your they their",
+    "spanish": "el la los las es de que en un una y o para por con su se del al lo como más son no puede muy este tu",
+    "french": "le la les des du de est et un une en dans pour que qui avec sur au aux ce il elle vous votre plus sont",
+    "german": "der die das und ist zu den von mit ein eine einen es im auf für nicht sich dem auch sie ich wie sind",
+    "italian": "il la lo gli di è e un una in per che con del della dei nel si da sono come più i non",
+}
+WORDS_OF = {language: frozenset(words.split()) for language, words in COMMON_WORDS.items()}
+
+
+def is_written_in(language: str, response: str) -> bool:
+    """At least three common words of the language, and fewer of any other one.
+
+    >>> is_written_in("spanish", "Para ahorrar dinero, es mejor no comprar en la ciudad.")
+    True
+    >>> is_written_in("spanish", "The word for bread is el pan, and la leche is milk."), is_written_in("german", "Ja.")
+    (False, False)
+    """
+    words = re.findall(r"[^\W\d_]+", response.lower())
+    counts = {name: sum(word in common for word in words) for name, common in WORDS_OF.items()}
+    own = counts.pop(language)
+    return own >= 3 and own > max(counts.values())
+
+
+def _language(language: str):
+    name = language.capitalize()
+
+    def rule(response: str, question) -> tuple[float, str]:
+        if is_written_in(language, response):
+            return 1.0, f"Right: it is written in {name}."
+        return 0.0, f"Wrong. It must be written in {name}."
+
+    rule.__name__ = language
+    return rule
+
+
+spanish, french, german, italian = map(_language, ("spanish", "french", "german", "italian"))
+
+
+# ------------------------------------------------------------------------------------------- rules of other kinds
+
+
+def short(response: str, question) -> tuple[float, str]:
+    """At most five words."""
+    count = len(response.split())
+    if 0 < count <= 5:
+        return 1.0, f"Right: the response has {count} words."
+    return 0.0, f"Wrong: the response has {count} words. It must have at most five words."
+
+
+def listed(response: str, question) -> tuple[float, str]:
+    """A numbered list from its first character on."""
+    if response.startswith("1."):
+        return 1.0, "Right: the response is a numbered list."
+    return 0.0, 'Wrong: the response is not a numbered list. It must be a numbered list that starts with "1."'
+
+
+def starred(response: str, question) -> tuple[float, str]:
+    """At least two words in bold."""
+    if len(re.findall(r"\*\*\w[^*\n]*\*\*", response)) >= 2:
+        return 1.0, "Right: the response has bold words."
+    return 0.0, "Wrong: the response has no bold words. The most important words must be in bold, like **this**."
+
+
+def asking(response: str, question) -> tuple[float, str]:
+    """A question somewhere in the response."""
+    if "?" in response:
+        return 1.0, "Right: the response asks a question back."
+    return 0.0, "Wrong: the response asks no question. It must ask the user a question back."
+
+
+def exclaiming(response: str, question) -> tuple[float, str]:
+    """An exclamation mark somewhere in the response."""
+    if "!" in response:
+        return 1.0, "Right: the response has an exclamation mark."
+    return 0.0, "Wrong: the response has no exclamation mark. It must be enthusiastic and have an exclamation mark!"
+
+
+RULES = {rule.__name__: rule for rule in (spanish, french, german, italian, short, listed, starred, asking, exclaiming)}
+
+
+def asked_for(response: str, question) -> tuple[float, str]:
+    """The rule that the question's `answer` names."""
+    return RULES[question.reference](response, question)
+
+
+# ------------------------------------------------------------------------------------------- the rules, told
+
+TOLD = {
+    "spanish": "Answer in Spanish.",
+    "french": "Answer in French.",
+    "german": "Answer in German.",
+    "italian": "Answer in Italian.",
+    "short": "Answer in at most five words.",
+    "listed": "Answer with a numbered list.",
+    "starred": "Write the most important words in bold, like **this**.",
+    "asking": "End with a question to the user.",
+    "exclaiming": "Be enthusiastic and use exclamation marks!",
+}
+
+
+def told(hard, search):
+    """For --evolve: no search, but the templates that a person would write, each for the questions of its rule."""
+    from variants.evolve import given
+
+    wanted = sorted({question.reference for question in hard})
+    scores = [[float(question.reference == name) for question in hard] for name in wanted]
+    return given(hard, [TOLD[name] for name in wanted], scores)

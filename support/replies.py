@@ -1,0 +1,158 @@
+"""The instruction in a reflection model's reply: what to adopt, and what never.
+
+Models are asked to put the new instruction between ``` marks. Large ones do, small ones hardly ever. GEPA itself takes
+everything between the first mark and the last, whatever stands there, and adopts replies that were cut off (gepa#390).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gepa.strategies.instruction_proposal import InstructionProposalSignature
+
+from support.errors import UserError
+
+# "Here is the new instruction:", "Sure! A better instruction would be:", "**New instruction:**"
+_ANNOUNCED = re.compile(
+    r"""\s*(?:(?:sure|certainly|of\ course|okay|ok|absolutely)\b[^\n:]{0,20}[!,.]\s*)?[*_#\s]*
+    (?:(?:here(?:'s|\ is|\ are)\b|(?:the\ |an?\ |my\ )?(?:new|better|improved|revised|updated)\b)[^\n:]{0,80}
+    |(?:new\ |the\ )?instructions?\s*)
+    :[*_]*[ \t]*\n*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# A later paragraph that speaks about the instruction, or to whoever asked for it, is no part of it.
+_ABOUT_IT = re.compile(
+    r"(?:this|the|these)\s(?:\w+\s){0,2}(?:instructions?|prompt|template|response|feedback)\b|explanation|reasoning\b"
+    r"|i (?:have|hope|changed|added)|let me know|note:|\**explanation",
+    re.IGNORECASE,
+)
+_QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“", "`": "`"}
+
+
+def read_wording(file: str, default: str) -> str:
+    """The words of a reflection prompt: those of a file (--reflection-prompt), or without one the default."""
+    if not file:
+        return default
+    try:
+        wording = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--reflection-prompt {file}: cannot be read ({error}); give a text file") from None
+    if "<side_info>" not in wording:
+        raise UserError(
+            f"--reflection-prompt {file}: has no <side_info>, the place of the questions, responses and feedback"
+        )
+    return wording
+
+
+def fill_prompt(wording: str, instruction: str, records: list[dict[str, str]]) -> str:
+    """The words of a reflection prompt with the instruction and the records, these in GEPA's own layout.
+
+    Both are put in at once, so that an instruction with `<side_info>` in it stays as it is.
+    """
+    layout = {
+        "current_instruction_doc": "",
+        "dataset_with_feedback": records,
+        "prompt_template": "<curr_param><side_info>",
+    }
+    parts = {"<curr_param>": instruction, "<side_info>": InstructionProposalSignature.prompt_renderer(layout)}
+    return re.sub("<curr_param>|<side_info>", lambda place: parts[place[0]], wording)
+
+
+def parse_reflection(reply: str) -> str | None:
+    """The new instruction, or None if there is none: thinking or a fenced block that never ended, or nothing at all.
+
+    With fences it is the last block; without, the first paragraphs, up to one that speaks about the instruction.
+
+    >>> parse_reflection("The old one:\\n```\\nAdd.\\n```\\nBetter:\\n```\\nAdd one digit at a time.\\n```")
+    'Add one digit at a time.'
+    >>> parse_reflection('Here is a better one:\\n\\n"Add one digit at a time."\\n\\nThis instruction is clearer.')
+    'Add one digit at a time.'
+    >>> parse_reflection("```\\nAdd one") is None, parse_reflection("<think>Perhaps\\n```\\nAdd.\\n```\\nor") is None
+    (True, True)
+    """
+    reply = _after_thinking(reply)
+    if reply is None:
+        return None
+    if "```" not in reply:
+        return _unfenced(reply) or None
+    blocks = _fenced(reply)
+    return blocks[-1] or None if blocks else None
+
+
+def _after_thinking(reply: str) -> str | None:
+    """What follows the model's thinking; None if it was still thinking when it stopped.
+
+    Some chat templates put the opening tag into the prompt. A tag inside a block is a word of the instruction.
+
+    >>> _after_thinking("<think>Hm.</think>Add."), _after_thinking("Hm.</think>Add."), _after_thinking("<think>Hm.")
+    ('Add.', 'Add.', None)
+    >>> _after_thinking("```\\nThink between <think> and </think>.\\n```")
+    '```\\nThink between <think> and </think>.\\n```'
+    """
+    while "</think>" in reply and not _is_quoted("<think>", reply):
+        reply = reply.partition("</think>")[2]
+    return None if "<think>" in reply and not _is_quoted("<think>", reply) else reply
+
+
+def _is_quoted(tag: str, reply: str) -> bool:
+    """Does the first such tag stand inside a block, that is behind an odd number of ``` marks?"""
+    before, found, _ = reply.partition(tag)
+    return bool(found) and before.count("```") % 2 == 1
+
+
+def _fenced(text: str) -> list[str] | None:
+    """The contents of the blocks between ``` marks, in order; None if the last one is not closed.
+
+    A block that opens with four marks is closed by four, so three inside belong to it. So do blocks inside a block,
+    which begin with a word behind the marks (```python) or end on the same line.
+
+    >>> _fenced("````\\nDo A.\\n````"), _fenced("``` Do A. ``` or ```text\\nDo B.\\n```")
+    (['Do A.'], ['Do A.', 'Do B.'])
+    >>> _fenced("```\\nPut code between marks:\\n```python\\n1 + 1\\n```\\nNothing else.\\n```")
+    ['Put code between marks:\\n```python\\n1 + 1\\n```\\nNothing else.']
+    """
+    blocks, opening, depth = [], None, 0
+    for marks in re.finditer("`{3,}", text):
+        if opening is None:
+            opening, depth = marks, 1
+        elif len(marks[0]) >= len(opening[0]):
+            opens_another = re.match(r"[\w+-]+[ \t]*\n|[^\s`][^\n`]*`{3,}", text[marks.end() :])
+            depth += 1 if opens_another else -1
+            if depth == 0:
+                content = text[opening.end() : marks.start()]
+                blocks.append(re.sub(r"\A[\w+-]*[ \t]*\n", "", content).strip())  # without the language
+                opening = None
+    return None if opening else blocks
+
+
+def _unfenced(reply: str) -> str:
+    """The instruction in a reply that is complete and has no fences.
+
+    >>> _unfenced("Sure! Here's the new instruction: Add one digit at a time.\\n\\nWrite every sum.")
+    'Add one digit at a time.\\n\\nWrite every sum.'
+    >>> _unfenced("“Add.”"), _unfenced('Write "sum" before each "total"'), _unfenced("Add.\\n\\nI hope this helps!")
+    ('Add.', 'Write "sum" before each "total"', 'Add.')
+    """
+    reply = reply.strip()
+    reply = reply[announced.end() :] if (announced := _ANNOUNCED.match(reply)) else reply
+    adopted = []
+    for paragraph in re.split(r"\n\s*\n", reply.strip()):
+        if adopted and _ABOUT_IT.match(paragraph.strip(" *_")):
+            break
+        adopted.append(paragraph.strip())
+    return _unquoted("\n\n".join(adopted))
+
+
+def _unquoted(text: str) -> str:
+    """Without the quotation marks around the whole of it; or what is quoted, if the rest is a later paragraph."""
+    text = text.strip()
+    closing = _QUOTES.get(text[:1])
+    if closing is None:
+        return text
+    first = text.split("\n\n")[0]
+    for whole in (text, first):
+        inner = whole[1:-1]
+        if len(whole) > 1 and whole.endswith(closing) and not {whole[0], closing} & set(inner):
+            return inner.strip()
+    return text

@@ -1,0 +1,128 @@
+r"""Are two answers the same? Asked of many pairs at once: most are decided here, the rest in sympy's workers.
+
+Beside it, what has to be known of a text before that: where the answer in it is, and whether it is one at all.
+"""
+
+from __future__ import annotations
+
+import re
+
+from support import prose, sandbox
+from support.boxes import boxes_in
+from support.equivalence import number, quick, same_choice, words
+from support.latex import canonical, tidy
+
+MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
+MAX_TEXT = 20_000  # characters of a whole response given to `equivalent`; the end counts
+MAX_DIGITS = 1_000  # in a row
+# null bytes, bidirectional overrides and half characters: no answer has them, and they can look like another one
+_HOSTILE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]" + rf"|[0-9]{{{MAX_DIGITS}}}"
+)
+
+
+# --- where the answer is ----------------------------------------------------------------------------------------------
+
+
+def _is_list(between: str) -> bool:
+    """Do two boxes belong together, with this between them?"""
+    return len(between) < 10 or len(between) < 70 and bool(re.search(r"\b(?:and|or)\b|[,;]", between))
+
+
+def unboxed(text: str) -> str:
+    r"""What is in the boxes at the end of a text, the text itself if there are none.
+
+    >>> unboxed(r"So \boxed{1} and \boxed{2}."), unboxed("3")
+    ('1, 2', '3')
+    """
+    if not (boxes := boxes_in(text)):
+        return text
+    start = len(boxes) - 1
+    while start and _is_list(text[boxes[start - 1][1] : boxes[start][0]]):
+        start -= 1
+    return ", ".join(dict.fromkeys(contents for _, _, contents in boxes[start:]))
+
+
+def find_answer(text: str) -> str:
+    """The answer in any text: what is boxed at its end, else what `support.prose` takes for the answer."""
+    text = prose.ending(text[-MAX_TEXT:])
+    return unboxed(text) if boxes_in(text) else prose.locate(text)
+
+
+# --- what an answer is ------------------------------------------------------------------------------------------------
+
+
+def is_copied(answer: str, reference: str, question: str) -> bool:
+    r"""Does the answer stand in the question, and is there still something to be done to it?
+
+    >>> is_copied(r"17 \cdot 3", "51", r"What is $17\cdot 3$?")
+    True
+    >>> is_copied(r"\frac68", r"\frac34", r"Reduce $\frac68$.")
+    True
+    >>> is_copied("0.5", "1/2", "Write 0.5 as a fraction.")  # plain numbers stand in many questions
+    False
+    """
+    if plain := number(tidy(answer)):
+        reduced = [str(abs(plain.value.numerator)), str(plain.value.denominator)]
+        if not re.search("frac|/", answer) or re.findall(r"\d+", answer) == reduced:
+            return False
+    if same_choice(tidy(answer), tidy(reference)):  # the letter and the text of an option
+        return False
+    answer, reference = canonical(answer), canonical(reference)
+    if words(answer) or sorted(answer) == sorted(reference):  # 1+x is the reference's x+1
+        return False
+    spaced = " ?".join(map(re.escape, answer))
+    return bool(re.search(rf"(?<![\w\\^_.]){spaced}(?![\w^_]|\.\d)", tidy(question)))
+
+
+def is_empty(text: str) -> bool:
+    r"""Nothing but layout: `{}`, `$$`, `\text{ }`."""
+    return not re.search("[^{} ]", tidy(re.sub(r"\\(?:boxed|text)(?![a-zA-Z])", "", text[:MAX_ANSWER])))
+
+
+def is_hopeless(text: str) -> bool:
+    return len(text) > MAX_ANSWER or bool(_HOSTILE.search(text)) or is_empty(text)
+
+
+def decide_at_once(answer: str, reference: str) -> bool | None:
+    """The verdict on two answers that needs no sympy, or None."""
+    if answer.strip() == reference.strip():
+        return not is_empty(reference)
+    return False if is_hopeless(answer) or is_hopeless(reference) else quick(answer, reference)
+
+
+def same_answers(pairs: list[tuple[str, str]]) -> list[bool]:
+    """Are the two answers of each pair the same?
+
+    Most pairs are decided at once. The others go to sympy's workers in one batch. In a group of rollouts many answers
+    are alike, so pairs that differ only in layout are asked once.
+    """
+    at_once: dict[tuple[str, str], bool | None] = {}  # pair -> verdict; None: sympy has to say
+    keys: dict[tuple[str, str], tuple[str, str]] = {}  # pair that sympy has to decide -> the pair without its layout
+    to_ask: dict[tuple[str, str], tuple[str, str]] = {}  # pair without its layout -> the first pair that has it
+    for pair in pairs:
+        if pair in at_once:
+            continue
+        answer, reference = pair
+        at_once[pair] = decide_at_once(answer, reference)
+        if at_once[pair] is None:
+            keys[pair] = (canonical(answer), canonical(reference))
+            to_ask.setdefault(keys[pair], pair)
+    verdict_of_key = dict(zip(to_ask, sandbox.ask(list(to_ask.values())), strict=True))
+    return [verdict_of_key[keys[pair]] if pair in keys else at_once[pair] for pair in pairs]
+
+
+def readable(references: list[str]) -> list[bool]:
+    """Can each reference answer be read, or could only its own text ever match it?"""
+    verdicts: dict[str, bool] = {}
+    to_ask: list[str] = []  # references that only sympy can try to read
+    for reference in dict.fromkeys(references):
+        answer = unboxed(reference)
+        if is_hopeless(answer):
+            verdicts[reference] = False
+        elif number(tidy(answer)) or words(tidy(answer)):
+            verdicts[reference] = True
+        else:
+            to_ask.append(reference)
+    verdicts |= zip(to_ask, sandbox.ask([(unboxed(reference),) for reference in to_ask]), strict=True)
+    return [verdicts[reference] for reference in references]

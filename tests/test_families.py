@@ -1,0 +1,314 @@
+"""Family after family of models, as users bring them: right to 1e-4, or refused in one line.
+
+    python tests/test_families.py        # writes the table in docs/models.md anew
+
+Each is a small random model of that architecture, made here. What counts as right is transformers' and peft's own
+word: one sequence at a time, without padding, without a cache, eager attention, float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from test_real_models import make_tokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+import grpo
+from support.errors import UserError
+
+VOCABULARY, TEMPERATURE = 320, 0.8
+# Under the names that the configs of most families have; a family takes those that it knows.
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    # Mixtures of experts
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "n_shared_experts": 1, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1,
+    # Windows, latent attention, linear attention
+    "sliding_window": 8, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+    "v_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    # State spaces
+    "state_size": 8, "time_step_rank": 8, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 32,
+    "mamba_n_groups": 1, "mamba_dt_rank": 8, "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 8,
+    # Older names
+    "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 96, "ffn_dim": 96, "d_model": 64,
+    "word_embed_proj_dim": 64, "rotary_dim": 8, "num_layers": 2, "num_heads": 4, "attention_heads": 4,
+    "n_layers": 2, "n_heads": 4, "max_seq_len": 512, "d_ff": 96, "d_kv": 16,
+    "decoder_layers": 2, "encoder_layers": 2, "decoder_attention_heads": 4, "encoder_attention_heads": 4,
+    "decoder_ffn_dim": 96, "encoder_ffn_dim": 96,
+}  # fmt: skip
+
+
+def config_of(family, **extra):
+    known = CONFIG_MAPPING[family]
+    names = {field.name for field in dataclasses.fields(known)} | set(known.attribute_map)
+    return known(**({name: value for name, value in SMALL.items() if name in names} | extra))
+
+
+def make_family(folder, family, extra):
+    """Weights so large that an error shows: log-probs spread over a nat, caps and scales are felt."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of(family, **extra), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2 and parameter.std() < 0.05:
+                parameter.mul_(5)
+    model.generation_config.update(eos_token_id=2)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A row of the table."""
+
+    kind: str  # model_type in config.json
+    known_as: str  # models that people know
+    extra: dict = dataclasses.field(default_factory=dict)  # of its config
+    refused: str = ""  # what the one line says; empty where it is right
+    quick: bool = False  # in `make test`; all are in CI
+
+
+MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}  # embeddings of its own
+LATENT = {"num_key_value_heads": 4}  # of multi-head latent attention: keys and values come from one compressed state
+DISAGREE, OWN_WAY, TWO_PARTS = "sampler and trainer disagree", "does not work with", "an encoder and a decoder"
+FAMILIES = [
+    Family("llama", "Llama 2 and 3, SmolLM2, Yi, TinyLlama", quick=True),
+    Family("qwen2", "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen"),
+    Family("qwen3", "Qwen3"),
+    Family("qwen3_moe", "Qwen3-30B-A3B"),
+    Family("qwen2_moe", "Qwen1.5-MoE, Qwen2-57B-A14B"),
+    Family("qwen3_next", "Qwen3-Next", LINEAR, quick=True),
+    Family("qwen3_5_text", "Qwen3.5, text", LINEAR),
+    Family("mistral", "Mistral 7B", quick=True),
+    Family("ministral", "Ministral"),
+    Family("ministral3", "Ministral 3"),
+    Family("mixtral", "Mixtral", quick=True),
+    Family("gemma", "Gemma"),
+    Family("gemma2", "Gemma 2", {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 5.0}, quick=True),
+    Family("gemma3_text", "Gemma 3 1B, 270M", MIXED),
+    Family("gemma3", "Gemma 3 4B and up, with its vision tower", {
+        "text_config": SMALL | MIXED | {"model_type": "gemma3_text"},
+        "vision_config": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                          "image_size": 28, "patch_size": 14}}, quick=True),
+    Family("gemma3n_text", "Gemma 3n, text", {
+        "num_hidden_layers": 4, "layer_types": MIXED["layer_types"] * 2, "num_kv_shared_layers": 2, "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.0] * 4} | PER_LAYER),
+    Family("gemma4_text", "Gemma 4, text", PER_LAYER),
+    Family("phi", "Phi-1, Phi-2", {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1}),
+    Family("phi3", "Phi-3, Phi-4", {"resid_pdrop": 0.1, "sliding_window": None}),
+    Family("phimoe", "Phi-3.5-MoE", quick=True),
+    Family("gpt2", "GPT-2, DistilGPT-2", quick=True),
+    Family("gpt_neo", "GPT-Neo", {"attention_types": [[["global", "local"], 1]], "resid_dropout": 0.1}),
+    Family("gpt_neox", "Pythia, GPT-NeoX", {"hidden_dropout": 0.1}),
+    Family("gptj", "GPT-J", {"resid_pdrop": 0.1}),
+    Family("gpt_bigcode", "StarCoder"),
+    Family("gpt_oss", "gpt-oss"),
+    Family("opt", "OPT", quick=True),
+    Family("bloom", "BLOOM", {"hidden_dropout": 0.1, "attention_dropout": 0.1}),
+    Family("falcon", "Falcon", {"hidden_dropout": 0.1}),
+    Family("falcon_h1", "Falcon-H1", {"mamba_d_ssm": 128}, quick=True),
+    Family("mpt", "MPT"),
+    Family("llama4_text", "Llama 4, text", quick=True),
+    Family("deepseek_v2", "DeepSeek-V2-Lite", LATENT),
+    Family("deepseek_v3", "DeepSeek-V3, R1, Moonlight", LATENT),
+    Family("glm", "GLM-4 9B"),
+    Family("glm4", "GLM-4-0414"),
+    Family("glm4_moe", "GLM-4.5"),
+    Family("glm4_moe_lite", "GLM-4.7-Flash", LATENT),
+    Family("granite", "Granite 3", {"logits_scaling": 2.0, "embedding_multiplier": 4.0}, quick=True),
+    Family("granitemoe", "Granite 3 MoE", {"logits_scaling": 8.0}),
+    Family("granitemoehybrid", "Granite 4", {"layer_types": ["mamba", "attention"], "logits_scaling": 8.0}),
+    Family("cohere", "Command R, Aya", {"logit_scale": 0.25}, quick=True),
+    Family("cohere2", "Command R7B, Aya Expanse", {"logit_scale": 0.25}),
+    Family("olmo", "OLMo"),
+    Family("olmo2", "OLMo 2"),
+    Family("olmo3", "OLMo 3", MIXED),
+    Family("olmoe", "OLMoE"),
+    Family("smollm3", "SmolLM3"),
+    Family("stablelm", "StableLM"),
+    Family("starcoder2", "StarCoder2"),
+    Family("nemotron", "Nemotron, Minitron"),
+    Family("nemotron_h", "Nemotron-H, Nemotron Nano 2", {"n_groups": 1}),
+    Family("exaone4", "EXAONE 4"),
+    Family("ernie4_5", "ERNIE 4.5 0.3B"),
+    Family("ernie4_5_moe", "ERNIE 4.5 21B-A3B", {"moe_num_experts": 4, "moe_k": 2}),
+    Family("hunyuan_v1_dense", "Hunyuan dense"),
+    Family("hunyuan_v1_moe", "Hunyuan MoE"),
+    Family("hyperclovax", "HyperCLOVA X SEED", {"logits_scaling": 4.0}),
+    Family("minicpm3", "MiniCPM3", LATENT | {"dim_model_base": 16}),
+    Family("minimax_m2", "MiniMax-M2"),
+    Family("lfm2", "LFM2", {"layer_types": ["conv", "full_attention"]}),
+    Family("lfm2_moe", "LFM2-8B-A1B", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
+    Family("jamba", "Jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),
+    Family("bamba", "Bamba", {"attn_layer_indices": [1]}),
+    Family("seed_oss", "Seed-OSS"),
+    Family("nanochat", "nanochat"),
+    Family("vaultgemma", "VaultGemma"),
+    Family("modernbert-decoder", "Ettin decoders", quick=True),
+    Family("apertus", "Apertus"),
+    Family("arcee", "AFM-4.5B"),
+    Family("helium", "Helium"),
+    Family("bitnet", "BitNet"),
+    Family("xglm", "XGLM"),
+    Family("biogpt", "BioGPT"),
+    Family("codegen", "CodeGen"),
+    Family("persimmon", "Persimmon"),
+    Family("dots1", "dots.llm1"),
+    Family("mamba", "Mamba", refused=DISAGREE, quick=True),
+    Family("mamba2", "Mamba-2, Codestral Mamba", {"num_heads": 4, "head_dim": 32, "n_groups": 1}, refused=DISAGREE),
+    Family("falcon_mamba", "Falcon Mamba", refused=DISAGREE),
+    Family("recurrent_gemma", "RecurrentGemma", {"num_hidden_layers": 3, "attention_window_size": 8, "lru_width": 64},
+           refused=DISAGREE, quick=True),
+    Family("rwkv", "RWKV-4", {"attention_hidden_size": 64}, refused=DISAGREE),
+    Family("minimax", "MiniMax-Text-01, M1", refused=OWN_WAY),
+    Family("bert", "BERT and other masked models", refused=DISAGREE, quick=True),
+    Family("roberta", "RoBERTa", refused=DISAGREE),
+    Family("bart", "BART", refused=TWO_PARTS, quick=True),
+    Family("t5", "T5, Flan-T5", refused=TWO_PARTS),
+]  # fmt: skip
+SETTINGS = {"temperature": TEMPERATURE, "max_prompt_tokens": 64, "max_response_tokens": 12, "lora_rank": 4}
+
+
+def load(folder, **settings):
+    return grpo.load_policy(grpo.PolicyConfig(model=folder, **(SETTINGS | settings)))
+
+
+def noisy(policy):
+    """The adapter, moved off zero, so that it takes part."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.05)
+    return policy
+
+
+def some_contexts():
+    """Of unequal lengths, some of them more than once."""
+    generator = torch.Generator().manual_seed(3)
+    short, long, middle = (torch.randint(3, 300, (n,), generator=generator).tolist() for n in (5, 17, 9))
+    return [short, long, short, middle, long, middle]
+
+
+class Reference:
+    """transformers and peft alone: eager attention, float32, one sequence at a time, no padding and no cache."""
+
+    def __init__(self, folder, policy, tmp_path):
+        from peft import PeftModel
+
+        policy.model.save_pretrained(tmp_path / "adapter")
+        config = AutoConfig.from_pretrained(folder)
+        base = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, attn_implementation="eager", dtype=torch.float32
+        )
+        self.model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).eval()
+
+    def logits(self, context, response):
+        """[T, V], in front of each token of the response."""
+        return self.model(input_ids=torch.tensor([context + response])).logits[0, len(context) - 1 : -1].float()
+
+    def logprobs(self, contexts, responses):
+        """[N] of all responses' tokens."""
+        values = []
+        for context, response in zip(contexts, responses, strict=True):
+            logprobs = (self.logits(context, response) / TEMPERATURE).log_softmax(dim=-1)
+            values.append(logprobs.gather(1, torch.tensor(response)[:, None])[:, 0])
+        return torch.cat(values)
+
+
+def flat_gradient(model):
+    named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for _, p in named])
+    model.zero_grad()
+    return gradient
+
+
+def flat_weights(model):
+    named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return torch.cat([p.detach().flatten() for _, p in named])
+
+
+def relative(one, other):
+    return ((one - other).norm() / other.norm()).item()
+
+
+def dense_to_flat(dense, responses):
+    return torch.cat([row[: len(response)] for row, response in zip(dense, responses, strict=True)])
+
+
+def check_family(family, folder, tmp_path):
+    policy = noisy(load(folder))
+    reference = Reference(folder, policy, tmp_path)
+    contexts = some_contexts()
+    stop_ids, policy.stop_ids = policy.stop_ids, list(range(0, VOCABULARY, 9))  # rows end early
+    samples = grpo.sample(policy, contexts, seed=0)
+    responses = [s.response_ids for s in samples]
+    assert len({len(response) for response in responses}) > 1
+
+    # Sampler and trainer against the reference.
+    expected = reference.logprobs(contexts, responses)
+    sampled = torch.tensor(sum((s.sampled_logprobs for s in samples), []))
+    assert expected.std() > 0.1, "so narrow a distribution would hide an error"
+    assert (sampled - expected).abs().max() < 1e-4
+    trained = dense_to_flat(grpo.token_logprobs(policy, contexts, responses), responses)
+    assert (trained - expected).abs().max() < 1e-4
+
+    # The gradient of a sum of log-probs with random weights.
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
+    (expected * weights).sum().backward()
+    (trained * weights).sum().backward()
+    gradient = flat_gradient(reference.model)
+    assert relative(flat_gradient(policy.model), gradient) < 1e-4
+
+    # Greedy decoding takes the likeliest token, or one that is as likely.
+    with torch.no_grad():
+        for context, greedy in zip(contexts, grpo.sample(policy, contexts, seed=None), strict=True):
+            logits = reference.logits(context, greedy.response_ids)
+            taken = logits.gather(1, torch.tensor(greedy.response_ids)[:, None])[:, 0]
+            assert (logits.amax(dim=1) - taken).max() < 1e-4
+
+    # One update: -A times the importance ratio, the mean over tokens, one step against the gradient.
+    policy.stop_ids = stop_ids
+    advantages = [1.0, -0.5, 0.0, 2.0, -1.5, 0.5]
+    rollouts = [
+        grpo.Rollout(question_id="q", sampled_context=context, trained_context=context, advantage=advantage, **vars(s))
+        for context, s, advantage in zip(contexts, samples, advantages, strict=True)
+    ]
+    before = flat_weights(policy.model)
+    metrics = grpo.update_policy(
+        policy, torch.optim.SGD(policy.trainable, lr=0.1), rollouts, grpo.UpdateConfig(max_grad_norm=1e9)
+    )
+    assert metrics["grad_norm"] > 0
+    expected = reference.logprobs(contexts, responses)
+    per_token = torch.tensor([a for a, response in zip(advantages, responses, strict=True) for _ in response])
+    (-per_token * (expected - expected.detach()).exp()).mean().backward()
+    step = -0.1 * flat_gradient(reference.model)
+    assert relative(flat_weights(policy.model) - before, step) < 1e-3  # differences of float32 weights
+
+
+CASES = [pytest.param(f, id=f.kind, marks=[] if f.quick else [pytest.mark.families]) for f in FAMILIES]
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_family_is_right_or_refused_in_one_line(family, tmp_path):
+    if family.refused == TWO_PARTS:  # refused by its config, and not every one of them can be made as a decoder
+        folder = tmp_path / "base"
+        config_of(family.kind).save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
+    else:
+        folder = make_family(tmp_path / "base", family.kind, family.extra)
+    if family.refused:
+        with pytest.raises(UserError, match=family.refused) as refusal:
+            load(str(folder))
+        assert "\n" not in str(refusal.value)
+    else:
+        check_family(family, folder, tmp_path)

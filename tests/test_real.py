@@ -1,0 +1,241 @@
+"""SmolLM2-135M-Instruct, the real tokenizer and the real weights: skipped where its package is not installed."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+
+import gepa_loop
+import grpo
+import p2o
+import verify
+from real import demo, make_model, rules
+from support.data import Question, label, load_questions
+from support.errors import UserError
+
+# --------------------------------------------------------------------- rules and questions, which need no weights
+
+SAID = {
+    "english": "Plants need light and water to grow, and they can be kept in a warm room.",
+    "spanish": "Para dormir mejor, es bueno apagar la luz y no comer en la cama.",
+    "french": "Pour dormir, il est bon de fermer les yeux et de ne pas manger dans le lit.",
+    "german": "Die Sonne scheint, und der Himmel ist blau, weil es nicht regnet.",
+    "italian": "Il cielo è blu per la luce del sole, e non si vede come di notte.",
+}
+
+
+@pytest.mark.parametrize("language", SAID)
+def test_each_language_is_told_from_the_others(language):
+    assert [name for name in SAID if rules.is_written_in(name, SAID[language])] == [language]
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+def test_a_rule_says_what_it_wants_without_being_asked(name):
+    """Feedback is all that reflection learns of a rule."""
+    question = Question("q", "Why?", name)
+    right = {
+        "short": "It is.",
+        "listed": "1. It is",
+        "starred": "**It** **is**",
+        "asking": "Is it?",
+        "exclaiming": "Oh!",
+    }
+    reward, feedback = rules.asked_for((SAID | right)[name], question)
+    assert reward == 1.0 and feedback.startswith("Right")
+    reward, feedback = rules.asked_for("This is what it is and that is all of it.", question)
+    assert reward == 0.0 and feedback.startswith("Wrong") and "must" in feedback
+
+
+def test_the_questions_come_in_two_kinds_with_different_rules_and_none_is_on_both_sides():
+    train, held_out = (load_questions(str(ROOT / "real" / f"{name}.jsonl")) for name in ("train", "held-out"))
+    assert len(train) == len(held_out) == 76
+    assert not {q.text for q in train} & {q.text for q in held_out}
+    for part in (train, held_out):
+        kinds = {q.columns["kind"]: q.reference for q in part}
+        assert len(kinds) == 2 == len(set(kinds.values())) and set(kinds.values()) <= set(rules.RULES)
+        assert all(
+            (q.text.startswith("How"), q.reference) == (q.columns["kind"] == "how", kinds[q.columns["kind"]])
+            for q in part
+        )
+
+
+def test_every_rule_has_words_that_tell_it():
+    assert set(rules.TOLD) == set(rules.RULES)
+
+
+def test_without_the_package_it_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(make_model.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="make real"):
+        make_model.make_model(tmp_path / "model")
+
+
+# ------------------------------------------------------------------------------------------- the model itself
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    try:
+        return str(make_model.make_model())
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def policy_of(smollm2, **settings):
+    return grpo.load_policy(
+        grpo.PolicyConfig(model=smollm2, **({"temperature": 0.7, "max_response_tokens": 16} | settings))
+    )
+
+
+@pytest.fixture(scope="module")
+def policy(smollm2):
+    return policy_of(smollm2)
+
+
+ASKED = ["Why is the sky blue?", "How can I sleep better?", "Why do cats purr? Answer in one short sentence, please."]
+
+
+def test_sampler_and_trainer_agree(policy):
+    """The promise is 1e-4 for float32, over prompts of different lengths in one batch."""
+    contexts = [grpo.chat_ids(policy, question) for question in ASKED for _ in range(2)]
+    samples = grpo.sample(policy, contexts, seed=0)
+    trained = grpo.logprobs_of(policy, contexts, [s.response_ids for s in samples])
+    for sample, logprobs in zip(samples, trained, strict=True):
+        torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(sample.sampled_logprobs), atol=1e-4, rtol=0)
+
+
+def test_greedy_decoding_is_what_generate_does(policy):
+    contexts = [grpo.chat_ids(policy, question) for question in ASKED]
+    ours = [s.response_ids for s in grpo.sample(policy, contexts, seed=None)]
+    for context, ids in zip(contexts, ours, strict=True):
+        ends = {"eos_token_id": policy.stop_ids, "pad_token_id": policy.tokenizer.pad_token_id}
+        theirs = policy.model.generate(
+            input_ids=torch.tensor([context]), attention_mask=torch.ones(1, len(context)), do_sample=False,
+            max_new_tokens=policy.cfg.max_response_tokens, **ends,
+        )  # fmt: skip
+        assert theirs[0, len(context) :].tolist() == ids
+
+
+def test_one_update_moves_the_bare_log_prob_of_a_spanish_answer_up(smollm2):
+    """Context distillation on real weights: sampled under a template, trained on the bare question."""
+    policy = policy_of(smollm2)
+    bare = grpo.chat_ids(policy, ASKED[1])
+    templated = grpo.chat_ids(policy, gepa_loop.apply_template("Answer in Spanish.", ASKED[1]))
+    answers = [policy.tokenizer(SAID[name]).input_ids for name in ("spanish", "english")]
+    rollouts = [
+        grpo.Rollout(
+            response_ids=ids, sampled_logprobs=[-1.0] * len(ids), truncated=True, text="", question_id="q",
+            template="Answer in Spanish.", sampled_context=templated, trained_context=bare, reward=reward,
+            advantage=2 * reward - 1,
+        )
+        for ids, reward in zip(answers, (1.0, 0.0), strict=True)
+    ]  # fmt: skip
+    cfg = grpo.UpdateConfig(learning_rate=1e-3, ratio_mask=False)
+    before = [sum(values) for values in grpo.logprobs_of(policy, [bare] * 2, answers)]
+    optimizer = torch.optim.AdamW(policy.trainable, lr=cfg.learning_rate, weight_decay=0.0)
+    grpo.score_old(policy, [rollouts], cfg)
+    grpo.update_policy(policy, optimizer, rollouts, cfg)
+    after = [sum(values) for values in grpo.logprobs_of(policy, [bare] * 2, answers)]
+    assert after[0] > before[0] + 0.5 and after[1] < before[1] - 0.5
+
+
+def test_a_resumed_run_is_the_same_run(smollm2, tmp_path):
+    """Stopped after the first epoch and resumed, against one that was not: every number of every line."""
+    small = tmp_path / "train.jsonl"
+    small.write_text("".join((ROOT / "real" / "train.jsonl").read_text().splitlines(True)[:4]))
+    words = [
+        "--train-data", str(small), "--eval-data", str(small), "--epochs", "2", "--group-size", "2",
+        "--questions-per-batch", "4", "--questions-per-update", "2", "--max-response-tokens", "8", "--warmup", "0",
+        "--hard-set-min", "4", "--gepa-dev-size", "2", "--gepa-budget", "8", "--reflection-tokens", "16",
+        "--runs", str(tmp_path), "--reward", f"{tmp_path / 'rule.py'}:vowels", "--no-sampled-eval", "--threads", "1",
+    ]  # fmt: skip
+    # A rule that some responses keep and some do not, so that both epochs have something to train.
+    (tmp_path / "rule.py").write_text(
+        "def vowels(response, question):\n    return float(len(response) % 2), 'be even'\n"
+    )
+    cfg = replace(p2o.parse_config(demo.words_of(words)), model=smollm2)
+    p2o.train(replace(cfg, name="whole"))
+    p2o.train(replace(cfg, name="stopped", epochs=1))
+    p2o.train(replace(cfg, name="stopped", resume=True, allow_changes=True))
+    whole, stopped = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "stopped"))
+    assert [json.loads(line) for line in whole] == [json.loads(line) for line in stopped]
+    assert any(json.loads(line)["kind"] == "update" and json.loads(line)["grad_norm"] > 0 for line in whole)
+
+
+def test_the_short_form_of_the_demo_is_a_shorter_one_of_the_same():
+    whole, short = (p2o.parse_config(demo.words_of(words)) for words in ([], ["--short"]))
+    assert short.epochs < whole.epochs and short.reward == whole.reward and short.model == whole.model
+    assert p2o.parse_config(demo.words_of(["--short", "--epochs", "5"])).epochs == 5
+
+
+# ------------------------------------------------------------------------------------------------- reasoning-gym
+
+SUMS = "gym:chain_sum?min_terms=3&max_terms=3&size=4&seed=1"
+
+
+def test_without_reasoning_gym_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(
+        UserError, match=r"gym:chain_sum\?.*: needs reasoning-gym .*pip install reasoning-gym==0\.1\.25"
+    ):
+        load_questions(SUMS)
+
+
+@pytest.fixture(scope="module")
+def gym():
+    return pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: requirements/gym.txt")
+
+
+def test_a_task_gives_the_same_questions_each_time_and_its_scorer_judges_the_box(gym):
+    questions = load_questions(SUMS, unparseable=lambda compared: compared)  # none is compared
+    assert [q.text for q in questions] == [q.text for q in load_questions(SUMS)] and label(SUMS) == "chain_sum"
+    assert len({q.id for q in questions}) == 4
+    q = questions[0]
+    said = [
+        rf"\boxed{{{q.reference}}}",
+        r"\boxed{7777}",
+        q.reference,
+        rf"\boxed{{{q.reference}}} \boxed{{1}}",
+        r"\boxed{x}",
+    ]
+    verdicts = verify.judge(said, [q] * 5, [False] * 5)
+    assert [v.reward for v in verdicts] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert verdicts[0].feedback == f"The answer {q.reference} is right." and "is wrong" in verdicts[1].feedback
+
+
+def test_an_answer_that_is_right_but_not_the_reference_is_paid(gym):
+    """Each task's own scorer, since many have more right answers than one: here any way to write a fraction."""
+    (q,) = load_questions("gym:countdown?size=1&seed=3")
+    other = f"({q.reference})"  # the same expression in brackets
+    assert verify.judge([rf"\boxed{{{other}}}"], [q], [False])[0].reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "path, complaint",
+    [
+        ("gym:chain", "no task 'chain'; there are .*chain_sum"),
+        ("gym:chain_sum?terms=3", "does not take these settings .*terms"),
+        ("gym:chain_sum?min_terms=0", "does not take these settings"),
+    ],
+)
+def test_what_reasoning_gym_does_not_know_is_refused_in_one_line(gym, path, complaint):
+    with pytest.raises(UserError, match=complaint):
+        load_questions(path)
+
+
+def test_the_tiny_model_trains_on_a_task(gym, tmp_path):
+    """Its words are few, so most of the question is unknown to it; everything runs all the same."""
+    options = [
+        "--train-data",
+        SUMS,
+        "--eval-data",
+        SUMS.replace("seed=1", "seed=2"),
+        "--epochs",
+        "1",
+        "--runs",
+        str(tmp_path),
+    ]
+    options += ["--method", "grpo", "--group-size", "2", "--max-response-tokens", "8"]
+    assert p2o.train(p2o.parse_config(options))["accuracy"].keys() == {"chain_sum"}
