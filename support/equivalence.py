@@ -20,7 +20,7 @@ from support.units import same_words, split
 _D = r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?|[0-9]+[.,]?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(rf"([-+]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?([-+]?{_D})(?: ?/ ?(-?{_D}))?(?:[eE]([-+]?[0-9]{{1,3}}))?")
 _THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:([, ])[0-9]{3})(?:\1[0-9]{3})*(?:\.[0-9]+)?")
-_FRACTION = re.compile(rf"\\frac ?(?:\{{ ?([-+]?{_D}) ?\}}|([0-9])) ?(?:\{{ ?(-?{_D}) ?\}}|([0-9]))")
+_FRACTION = re.compile(rf"\\frac ?(?:\{{ ?([-+]?{_D}) ?\}}|([0-9])) ?(?:\{{ ?(-?{_D}) ?\}}|([0-9]))(?! ?[0-9])")
 _REPEATING = re.compile(
     r"([0-9]*)\.(?:([0-9]*)\\(?:overline|bar|dot) ?\{([0-9]+)\}"
     r"|([0-9]*?)(?:([0-9])\5{2,}|([0-9]{2,})\6+) ?(?:\\[lc]?dots|\.\.\.))"
@@ -108,9 +108,8 @@ def _same_number(one: Number, other: Number) -> bool:
 # --- words, names, and what is not worked out -------------------------------------------------------------------------
 
 
-_ONLY_WORDS = re.compile(  # four letters, HTH, and short words: no is not on, but ab is ba
-    r"[a-zA-Z]{4}|^[A-Z]{3,}$|(?i:\b(?:no|on|yes|up|out|off|odd|all|any|one|two|six|ten|net|own|won|now|old|new|low|top"
-    r"|end|man|men|day|was|saw|god|dog)\b)"
+_ONLY_WORDS = re.compile(  # four letters, HTH, and short words (nobody calls an unknown o): no is not on, ab is ba
+    r"[a-zA-Z]{4}|^[A-Z]{3,}$|(?i:\b(?:[a-z]?o[a-z]|[a-z]{1,2}o|yes|up|all|any|six|ten|net|end|den|man|men|day|was|saw)\b)"
 )
 
 
@@ -132,7 +131,8 @@ def words(text: str) -> tuple[str, bool] | None:
 
 _CHOICE = re.compile(
     r"(?:\\text ?\{)? ?"
-    r"(?:\(([A-Ha-h])\)|([A-Ha-h])[.)]|([A-H]): (?=[^ ]{2}|[0-9])|(?<=\{)([A-H]) ?- ?(?=[a-z]{2}|[A-Z])) ?\}? ?"
+    r"(?:\(([A-Ha-h])\)|([A-Ha-h])[.)](?![A-Z]\b)|([A-H]): (?=[^ ]{2}|[0-9])|(?<=\{)([A-H]) ?- ?(?=[a-zA-Z][a-z]))"
+    r" ?\}? ?"
     r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z]))\S"
 )
 
@@ -242,8 +242,24 @@ def bare(answer: str, reference: str) -> tuple[str, str] | None:
     return same_words(*unnamed(answer, reference))
 
 
+_MONEY = re.compile(
+    r"(?P<dollar>\\\$|\bdollars?\b|\bUSD\b)|(?P<cent>¢|\bcents?\b)|(?P<euro>€|\beuros?\b)|(?P<pound>£)|(?P<yen>¥|\byen\b)"
+)
+
+
+def _money(text: str) -> set[str]:
+    """The currencies of an answer as it was written: layout drops the dollar sign.
+
+    >>> _money("$5"), _money(r"\\$5"), _money("5 cents")
+    (set(), {'dollar'}, {'cent'})
+    """
+    return {match.lastgroup for match in _MONEY.finditer(text)}
+
+
 def quick(answer: str, reference: str) -> bool | None:
     """The verdict where text, numbers and words can tell, else None."""
+    if (one := _money(answer)) and (other := _money(reference)) and not one & other:
+        return False
     if canonical(answer) == canonical(reference):
         return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
     if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):

@@ -73,7 +73,7 @@ def _plain(thing):
     if isinstance(thing, FiniteSet):
         items = [_plain(item) for item in getattr(thing, "_unsorted_args", thing.args)]
         flat = [Equation(i.left, value) if value is not i else i for i in items for value in _values(i)]
-        return flat[0] if len(flat) == 1 else flat
+        return flat[0] if len(flat) == 1 and flat[0] is not sympy.EmptySet else flat
     if isinstance(thing, Tuple):
         return tuple(_plain(item) for item in thing)
     if isinstance(thing, Eq):

@@ -31,7 +31,7 @@ _SCALES |= {name: Fraction(1, size) for name, size in _PARTS.items()}
 
 # one spelling of each unit and its others, without the plural's s
 _PREFIXED = "m meter metre|g gram|L l liter litre|s second|N newton|J joule|W watt|V volt|A amp ampere|Hz hertz"
-_PREFIXED += "|Pa pascal|mol mole|ohm Ω|cal calorie|B byte|eV"
+_PREFIXED += "|Pa pascal|mol mole|ohm Ω|cal calorie|byte|eV"
 _PLAIN = "s sec|min minute|h hr hour|day|week wk|month|year yr|in inch|ft foot feet|yd yard|mi mile|acre|hectare|"
 _PLAIN += "lb pound|oz ounce|ton tonne|gal gallon|quart|pint|cup|K kelvin|C celsius|F fahrenheit|deg degree|rad radian|"
 _PLAIN += "unit|dollar USD|cent ¢|euro €|yen|yuan|rupee Rs|people|children|men|women"
@@ -53,7 +53,7 @@ _NAMES = _names()
 
 # words that make a plural, or what it is the plural of, another number
 _CHANGES = re.compile(
-    r"or|and|to|than|not?|non.*|more|less|fewer|extra|additional|another|other|most|least|.*illions?|times|plus|minus"
+    r"or|and|to|than|not?|non.*|more|less|fewer|extra|additional|another|other|most|least|.*illions?|.*(?:teen|tie)ths?|myriads?|times|plus|minus"
     r"|negatives?|positives?|below|above|under|over|up|down|left|right|before|after|ago|early|late|behind|ahead|short"
     r"|north.*|south.*|east.*|west.*|.*clockwise|loss(?:es)?|lost|debts?|owed|deficits?|profits?|gains?|wins?|scores?"
     r"|gross|pairs?|couples?|basis|percent.*|base|binary|remainders?|each|every|choose|axis|infinity|squared|cubed|only"
