@@ -40,7 +40,8 @@ A \bmod B = 2;z=A+Bi;f(x)=A;\approx A;A \tag{1};A\\;(C) A;\textcolor{red}{A};\bm
 TEMPLATES = TEMPLATES.replace("\n", ";").split(";")
 NOISE = list("{}[]()$\\^_%&#~,.;:!?|/*+-=<>' \"\n\t\x00\u202e\u200b\ud800٣①")
 NOISE += ["\\\\", "\\" * 60 + "!", r"\boxed{", r"\text{", r"\frac", "10" * 40]
-WRAPS = r"A;$A$;$$A$$;\(A\);\[ A \];\boxed{A};\left(A\right);A\text{ cm};A^\circ;\,A\,;A.".split(";")
+WRAPS = r"A;$A$;$$A$$;\(A\);\[ A \];\boxed{A};\left(A\right);\,A\,;A.".split(";")
+UNITS = [r"\text{ cm}", r"^\circ", r"\text{ m/s}^2", " miles per hour", r"\text{ apples}"]
 UNPARSEABLE = [r"\frac{1}{", "", "$$", r"\left(", r"\text{}"]
 
 
@@ -59,11 +60,11 @@ def mutate(rng: random.Random, text: str) -> str:
     return text
 
 
-def spell(rng: random.Random, n: int) -> str:
-    """The integer n in one of many layouts."""
+def spell(rng: random.Random, n: int, unit: str) -> str:
+    """The integer n in one of many layouts, without any unit or with this one: 5 degrees are not 5 cm."""
     text = rng.choice([str(n), f"{n:,}", f"{n}.0", f"{n}.", rf"\frac{{{n * 3}}}{{3}}", f"{n * 7}/7", f"{n * 10}e-1"])
     wraps = [wrap for wrap in WRAPS if not ("," in text and "(A" in wrap)]  # (1,000) is a point
-    return rng.choice(wraps).replace("A", text)
+    return rng.choice([*wraps, "A" + unit]).replace("A", text)
 
 
 FORMULAS = {  # formula of A, B and C -> other ways to write it; no other numbers make the same formula
@@ -99,7 +100,8 @@ def make_input(rng: random.Random) -> tuple[str, str, bool | None]:
     if kind < 0.4:
         n = rng.choice([rng.randrange(-99, 100), rng.randrange(10**6), rng.randrange(10**20)])
         m = rng.choice([n, n, n + 1, -n, n * 10, n + 10 ** rng.randrange(20), int(str(abs(n))[::-1])])
-        return spell(rng, n), spell(rng, m), n == m
+        unit = rng.choice(UNITS)
+        return spell(rng, n, unit), spell(rng, m, unit), n == m
     if kind < 0.5:
         return mutate(rng, expression(rng)), rng.choice(UNPARSEABLE), False
     if kind < 0.8:

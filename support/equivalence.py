@@ -13,30 +13,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from support.latex import canonical, tidy
+from support.units import same_words, split
 
 # --- numbers: one way from text to a Fraction -------------------------------------------------------------------------
 
 _D = r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?|[0-9]+[.,]?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(rf"([-+]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?([-+]?{_D})(?: ?/ ?(-?{_D}))?(?:[eE]([-+]?[0-9]{{1,3}}))?")
 _THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:([, ])[0-9]{3})(?:\1[0-9]{3})*(?:\.[0-9]+)?")
-_FRACTION = re.compile(rf"\\frac ?(?:\{{ ?([-+]?{_D}) ?\}}|([0-9])) ?(?:\{{ ?(-?{_D}) ?\}}|([0-9]))")
+_FRACTION = re.compile(rf"\\frac ?(?:\{{ ?([-+]?{_D}) ?\}}|([0-9])) ?(?:\{{ ?(-?{_D}) ?\}}|([0-9]))(?! ?[0-9])")
 _REPEATING = re.compile(
     r"([0-9]*)\.(?:([0-9]*)\\(?:overline|bar|dot) ?\{([0-9]+)\}"
     r"|([0-9]*?)(?:([0-9])\5{2,}|([0-9]{2,})\6+) ?(?:\\[lc]?dots|\.\.\.))"
 )
 _POWER = re.compile(r"(?:(^[-+]?)|(?<=[0-9]) ?(?:\\times|\\cdot|x) ?)10 ?\^ ?(?:\{ ?([-+]?[0-9]{1,3}) ?\}|([0-9]))$")
 _PERCENT = re.compile(r" ?(?:\\?%|(?:\\text ?\{)? ?(?:percent(?:age)?|pct) ?\}?)$", re.IGNORECASE)
-_UNIT = re.compile(
-    r" ?(?:\^ ?\{? ?\\circ ?\}?(?: ?[CF])?|\\degree"
-    r"|((?<![\^_])(?: ?(?:/ ?|\\cdot ?)?\\text ?\{[^{}]*\}(?: ?\^ ?\{?-?[1-9]\}?)?)+"
-    r"|(?<=[0-9} ])(?:[ckm]m|[km]g|ml|ft|lbs?|mph|km/hr?|m/s|hrs?|mins?|secs?|[a-z]{4,})(?: [a-z]{4,})*"
-    r"(?: ?\^ ?\{?[23]\}?)?))$"
-)
-_NOT_A_UNIT = re.compile(
-    r"(?i)\b(?:or|and|to|more|less|fewer|than|least|most|not|half|thirds?|quarters?|squared|cubed|factorial|dozen|hundred"
-    r"|thousand|[mbtr]+illion|times|plus|minus|axis|[ap]\.? ?m|infinity|sqrt|sinh|cosh|tanh|over|choose|base|each"
-    r"|alpha|beta|theta|[ie])\b"
-)
 
 
 @dataclass(frozen=True)
@@ -44,18 +34,6 @@ class Number:
     value: Fraction
     percent: bool = False  # it had a percent sign
     decimals: int = 0  # as written; a fraction and a whole number have none
-
-
-def without_unit(text: str) -> str:
-    r"""What stands before the unit.
-
-    >>> without_unit("5 cm"), without_unit(r"\text{ab}\text{cd}")
-    ('5', '\\text{ab}\\text{cd}')
-    """
-    match = _UNIT.search(text, max(0, len(text) - 60))
-    if not match or not match.start() or _NOT_A_UNIT.search(match[1] or ""):
-        return text
-    return text[: match.start()].strip()
 
 
 def _decimal(digits: str) -> Fraction:
@@ -85,7 +63,10 @@ def number(text: str) -> Number | None:
     """
     bare = _PERCENT.sub("", text)
     percent = bare != text
-    bare = without_unit(bare).strip("$€£¥₹ " + "()" * ("," not in bare))  # (2,128) is a point
+    measured = split(bare)
+    if measured.unit is None:
+        return None
+    bare = measured.value.strip("$€£¥₹ " + "()" * ("," not in bare))  # (2,128) is a point
     bare = _REPEATING.sub(_repeating, bare)
     bare = _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]}", bare)
     bare = _POWER.sub(lambda match: ("" if match[1] is None else match[1] + "1") + "e" + (match[2] or match[3]), bare)
@@ -98,7 +79,7 @@ def number(text: str) -> Number | None:
         return None
     if whole and not 0 < value < 1:
         return None
-    value = (value + int(whole or 0)) * (-1 if sign == "-" else 1) * Fraction(10) ** int(exponent or 0)
+    value = (value + int(whole or 0)) * (-1 if sign == "-" else 1) * Fraction(10) ** int(exponent or 0) * measured.scale
     written = re.search("[.,](.*)", top) if not bottom and value.denominator > 1 else None
     return Number(value, percent, len(written[1]) - int(exponent or 0) if written else 0)
 
@@ -127,23 +108,51 @@ def _same_number(one: Number, other: Number) -> bool:
 # --- words, names, and what is not worked out -------------------------------------------------------------------------
 
 
+_ONLY_WORDS = re.compile(  # four letters, HTH, and short words (nobody calls an unknown o): no is not on, ab is ba
+    r"[a-zA-Z]{4}|^[A-Z]{3,}$|(?i:\b(?:[a-z]?o[a-z]|[a-z]{1,2}o|yes|up|all|any|six|ten|net|end|den|man|men|day|was|saw)\b)"
+)
+
+
 def words(text: str) -> tuple[str, bool] | None:
     r"""Plain words without case and `\text{}`, and whether they can only be words; None if there is more than words.
 
     >>> words(r"\text{ab}"), words("ab"), words("HTH"), words("Evelyn"), words("x+1")  # ab may be a product
     (('ab', True), ('ab', False), ('hth', True), ('evelyn', True), None)
+    >>> words("no"), words(r"\text{I and III only}"), words("I, III")
+    (('no', True), ('i, iii', True), ('i, iii', False))
     """
     bare = re.sub(r"\\text ?\{ ?([^{}]*?) ?\}", r"\1", text).strip("() .")
+    bare = re.sub(r",? (?:and|&) |, ?", ", ", bare.removesuffix(" only"))
     if not re.fullmatch(r"[a-zA-Z]+(?:,? [a-zA-Z]+)*", bare):
         return None
-    only = len(bare) == 1 or text.startswith(r"\text") or bool(re.search("[a-zA-Z]{4}|^[A-Z]{3,}$", bare))
+    only = len(bare) == 1 or text.startswith(r"\text") or bool(_ONLY_WORDS.search(bare))
     return bare.casefold(), only
 
 
-def _choice(text: str) -> str | None:
-    """The letter of a choice and its text: "(C) 12" and "c. 3" -> "c" """
-    match = re.match(r"(?:\\text ?\{)? ?(?:\(([A-Ha-h])\)|([A-Ha-h])[.)]) ?\}? ?\S", text)
-    return match and (match[1] or match[2]).lower()
+_CHOICE = re.compile(
+    r"(?:\\text ?\{)? ?"
+    r"(?:\(([A-Ha-h])\)|([A-Ha-h])[.)](?![A-Z]\b)|([A-H]): (?=[^ ]{2}|[0-9])|(?<=\{)([A-H]) ?- ?(?=[a-zA-Z][a-z]))"
+    r" ?\}? ?"
+    r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z]))\S"
+)
+
+
+def choice(text: str) -> str | None:
+    """The letter of a choice with its text.
+
+    >>> choice("(C) 12"), choice("c. 3"), choice(r"\\text{B: the sun}"), choice("(A) or (B)"), choice("12")
+    ('c', 'c', 'b', None, None)
+    """
+    match = _CHOICE.match(text)
+    return "".join(filter(None, match.groups())).lower() if match else None
+
+
+def same_choice(answer: str, reference: str) -> bool | None:
+    """The verdict on the letter of a choice against a letter with its text; None for anything else."""
+    for text, letter in ((answer, words(reference)), (reference, words(answer))):
+        if letter and len(letter[0]) == 1 and (chosen := choice(text)):
+            return chosen == letter[0]
+    return None
 
 
 _ATTACHED = re.compile(r"[_^] ?(?:\{[^{}]*\}|\w)|(?<=[A-Zf-hp-w}])\([^()]*\)")  # indices, powers and arguments
@@ -153,7 +162,7 @@ _WORK = re.compile(
 
 
 _SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
-_MODULUS = re.compile(r" ?(?:\\pmod ?\{[^{}]*\}|\( ?\\?b?mod [^()]*\))$")
+_MODULUS = re.compile(r" ?\\pmod ?\{([^{}]*)\}$")
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 
@@ -185,7 +194,8 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     >>> unnamed("x=5", "5"), unnamed("x=5", "x = 5.0"), unnamed("x=5", "y=5"), unnamed("5", "2x+z=5")
     (('5', '5'), ('5', '5.0'), ('x=5', 'y=5'), ('5', '2x+z=5'))
     """
-    if bool(_MODULUS.search(answer)) != bool(_MODULUS.search(reference)):
+    one, other = _MODULUS.search(answer), _MODULUS.search(reference)
+    if not (one and other) or canonical(one[1]) == canonical(other[1]):
         answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
@@ -209,13 +219,52 @@ def _unworked(answer: str, reference: str) -> bool:
     return not kinds[0] <= kinds[1]
 
 
+def _rounded(match: re.Match) -> str:
+    """0.30000000000000004 -> 0.3; the same text if it is not how a float with noise in its last digits is printed."""
+    digits = match[0]
+    short = f"{float(digits):.12g}"
+    is_noise = 16 <= len(digits.replace(".", "").lstrip("0")) <= 17
+    return short if is_noise and abs(float(short) - float(digits)) <= 1e-15 * float(digits) else digits
+
+
+def _without_noise(text: str) -> str:
+    return re.sub(r"[0-9]+\.[0-9]{10,}", _rounded, text)
+
+
+def bare(answer: str, reference: str) -> tuple[str, str] | None:
+    """Two tidy answers without names, words that they share and a float's noise; None if their units differ.
+
+    >>> bare("3.3", "3.3000000000000003"), bare("0.333", "0.3333333333333333")
+    (('3.3', '3.3'), ('0.333', '0.3333333333333333'))
+    """
+    if (exact := _without_noise(reference)) != reference:  # a reference that a program has computed
+        answer, reference = _without_noise(answer), exact
+    return same_words(*unnamed(answer, reference))
+
+
+_MONEY = re.compile(
+    r"(?P<dollar>\\\$|\bdollars?\b|\bUSD\b)|(?P<cent>¢|\bcents?\b)|(?P<euro>€|\beuros?\b)|(?P<pound>£)|(?P<yen>¥|\byen\b)"
+)
+
+
+def _money(text: str) -> set[str]:
+    """The currencies of an answer as it was written: layout drops the dollar sign.
+
+    >>> _money("$5"), _money(r"\\$5"), _money("5 cents")
+    (set(), {'dollar'}, {'cent'})
+    """
+    return {match.lastgroup for match in _MONEY.finditer(text)}
+
+
 def quick(answer: str, reference: str) -> bool | None:
     """The verdict where text, numbers and words can tell, else None."""
+    if (one := _money(answer)) and (other := _money(reference)) and not one & other:
+        return False
     if canonical(answer) == canonical(reference):
         return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
-    answer, reference = unnamed(tidy(answer), tidy(reference))
-    if not answer or not reference or _unworked(answer, reference):
+    if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):
         return False
+    answer, reference = pair
     if canonical(answer) == canonical(reference):
         return True
     a, b = number(answer), number(reference)
@@ -226,7 +275,6 @@ def quick(answer: str, reference: str) -> bool | None:
     one, other = words(answer), words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         return one[0] == other[0]
-    for text, letter in ((answer, other), (reference, one)):
-        if letter and len(letter[0]) == 1 and (choice := _choice(text)):
-            return choice == letter[0]
+    if (chosen := same_choice(answer, reference)) is not None:
+        return chosen
     return False if one and one[1] and b or other and other[1] and a else None  # a word is not a number

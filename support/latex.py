@@ -7,7 +7,9 @@ r"""One spelling for LaTeX that says the same: two tables of rewriting rules.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
+import unicodedata
 
 # --- rewriting: (pattern, replacement, an example, what the rule alone makes of it) ----------------------------------
 
@@ -15,28 +17,85 @@ _ARG = r"((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})+?)"  # what may stand between a pa
 _WORD, _END = r"(?<![\\a-zA-Z])", r"(?![a-zA-Z])"
 _DEGREE = r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-zA-Z]))"
 _TEXT_OPEN, _TEXT_CLOSE = r"(?i:^(?:\\text ?\{)? ?", r" ?\}? ?$)"
+_SAID = r"(?i:(?:the )?(?:(?:final|correct) )?(?:answer|ans|solution|result|option|choice)\.?)"
+_SWITCHES = (  # commands that change what follows them
+    r"[bB]igg?[lrm]?|displaystyle|textstyle|script(?:script)?style|(?:no)?limits|bf(?:series)?|it(?:shape)?|rm|sf|tt|sc"
+    r"|em|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|nonumber|notag|mathstrut|strut"
+    r"|noindent|centering|textdollar"
+)
+_WRAPPERS = (  # commands that change what is in their braces
+    r"bm|boldsymbol|pmb|underline|boxed|fbox|framebox|bbox|underbrace|ensuremath|smash"
+    r"|math(?:op|ord|bin|rel|open|close|inner|normal)"
+)
+_BLANKS = (
+    r"q?quad|en(?:space|skip)|(?:thin|med|thick)space|hfill|newline|hskip ?[\d.]+ ?[a-z][a-z]"
+    r"|(?:[hv]space|h?phantom) ?\*? ?\{[^{}]*\}"
+)
+_EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|cases|center"
+
+
+def _rows(match: re.Match) -> str:
+    r"""Equations below each other as a list. A matrix stays, and so do values with a condition beside each.
+
+    >>> tidy(r"\begin{aligned} x &= 2+3 \\ &= 5 \\ y &= 1 \end{aligned}")
+    'x= 2+3= 5, y= 1'
+    """
+    rows = [re.sub(r"^ ?&| ?& ?(?==)|(?<==) ?&", "", row).strip(" ,;.") for row in match[2].split(r"\\")]
+    rows = [row for row in rows if row]
+    if any("&" in row for row in rows) or len(rows) > 1 and not all("=" in row for row in rows):
+        return match[0]
+    items: list[str] = []
+    for row in rows:
+        if row[0] == "=" and items:
+            items[-1] += row
+        else:
+            items.append(row)
+    return ", ".join(items)
+
+
+_BRACKETS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|"}
 
 LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<=\d) ?– ?(?=\d)", r"\\text{ to }", "10–12", r"10\text{ to }12"),  # a range is no difference
+    ("–", "-", "–7", "-7"),
     (r"\s+", " ", "a \n b", "a b"),
     (r"\\{4}", r"\\\\", r"1\\\\2", r"1\\2"),  # escaped twice on its way into a file
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2,})", r"\\", r"\\frac{1}{2}", r"\frac{1}{2}"),
+    (r"^\\\\\{(.*)\\\\\}$", r"\\{\1\\}", r"\\{1,2\\}", r"\{1,2\}"),
     (r"(\\\\) ?\[[^\]]*\]", r"\1", r"1\\[2pt] 2", r"1\\ 2"),
     (r"(?<!\\)(?:\\\$|\$|\\[()\[\]])", " ", "$5$", " 5 "),
     (r"\.\.\.", r"\\ldots ", "0.33...", r"0.33\ldots "),
     (r"(,)\\! ?| ?\{ ?([,:]) ?\} ?", r"\1\2", "1{,}000", "1,000"),
-    (r"((?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])| )+", " ", r"1,\ 2", "1, 2"),
-    (r"\\!|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])\.?", "", r"\left(5\right)", "(5)"),
-    (r"\\tag ?\*? ?\{[^{}]*\}", "", r"5\tag{1}", "5"),
-    (rf"\\textcolor ?\{{[^{{}}]*\}} ?\{{{_ARG}\}}", r"\1", r"\textcolor{red}{x_{1}}", "x_{1}"),
+    (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
+    (rf"\\!|\\(?:left|right|middle){_END}\.?|\\(?:{_SWITCHES}){_END}", "", r"\left(\bf 5\right)", "( 5)"),
+    (r"\\([lr])(?:vert|brace|brack)(?![a-zA-Z])|\\vert(?![a-zA-Z])",
+     lambda match: _BRACKETS[match[0].lstrip("\\")],
+     r"\lbrace 1\rbrace", r"\{ 1\}"),
+    (r"\\(?:tag|label) ?\*? ?\{[^{}]*\}", "", r"5\tag{1}", "5"),
+    (rf"\\(?:textcolor|colorbox) ?\{{[^{{}}]*\}} ?\{{{_ARG}\}}", r"\1", r"\textcolor{red}{x_{1}}", "x_{1}"),
     (r"\\color ?\{[^{}]*\}", "", r"\color{red} 5", " 5"),
-    (rf"\\(?:bm|boldsymbol|pmb|underline|boxed|fbox) ?\{{{_ARG}\}}", r"\1", r"\bm{v}", "v"),
-    (r"\\math(?:bf|it|sf) ?\{ ?([a-zA-Z]) ?\}", r"\1", r"\mathbf{j}", "j"),
-    (r"\\(?:text(?:bf|it|rm|sf|tt|normal)|math(?:rm|bf|it|sf)|[mh]box|operatorname)\*? ?(?=\{|[a-zA-Z](?![a-zA-Z]))",
-     r"\\text", r"\mathrm{cm}", r"\text{cm}"),
+    (rf"\\(?:{_WRAPPERS}) ?(?:\[[^\]]*\])?\{{{_ARG}\}}", r"\1", r"\bm{v}", "v"),
+    (r"\\math(?:bf|it|sf|tt) ?\{ ?([a-zA-Z]) ?\}", r"\1", r"\mathbf{j}", "j"),
+    (r"\\(?:text(?:bf|it|rm|sf|tt|sc|up|normal)|math(?:rm|bf|it|sf|tt)|[mh]box|emph|operatorname)\*? ?"
+     r"(?=\{|[a-zA-Z](?![a-zA-Z]))", r"\\text", r"\mathrm{cm}", r"\text{cm}"),
     (r"\\text ?([a-zA-Z])(?![a-zA-Z])", r"\\text{\1}", r"k_{\text B}", r"k_{\text{B}}"),
+    (rf"^\\text ?\{{(?=[^{{}}]*[\\=^<>]){_ARG}\}}$", r"\1", r"\text{x=5}", "x=5"),
+    (r"(?<=\S) ?(?:\\(?:(?:black)?square|Box|qed\w*)(?![a-zA-Z])|(?:\\text ?\{| ) ?Q\.?E\.?D\.? ?\}?)[ .]*$",
+     "", r"5\,\blacksquare", r"5\,"),
+    (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}", r"{5\choose 2}", r"\binom{5}{ 2}"),
+    (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}", r"{1\over 2}", r"\frac{1}{ 2}"),
+    (rf"^\{{{_ARG}\}}$|\\text ?\{{ *\}}", r"\1", "{ 5}", " 5"),
+    (rf"^ ?\\text ?\{{ ?(?:{_SAID}(?: is)? ?:?|(?i:therefore|thus|so),?) ?\}} ?[:=]?", "",
+     r"\text{The answer is }5", "5"),
+    (rf"^ ?(\\text ?\{{ ?)?{_SAID}(?: is(?: ?:)?| ?[:=]) ?", r"\1", "Answer: 5", "5"),
+    (r"^ ?(\\text ?\{ ?)?(?i:option|choice|answer) (?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
+    (r"\\text ?\{ ?([^{}]+?),? (and|or) ?\}(?= ?[-\d\\.(])", r"\\text{\1}\\text{ \2 }", r"3\text{ cm and }4",
+     r"3\text{cm}\text{ and }4"),
     (r"\\text ?\{ ?(-?\d[\d.,]*) ?\}", r"\1", r"\text{101}_2", "101_2"),
-    (r"\\text ?\{ ?(-?\d[\d.,]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
+    (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
+    (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
+    (r"(:\d\d|\d(?= |\\)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
+     lambda match: rf"{match[1]}\text{{ {match[2].lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
     (r"([_^]) ?\{ ?\\text ?\{ ?(\w*) ?\} ?\}", r"\1{\2}", r"k_{\text{B}}", "k_{B}"),
     (r"_ ?\{ ?\\(max|min) ?\}", r"_{\1}", r"I_{\max}", "I_{max}"),
     (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
@@ -50,29 +109,43 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"\\mathbb{R}", "all real numbers", r"\mathbb{R}"),
     (r"(?:, ?|\\text ?\{ ?(?:for|where) ?\} ?)(?:\\text ?\{ ?(?:for|where) ?\} ?)?[a-z] ?\\in ?\\mathbb ?\{? ?Z ?\}?$",
      "", r"n\pi, n\in\mathbb Z", r"n\pi"),
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", r"\dfrac12", r"\frac12"),
-    (r"\\([lgn]e)(?:q|qslant)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
-    (r"!=", r"\\ne ", "x!=2", r"x\ne 2"),
+    (r"\\text ?\{ ?\( ?mod ([^{}()]*)\) ?\}", r"\\pmod{\1}", r"3\text{ (mod 7)}", r"3\pmod{7}"),
+    (r"\( ?(?:\\text ?\{ ?)?\\?b?mod(?![a-zA-Z]) ?\}? ?([^(){}]*)\)|\\pmod ?(\d+|[a-zA-Z])(?![a-zA-Z])",
+     r"\\pmod{\1\2}", r"3 (mod 7)", r"3 \pmod{7}"),
+    (r"(?:\\b?|(?<![a-zA-Z\\]))mod ?\{? ?(\d+) ?\}?$|\\text ?\{ ?mod ?\} ?(\d+)$", r"\\pmod{\1\2}",
+     r"3\bmod 7", r"3\pmod{7}"),
+    (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1", r"\dfrac12", r"\frac12"),
+    (r"\\([lgn]e)(?:q|qslant|qq)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
+    (r"!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),
+    (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"\*\*", "^", "x**2", "x^2"),
     (r"\\varphi(?![a-zA-Z])", r"\\phi", r"\varphi", r"\phi"),
+    (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus", r"A\backslash B", r"A\setminus B"),
+    (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?|(?<=\d\.)\((\d+)\)", r"\\overline{\1\2\3\4}", r"0.\dot{2}\dot{7}",
+     r"0.\overline{27}"),
+    (r"[(\[] ?\\begin ?\{(array|matrix)\} ?(?:\{[lcr|]*\})?(.*?)\\end ?\{\1\} ?[)\]]",
+     r"\\begin{pmatrix}\2\\end{pmatrix}", r"[\begin{matrix}1\\2\end{matrix}]", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (rf"(?:\\\{{ ?)?\\begin ?\{{((?:{_EQUATIONS})\*?)\}} ?(?:\{{[lcr|@ ]*\}})?(.*?)\\end ?\{{\1\}}", _rows,
+     r"\begin{aligned}x&=1\\y&=2\end{aligned}", "x=1, y=2"),
     (r",? ?& ?(?:\\text ?\{ ?(?:if|for|when) ?\})?", "&", r"1, & \text{if } x>0", "1& x>0"),
     (r"^(?: |=|\\approx|\\therefore|\\Rightarrow|\\implies)+(?![a-zA-Z])", "", "= 5", "5"),
     (r"[\\.,;: ]+$", "", r"5\\", "5"),
-    (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}", r"{5\choose 2}", r"\binom{5}{ 2}"),
+    (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?)$""", r"\1", '"yes"', "yes"),
     (r"([\^_]) ?(-\d+|[0-9a-zA-Z])", r"\1{\2}", "x^2", "x^{2}"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
     (r"\\sqrt ?([0-9a-zA-Z])", r"\\sqrt{\1}", r"\sqrt2", r"\sqrt{2}"),
     (r"\\frac ?(\\(?:pi|theta|alpha|beta))(?![a-zA-Z])", r"\\frac{\1}", r"\frac\pi2", r"\frac{\pi}2"),
     (r"\\langle(?![a-zA-Z])([^<>]*)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
-    (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\(?:mid|vert)(?![a-zA-Z])|\||:)(.*)\\\}$",
+    (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\mid(?![a-zA-Z])|\||:)(.*)\\\}$",
      r"\1", r"\{x:x>1\}", "x>1"),
     (r"\\mathbb ?\{? ?R ?\}? ?- ?\\\{", r"\\mathbb{R}\\setminus\\{", r"\mathbb{R}-\{0\}", r"\mathbb{R}\setminus\{0\}"),
     (r"\\lg(?![a-zA-Z])", r"\\log_{10} ", r"\lg 5", r"\log_{10}  5"),
-    (r"\\frac ?([0-9a-zA-Z])", r"\\frac{\1}", r"\frac12", r"\frac{1}2"),
-    (rf"(\\frac ?\{{{_ARG}\}}) ?([0-9a-zA-Z])", r"\1{\3}", r"\frac{1}2", r"\frac{1}{2}"),
+    (r"\\(frac|binom) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\frac12", r"\frac{1}2"),
+    (rf"(\\(?:frac|binom) ?\{{{_ARG}\}}) ?([0-9a-zA-Z])", r"\1{\3}", r"\frac{1}2", r"\frac{1}{2}"),
 ]  # fmt: skip
 
 SPELLING = [  # what the parser would misread: applied to what goes to sympy only
+    (r"\\(begin|end) ?\{ ?(?:small|B)matrix ?\}", r"\\\1{pmatrix}", r"\begin{Bmatrix}", r"\begin{pmatrix}"),
     (r"\\?%", "", r"x\%", "x"),
     (r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z]).*", lambda match: re.sub(_DEGREE, r"\\frac{\\pi}{180}", match[0]),
      r"\sin 30^\circ", r"\sin 30\frac{\pi}{180}"),  # elsewhere degrees are a unit
@@ -80,7 +153,7 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"(?<=\d) (?=\d{3}(?!\d))", "", "1 000x", "1000x"),
     (r"(?<=\d) (?=\d)", ",", "5 6", "5,6"),  # no product
     (r"(\d)[eE]([-+]?\d+)", r"\1\\cdot 10^{\2}", "1e-5", r"1\cdot 10^{-5}"),
-    (r"(\d+) ?_ ?(?:\{ ?(\d+) ?\}|(\d))", r"b_{\1b\2\3}", "204_5", "b_{204b5}"),  # no number without its base
+    (r"(\d[0-9A-F]*|[A-F]+\d[0-9A-F]*) ?_ ?\{ ?(\d+) ?\}", r"b_{\1b\2}", "204_{5}", "b_{204b5}"),  # with its base
     (r"([0-9)}])''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
     (r"([0-9)}])'", r"\1 b_{q}", "5'", "5 b_{q}"),
     (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
@@ -115,14 +188,73 @@ def _rewrite(text: str, rules) -> str:
     return text
 
 
-_UNICODE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms
-_UNICODE |= dict.fromkeys([0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0xAD], "")  # invisible
-_UNICODE |= str.maketrans("−’。、\xa0\u2009\u202f\u3000", "-'.,    ")
-_UNICODE |= {
-    ord(pair[0]): pair[1:] + " "
-    for pair in r"×\times ·\cdot ⋅\cdot ÷/ π\pi ∞\infty ∅\emptyset ≤\le ≥\ge ≠\ne ≈\approx ±\pm ∪\cup ∩\cap ∈\in "
-    r"²^2 ³^3 °^\circ √\sqrt ½\frac{1}{2} ℝ\mathbb{R} …\ldots".split()
+# --- characters beyond ASCII -----------------------------------------------------------------------------------------
+
+_SYMBOLS = {
+    pair[0]: pair[1:] + " "
+    for pair in r"×\times ·\cdot ⋅\cdot ∙\cdot ∞\infty ∅\emptyset ≤\le ≥\ge ⩽\le ⩾\ge ≦\le ≧\ge ≠\ne ≈\approx ≡\equiv "
+    r"±\pm ∓\mp ∪\cup ∩\cap ∈\in ∉\notin ⊂\subset ⊆\subseteq ∖\setminus °^\circ º^\circ ˚^\circ ∠\angle △\triangle "
+    r"ℝ\mathbb{R} ℤ\mathbb{Z} ℕ\mathbb{N} ℚ\mathbb{Q} ℂ\mathbb{C} …\ldots ∑\sum ∏\prod ∫\int ∂\partial √\sqrt →\to "
+    r"■\blacksquare ∎\blacksquare □\square".split()
 }
+_SYMBOLS |= dict(zip("−÷⁄∕∗∣。、", "-///*|.,", strict=True)) | dict.fromkeys("’‘′", "'")
+_CAPITALS = "gamma delta theta lambda xi pi sigma upsilon phi psi omega".split()  # the others look like Latin ones
+_ROOT = re.compile(r"([√∛∜]) ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|\w))")
+
+
+@functools.lru_cache(1024)
+def _latex_of(char: str) -> str:
+    r"""One character as LaTeX.
+
+    >>> [_latex_of(char) for char in "½𝟏７π℃〈"]
+    ['\\frac{1}{2}', '1', '7', '\\pi ', '^\\circ C', '(']
+    """
+    if char.isascii() or char in _SYMBOLS:
+        return _SYMBOLS.get(char, char)
+    name, category = unicodedata.name(char, ""), unicodedata.category(char)
+    plain = unicodedata.normalize("NFKC", char)
+    greek = re.fullmatch("GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name)
+    letter = greek[2].lower().replace("lamda", "lambda") if greek else ""
+    if greek and greek[1] == "SMALL":
+        return f"\\{letter} "
+    if letter in _CAPITALS:
+        return f"\\{letter.capitalize()} "
+    if "<fraction>" in unicodedata.decomposition(char):
+        return "\\frac{" + plain.replace("⁄", "}{") + "}"
+    if plain != char:
+        return "".join(map(_latex_of, plain))
+    if category == "Nd":  # digits of other scripts
+        return str(unicodedata.decimal(char))
+    if category in ("Ps", "Pe") and re.search("ANGLE BRACKET|PARENTHESIS", name):
+        return "(" if category == "Ps" else ")"
+    if name.endswith("QUOTATION MARK"):
+        return '"'
+    return {"Cf": "", "Zs": " ", "Pd": "–"}.get(category, char)
+
+
+def _index(char: str) -> str:
+    """^ for a raised character, _ for a lowered one."""
+    tag = unicodedata.decomposition(char).partition(">")[0]
+    return {"<super": "^", "<sub": "_"}.get(tag, "") if char not in _SYMBOLS else ""
+
+
+def _ascii(text: str) -> str:
+    r"""Unicode's mathematics as LaTeX.
+
+    >>> _ascii("x⁻¹⁰+a₁"), _ascii("√12"), _ascii("∛(x+1)"), _ascii("2½")
+    ('x^{-10}+a_{1}', '\\sqrt{12}', '\\sqrt[3]{x+1}', '2\\frac{1}{2}')
+    """
+    degrees = {"√": "", "∛": "[3]", "∜": "[4]"}
+    text = _ROOT.sub(lambda match: rf"\sqrt{degrees[match[1]]}{{{match[2] or match[3]}}}", text)
+    parts = []
+    for index, chars in itertools.groupby(text, _index):
+        plain = "".join(map(_latex_of, chars))
+        parts.append(f"{index}{{{plain}}}" if index else plain)
+    return "".join(parts)
+
+
+# --- one spelling -----------------------------------------------------------------------------------------------------
+
 _SPACE = re.compile(r" (?=[^\w\s])|(?<=[^\w\s,]) |(?<=,) (?!\d{3}(?!\d))")  # not in "3 1/2"; "1, 200" is a list
 _SPACE_IN_LIST = re.compile(r" (?=[^\w\s])|(?<=[^\w\s]) ")
 
@@ -139,7 +271,7 @@ def tidy(text: str) -> str:
     """
     if _SETTLED.fullmatch(text):
         return text
-    return _rewrite(text.translate(_UNICODE), _LAYOUT).strip()
+    return _rewrite(text if text.isascii() else _ascii(text), _LAYOUT).strip()
 
 
 def spelled(text: str) -> str:
@@ -163,4 +295,5 @@ def canonical(text: str) -> str:
     """
     text = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", tidy(text))
     text = re.sub(" +", " ", text).strip(" .")
+    text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", text)  # \le 0 is \le0
     return (_SPACE_IN_LIST if text.count(",") > 1 else _SPACE).sub("", text)

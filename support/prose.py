@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 
-from support.equivalence import words
+from support.equivalence import number, words
 from support.latex import tidy
 
-_FORMULA = r"(?:\$\$.+?\$\$|\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
+_FORMULA = r"(?:(?<!\\)\$\$.+?\$\$|(?<!\\)\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
 _PLAIN = r"[-+]?[$€£]?(?:\d[\d,. ]*\d|\d|\.\d+)(?:/\d+)?(?:\s?\\?%|\s(?:percent|pct)\b)?"
 _CANDIDATE = re.compile(rf"{_FORMULA}(?:\s*(?:,?\s*(?:and|or)|,)?\s*{_FORMULA})*|{_PLAIN}", re.DOTALL)
 _FINALLY = re.compile(r"(?is).*final (answer.*?\d.*?)(?:I hope it is correct.*)?$")
@@ -25,13 +25,13 @@ def ending(text: str) -> str:
     ('Answer: The answer is 4. ', 'It is 3.')
     """
     final = _FINALLY.match(text)
-    return final[1] if final else text
+    return final[1] if final and final[1].count("{") == final[1].count("}") else text  # not in \\text{Final answer: 4}
 
 
 def _is_prose(text: str) -> bool:
     """More than an answer with its name and its unit: a long word or three short ones beside other things."""
     text = tidy(text)
-    if not text or text[0].isdigit() or words(text):
+    if not text or text[0].isdigit() or words(text) or number(text):
         return False
     found = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z][a-z]+", re.sub(r"\\(?:text|begin|end) ?\{[^{}]*\}", " ", text))
     return len(found) > 2 or any(len(word) > 3 for word in found)
@@ -40,6 +40,6 @@ def _is_prose(text: str) -> bool:
 def locate(text: str) -> str:
     """The last formula or number of a sentence; all of what is no sentence."""
     text = re.sub(r"\\+boxed ?\{(?! ?\})", "", text.strip())  # never closed
-    if re.search(r"\$|(?<!\\)\\[(\[]", text) or _is_prose(text):
+    if re.search(_FORMULA, text, re.DOTALL) or _is_prose(text):
         return (_CANDIDATE.findall(text) or [text])[-1]
     return text

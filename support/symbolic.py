@@ -9,7 +9,9 @@ This may take for ever and raise anything, so only a worker imports it (support/
 from __future__ import annotations
 
 import functools
+import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import sympy
@@ -20,8 +22,9 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
-from support.equivalence import RELATION, unnamed, without_unit
+from support.equivalence import RELATION, bare
 from support.latex import spelled, tidy
+from support.units import split
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -70,7 +73,7 @@ def _plain(thing):
     if isinstance(thing, FiniteSet):
         items = [_plain(item) for item in getattr(thing, "_unsorted_args", thing.args)]
         flat = [Equation(i.left, value) if value is not i else i for i in items for value in _values(i)]
-        return flat[0] if len(flat) == 1 else flat
+        return flat[0] if len(flat) == 1 and flat[0] is not sympy.EmptySet else flat
     if isinstance(thing, Tuple):
         return tuple(_plain(item) for item in thing)
     if isinstance(thing, Eq):
@@ -96,6 +99,11 @@ def _values(item) -> list:
 _OR = re.compile(r",? ?\\text ?\{ ?or ?\}|(?<![\\a-zA-Z]),? ?or(?![a-z])")
 
 
+_INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
+    r"(?<=[0-9}]) ?\\text ?\{[^{}]*\}(?: ?\^ ?\{[23]\})?(?= ?(?:[,;)\]]|\\\}|\\text ?\{ ?(?:and|or)))"
+)
+
+
 @functools.lru_cache(4096)
 def parse(text: str):
     """The answer as `_plain` has it; raises an exception if it cannot be read."""
@@ -103,7 +111,12 @@ def parse(text: str):
     parts = _OR.split(text)
     if len(parts) > 1 and all(map(RELATION.search, parts)):  # x < 1 or x > 2
         return Union(*(_solutions(parse(part)) for part in parts))
-    return _plain(_read(without_unit(spelled(text))))
+    measured = split(
+        _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
+    )
+    if measured.scale != 1:
+        raise ValueError("numbers of tens or tenths are not for sympy")
+    return _plain(_read(measured.value if measured.unit is not None else text))
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -111,7 +124,8 @@ def parse(text: str):
 
 def same(answer: str, reference: str) -> bool:
     """May take for ever and raise anything: for a worker."""
-    return _equal(*map(parse, unnamed(tidy(answer), tidy(reference))))
+    pair = bare(tidy(answer), tidy(reference))
+    return bool(pair) and _equal(*map(parse, pair))
 
 
 def _equal(x, y) -> bool:
@@ -246,22 +260,17 @@ def _equations(x, y) -> bool | None:
 
 
 def _expressions(x, y) -> bool | None:
-    """Equal at the test points: exactly where both are fractions, else to 25 digits, or six decimals if one is rounded.
-    Points where only one side is real do not count, log(x^2) is 2 log(x), unless only one side has bars: log|x|."""
+    """Equal at the test points: exactly if both are fractions, else to 25 digits, or 6 decimals if one is rounded."""
     if not isinstance(x, Expr) or not isinstance(y, Expr):
         return None
     unknowns = x.free_symbols | y.free_symbols
     rounded = not unknowns and x.has(Float) != y.has(Float) and not (x.is_Integer or y.is_Integer)
-    verdicts = []
-    for point in _test_points(unknowns):
-        a, b = _value(x, point), _value(y, point)
-        if point and a.is_finite is False and b.is_finite is False:
-            continue  # a pole of both tells nothing
-        if a.is_extended_real == b.is_extended_real or x.has(sympy.Abs) != y.has(sympy.Abs):
-            verdicts.append(_close(a, b, rounded))
-            if not verdicts[-1]:
-                return False
-    return bool(verdicts)
+    points_seen = 0
+    for a, b in _samples(x, y):
+        points_seen += 1
+        if not _close(a, b, rounded):
+            return False
+    return points_seen >= (2 if unknowns else 1)
 
 
 RULES = [  # in this order; an example for each
@@ -275,26 +284,85 @@ RULES = [  # in this order; an example for each
 ]
 
 
-def _test_points(symbols) -> list[dict]:
-    """Four points of odd fractions, large and small, of either sign; one that is empty if there is no unknown.
+_WHOLE_LINE = (
+    *(sympy.sin, sympy.cos, sympy.tan, sympy.cot, sympy.sec, sympy.csc, sympy.sinh, sympy.cosh, sympy.tanh),
+    *(sympy.exp, sympy.factorial, sympy.binomial),
+)
 
-    No coordinate is a whole number or a common fraction: 1 / (y - 18) has its pole there.
+
+def _partial_parts(thing) -> list:
+    """The roots, logarithms and the like in it: what is real in some places only, or has a case for each sign."""
+    powers = [p for p in thing.atoms(sympy.Pow) if not p.exp.is_Integer and not p.base.is_positive]
+    return powers + [f for f in thing.atoms(sympy.Function) if not isinstance(f, _WHOLE_LINE)]
+
+
+def _samples(x, y) -> Iterator[tuple]:
+    """The values of both where both are real. That takes every root and logarithm in them to be real, too: at -1 and
+    -2, sqrt(a) sqrt(b) would be -sqrt(2) by way of i.
+
+    A point where one side is real says nothing, log(x^2) is 2 log(x), unless only one side has bars: log|x|. Formulas
+    with i are compared everywhere, and so are two that are nowhere real.
     """
-    order = sorted(symbols, key=str)
-    numbers = [(64, 101), (-191, 103), (862, 107), (-1250, 109)]
-    return [
-        {
-            symbol: Rational(top + (-1) ** k * 6 * j * bottom + j, bottom) * (-1) ** (j * k)
-            for j, symbol in enumerate(order)
+    parts = [_partial_parts(thing) for thing in (x, y)]
+    complex_ones = x.has(sympy.I) or y.has(sympy.I)
+    bars = x.has(sympy.Abs) != y.has(sympy.Abs)
+    real, elsewhere = 0, []
+    unknowns = x.free_symbols | y.free_symbols
+    enough = 4 * max(3, len(unknowns)) if any(parts) else 4  # points; more where few of them are real
+    for number, point in enumerate(_test_points(unknowns)):
+        if real >= 4 and number >= enough:
+            return
+        a, b = _value(x, point), _value(y, point)
+        if point and a.is_finite is False and b.is_finite is False:
+            continue  # a pole of both tells nothing
+        sides = [
+            value.is_extended_real and all(_value(part, point).is_extended_real for part in its_parts)
+            for value, its_parts in ((a, parts[0]), (b, parts[1]))
+        ]
+        if all(sides) or complex_ones or bars and any(sides):
+            real += 1
+            yield a, b
+        elif not any(sides):
+            elsewhere.append((a, b))
+    if not real:
+        yield from elsewhere
+
+
+_SIZES = [(64, 5), (862, 642), (160, 41), (7, 2), (13001, 9001)]  # about 0.6, 8, 1.5, 0.06, 100
+
+
+def _test_points(symbols) -> Iterator[dict]:
+    """Points of odd fractions, six for each unknown; one that is empty if there is none.
+
+    Each letter is small and large, positive and negative, and above and below each other one, whatever its name. Every
+    second point is positive: most roots are real there. No coordinate is a whole number or a common fraction:
+    1 / (y - 18) has its pole there.
+    """
+    letters = sorted(symbols, key=str)
+    many = len(letters)
+    for number in range(6 * max(many, 6) if letters else 1):
+        (top, step), bottom = _SIZES[number % len(_SIZES)], 101 + 2 * number
+        ranks = list(range(many))  # which letter is the smallest
+        if number >= 4:
+            random.Random(number).shuffle(ranks)
+        elif number >= 2:
+            ranks.reverse()
+        signs = [-1 if number % 4 == 1 else 1] * many
+        if number % 4 == 3:
+            signs[number // 4 % many] = -1  # one letter after the other
+        yield {
+            letter: sign * Rational(top + step * rank, bottom)
+            for letter, rank, sign in zip(letters, ranks, signs, strict=True)
         }
-        for k, (top, bottom) in enumerate(numbers if order else numbers[:1])
-    ]
 
 
 def _value(thing, point: dict):
     """Its value there: a Rational if it is one, else to 40 digits."""
     floats = {number: Rational(str(number)) for number in thing.atoms(Float)}
-    value = thing.xreplace(floats).xreplace(point).doit()
+    thing = thing.xreplace(floats)
+    if point and _partial_parts(thing):
+        return thing.evalf(40, subs=point)  # no try to simplify the roots of large fractions
+    value = thing.xreplace(point).doit()
     return value if value.is_Rational else value.evalf(40)
 
 
@@ -311,9 +379,10 @@ def _close(x, y, rounded: bool = False) -> bool:
 
 def _factor(x, y, positive: bool = False) -> bool:
     """Is x a multiple of y, and is neither constant?"""
-    points = _test_points(x.free_symbols | y.free_symbols)
-    values = [(_value(x, point), _value(y, point)) for point in points]
+    values = list(_samples(x, y))
+    if len({value for value, _ in values}) < 2:
+        return False
     (a, b), *others = values
-    if len({value for value, _ in values}) < 2 or not b or positive and not (a / b).is_positive:
+    if not b or positive and not (a / b).is_positive:
         return False
     return all(_close(a * d, b * c) for c, d in others)

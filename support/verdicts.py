@@ -9,7 +9,7 @@ import re
 
 from support import prose, sandbox
 from support.boxes import boxes_in
-from support.equivalence import number, quick, words
+from support.equivalence import number, quick, same_choice, words
 from support.latex import canonical, tidy
 
 MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
@@ -66,6 +66,8 @@ def is_copied(answer: str, reference: str, question: str) -> bool:
         reduced = [str(abs(plain.value.numerator)), str(plain.value.denominator)]
         if not re.search("frac|/", answer) or re.findall(r"\d+", answer) == reduced:
             return False
+    if same_choice(tidy(answer), tidy(reference)):  # the letter and the text of an option
+        return False
     answer, reference = canonical(answer), canonical(reference)
     if words(answer) or sorted(answer) == sorted(reference):  # 1+x is the reference's x+1
         return False
