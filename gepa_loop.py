@@ -27,7 +27,7 @@ from gepa.strategies.proposal_sampling import IndependentSampling
 
 import verify
 from support.data import Question
-from support.gepa_glue import Evaluator, Meter, Reflection, check_budget, metric_call_budget, seed_candidate
+from support.gepa_glue import Evaluator, Meter, Reflection, TextLimits, check_budget, metric_call_budget, seed_candidate
 from support.messages import as_template, templated
 from support.replies import fill_prompt, parse_reflection, read_wording
 from support.settings import Settings, at_least, require
@@ -138,32 +138,28 @@ class Evolution:
 
 def evolve(
     hard: Sequence[Question], respond: Respond, reflect: Reflect, cfg: EvolutionConfig, *,
-    judge: verify.Judge = verify.judge, count_tokens: Callable[[str], int] = len, room: float = float("inf"),
-    quote: Callable[[str], str] = str, seed: int = 0, log: Callable[[str], None] = lambda line: None,
+    judge: verify.Judge = verify.judge, limits: TextLimits | None = None, seed: int = 0,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Evolution:  # fmt: skip
-    """Evolve templates for the hard questions and choose those that cover them (Algorithm 3, and step 1 of Algorithm
-    2).
+    """Evolve templates for the hard questions, and choose those that cover them (Algorithm 3; step 1 of Algorithm 2).
 
-    `count_tokens` counts those of a text (by default, its characters), and a template has fewer than `room`. `quote`
-    shortens a response for the reflection prompt.
+    `limits` says how long a template may be, and shortens the responses that reflection is shown.
     """
+    limits = limits or TextLimits()
     # Line 1: one part of the hard questions is for reflection, the other scores. A template that only repeats the
     # answers that reflection was shown gains nothing on the dev set.
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
     budget = metric_call_budget(cfg.gepa_budget, len(dev))
-    meter = Meter(count_tokens, cfg.gepa_tokens)  # counts the tokens that the search samples
+    meter = Meter(limits.count, cfg.gepa_tokens)  # counts the tokens that the search samples
     wording = read_wording(cfg.reflection_prompt, REFLECTION_PROMPT)
-
-    def fits(template: str) -> bool:
-        return count_tokens(template) < room
 
     def prompt_for(instruction: str, records: list[dict]) -> str:
         return reflection_prompt(instruction, records, wording)
 
     def run_candidates(pairs: list[tuple[str, Question]]) -> list[tuple[str, verify.Verdict, dict]]:
-        return run_templates(pairs, respond, judge, quote)
+        return run_templates(pairs, respond, judge, limits.quote)
 
-    reflection = Reflection(reflect, prompt_for, parse_reflection, fits, log, meter)
+    reflection = Reflection(reflect, prompt_for, parse_reflection, limits.fits, log, meter)
 
     def should_stop(state) -> bool:
         """GEPA asks before each iteration. Beside its budget, the search has three reasons to end."""
@@ -195,16 +191,11 @@ def evolve(
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]  # [K][N]
     return Evolution(
         candidates=[as_template(candidate) for candidate in result.candidates],
-        parents=[list(parents) for parents in result.parents],
-        dev_scores=dev_scores,
-        dev_ids=[question.id for question in dev],
-        train_ids=[question.id for question in train],
-        chosen=greedy_cover(dev_scores),
-        metric_calls=result.total_metric_calls,
-        rejected_replies=reflection.rejected,
-        stopped_early=stopped_early,
+        parents=[list(parents) for parents in result.parents], dev_scores=dev_scores, chosen=greedy_cover(dev_scores),
+        dev_ids=[question.id for question in dev], train_ids=[question.id for question in train],
+        metric_calls=result.total_metric_calls, rejected_replies=reflection.rejected, stopped_early=stopped_early,
         tokens=meter.spent,
-    )
+    )  # fmt: skip
 
 
 def run_templates(

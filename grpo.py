@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from support import pretrained, shared_prompt
 from support.cache import roomy_cache
 from support.memory import halve_when_out_of_memory, micro_batches, padded
-from support.messages import as_messages, encode_chat, need_system_role
+from support.messages import as_messages, encode_chat
 from support.seams import variant
 from support.settings import Settings, at_least, require
 
@@ -212,12 +212,16 @@ def aggregate(
     # Padding is in neither: the mask is 0 there.
     sums, counts = (per_token * mask).sum(dim=1), mask.sum(dim=1)  # [B], [B]
     rollouts, tokens, max_length = update_size or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])
+    # Every token weighs the same, so a long response weighs more than a short one.
     if aggregation == "token-mean":
-        return sums.sum() / tokens  # a long response weighs more than a short one: it has more tokens
+        return sums.sum() / tokens
+    # Every response weighs the same, so a token of a long response weighs less. A wrong answer gets cheaper by getting
+    # longer: the length bias that Dr. GRPO (arXiv:2503.20783) removes.
     if aggregation == "seq-mean-token-mean":
-        return (sums / counts.clamp(min=1)).sum() / rollouts  # all responses weigh the same, a long one's tokens less
+        return (sums / counts.clamp(min=1)).sum() / rollouts
     if aggregation == "seq-mean-token-sum":
         return sums.sum() / rollouts
+    # The divisor is the same for every update, so no length enters at all.
     if aggregation == "seq-mean-token-sum-norm":
         return sums.sum() / max_length
     raise ValueError(f"unknown aggregation {aggregation!r}: one of {', '.join(get_args(Aggregation))}")
@@ -258,20 +262,12 @@ def surrogate(
 
 
 def policy_loss(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float = 3.0,
-    token_weight: torch.Tensor | None = None,
-    aggregation: str = "token-mean",
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, *,
+    clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float = 3.0,
+    token_weight: torch.Tensor | None = None, aggregation: str = "token-mean",
     update_size: tuple[int, int, int] | None = None,
-    ratio: Callable[..., torch.Tensor] = importance_ratio,
-    loss: Callable[..., torch.Tensor] = surrogate,
-) -> tuple[torch.Tensor, dict[str, float]]:
+    ratio: Callable[..., torch.Tensor] = importance_ratio, loss: Callable[..., torch.Tensor] = surrogate,
+) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
     """The objective of GRPO: importance ratio, clipped surrogate, token weights, aggregation.
 
     logprobs, old_logprobs, mask, token_weight: [B, T]; advantages: [B] or [B, T]. Returns (scalar loss, metrics).
@@ -311,12 +307,9 @@ def policy_loss(
 
 
 def template_ratio_weight(
-    bare_logprobs: torch.Tensor,
-    templated_logprobs: torch.Tensor,
-    ratio_min: float = 0.01,
-    ratio_max: float = 10.0,
+    bare_logprobs: torch.Tensor, templated_logprobs: torch.Tensor, ratio_min: float = 0.01, ratio_max: float = 10.0,
     soft: bool = False,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Weight w [B, T] of each token by how far the template moved it: s = pi_old(y|x) / pi_old(y|T(x,z)).
 
     Inside [ratio_min, ratio_max] the weight is 1. It says whether a token counts; it is no importance weight. Outside
@@ -437,27 +430,17 @@ def load_policy(
     """
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    pretrained.silence_libraries()  # before they are imported
-    from peft import LoraConfig, get_peft_model
-
-    if adapter:
-        pretrained.check_adapter(adapter)
-
     # The base model is frozen, and with `--load-in-4bit` its linear layers are quantized. Only the adapter is trained:
     # 1.6 % as many weights with the preset for Qwen3-4B, so gradients and AdamW's moments take little memory.
-    tokenizer = pretrained.load_tokenizer(cfg.model)
-    config = pretrained.load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
-    if cfg.system_prompt:
-        need_system_role(tokenizer, "--system-prompt")
-    base, stop_ids = pretrained.load_base(cfg.model, config, tokenizer, cfg.load_in_4bit)
-    if cfg.gradient_checkpointing:
-        pretrained.checkpoint_activations(base)
+    base, tokenizer, stop_ids = pretrained.load_model(cfg, adapter)
     if adapter:
         model = pretrained.load_adapter(base, adapter)
     else:
         # LoRA adds (alpha / rank) B A x to the output of each linear layer. B begins as zero, so the fresh policy *is*
         # the base policy. Switched off, the adapter leaves the base policy at any time, which reflects and anchors the
         # KL term.
+        from peft import LoraConfig, get_peft_model  # a second that only this branch needs
+
         torch.manual_seed(seed)
         with pretrained.or_refused(cfg.model, base):
             lora = LoraConfig(
@@ -465,8 +448,12 @@ def load_policy(
                 exclude_modules=pretrained.without_adapter(base) or None,
             )  # fmt: skip
             model = get_peft_model(base, lora)
+    # On a card the layers run in 16 bits, the head and the adapter's weights stay in 32: log-probs are differences of
+    # large numbers, and an optimizer step may be smaller than what 16 bits can add.
     pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
+    # vLLM, if asked for, samples from a copy of the weights of its own. It is handed the adapter whenever that has
+    # changed.
     if cfg.engine == "vllm":
         from support.vllm_engine import VllmEngine
 
@@ -498,14 +485,9 @@ def respond(policy: Policy, messages: list[str], **how) -> list[Sample]:
 @halve_when_out_of_memory("sample_batch", smallest=1)
 @torch.no_grad()
 def sample(
-    policy: Policy,
-    contexts: list[list[int]],
-    *,
-    seed: int | None,
-    temperature: float | None = None,
-    max_new_tokens: int | None = None,
-    adapter: bool = True,
-) -> list[Sample]:
+    policy: Policy, contexts: list[list[int]], *, seed: int | None, temperature: float | None = None,
+    max_new_tokens: int | None = None, adapter: bool = True,
+) -> list[Sample]:  # fmt: skip
     """One response for each context (a list of token ids), in order.
 
     `seed=None` decodes greedily; with a seed the same contexts give the same responses. `adapter=False` samples from

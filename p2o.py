@@ -38,12 +38,12 @@ import torch
 import gepa_loop
 import grpo
 import verify
-from support.data import Question, labelled, load_questions, that_fit
+from support.data import Question, load_data, that_fit
 from support.errors import UserError
+from support.gepa_glue import text_limits
 from support.memory import adamw, longest_sequence
-from support.messages import count_tokens, need_system_role
+from support.messages import need_system_role
 from support.presets import QWEN3
-from support.pretrained import shortened
 from support.replies import read_wording
 from support.run import RUNS, Run, seed_for
 from support.seams import check_variants, variant
@@ -234,28 +234,17 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         # Greedy: a dev score shall say how good a template is, not how lucky its samples were.
         return [(sample.text, sample.truncated) for sample in grpo.respond(policy, messages, seed=None)]
 
-    def number_of_tokens(text: str) -> int:
-        return count_tokens(policy.tokenizer, text)
-
-    def quote(response: str) -> str:
-        return shortened(policy.tokenizer, response, limit=cfg.reflection_quote)
-
+    # A template stands in front of a question, so it must leave room for the longest one.
     longest_question = max(len(grpo.chat_ids(policy, question.text)) for question in hard)
+    limits = text_limits(policy.tokenizer, cfg.max_prompt_tokens - longest_question, cfg.reflection_quote)
 
     def search(questions: list[Question]) -> gepa_loop.Evolution:
         return gepa_loop.evolve(
-            questions,
-            cfg=cfg,
-            respond=journal("respond", respond),
-            reflect=journal("reflect", reflection_model(policy, cfg, epoch)),
-            judge=verify.judge_of(cfg.reward),
-            count_tokens=number_of_tokens,
-            room=cfg.max_prompt_tokens - longest_question,
-            quote=quote,
-            seed=seed_for(cfg, "gepa", epoch),
-            log=run.note,
-        )
+            questions, journal("respond", respond), journal("reflect", reflection_model(policy, cfg, epoch)), cfg,
+            judge=verify.judge_of(cfg.reward), limits=limits, seed=seed_for(cfg, "gepa", epoch), log=run.note,
+        )  # fmt: skip
 
+    # Algorithm 3, and step 1 of Algorithm 2: candidates, their dev scores, and the few that cover the dev set.
     evolve = variant("evolve", cfg, default=None, folder=cfg.folder, epoch=epoch)
     evolution = evolve(hard, search) if evolve else search(hard)
     # Algorithm 2, step 2: one template for each *rollout*, not for each question. Where one template solves a question
@@ -390,6 +379,7 @@ def choose_rollouts(
 def split_into_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Rollout]]:
     """The rollouts of each optimizer step: `questions_per_update` groups; the last step has what is left."""
     groups = grpo.groups_of(rollouts)
+    # Whole groups: half a group's advantages would not sum to 0, and the update would push the question one way.
     updates = []
     for start in range(0, len(groups), cfg.questions_per_update):
         several_groups = groups[start : start + cfg.questions_per_update]
@@ -436,15 +426,9 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     """Policy, optimizer, training questions, held-out questions by name. Bad input is refused here, at the start."""
     check_variants(cfg)
     read_wording(cfg.reflection_prompt, "")
-
-    def read(path: str) -> list[Question]:
-        if cfg.reward:  # a function of one's own: it need not look at the answer, so that may be empty
-            return load_questions(path, cfg.question_suffix, empty_answers=True)
-        return load_questions(path, cfg.question_suffix, verify.unparseable)
-
-    questions = read(cfg.train_data)[: cfg.train_questions or None]
-    held_out = {name: read(path) for name, path in labelled(cfg.eval_data).items()}
-    verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])  # does a reward function of one's own work?
+    questions, held_out = load_data(cfg, verify.unparseable)
+    # A reward function of the user's own is tried on one made-up response: better now than after an hour of sampling.
+    verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
     # What has been read so far is cheap. Loading the model is not, so it comes after all that can be refused before it.
@@ -458,9 +442,9 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
         return len(grpo.chat_ids(policy, question.text))
 
     # Too long a question is left out and counted. Cut short, it would be another question.
-    questions = that_fit(cfg.train_data, questions, prompt_length, cfg.max_prompt_tokens)
-    for name in held_out:
-        held_out[name] = that_fit(name, held_out[name], prompt_length, cfg.max_prompt_tokens)
+    limit = cfg.max_prompt_tokens
+    questions = that_fit(cfg.train_data, questions, prompt_length, limit)
+    held_out = {name: that_fit(name, asked, prompt_length, limit) for name, asked in held_out.items()}
     optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
     return policy, optimizer, questions, held_out

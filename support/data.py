@@ -288,6 +288,18 @@ def load_questions(
     return [replace(q, text=f"{q.text}\n\n{suffix}") for q in questions] if suffix else questions
 
 
+def load_data(cfg, unparseable: Callable[[list[str]], list[int]]) -> tuple[list[Question], dict[str, list[Question]]]:
+    """(training questions, held-out questions by name) of a p2o.Config."""
+
+    def read(path: str) -> list[Question]:
+        if cfg.reward:  # a function of the user's own: it need not look at the answer, so that may be empty
+            return load_questions(path, cfg.question_suffix, empty_answers=True)
+        return load_questions(path, cfg.question_suffix, unparseable)
+
+    questions = read(cfg.train_data)[: cfg.train_questions or None]
+    return questions, {name: read(path) for name, path in labelled(cfg.eval_data).items()}
+
+
 def that_fit(name: str, questions: list[Question], length: Callable[[Question], int], limit: int) -> list[Question]:
     """Those that fit into the prompt; nothing is ever cut, what is left out is counted."""
     fitting = [question for question in questions if length(question) <= limit]

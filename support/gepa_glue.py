@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gepa.core.adapter import EvaluationBatch
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 
 from support.errors import UserError
-from support.messages import SYSTEM_ENDS, as_template
+from support.messages import SYSTEM_ENDS, as_template, count_tokens
+from support.pretrained import shortened
 
 BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn its budget
@@ -54,6 +56,24 @@ def seed_candidate(cfg) -> dict[str, str]:
     {'template': 'Add.', 'system': ''}
     """
     return {"template": cfg.gepa_seed_template} | ({"system": ""} if cfg.gepa_system else {})
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """What a search has to know of texts: how long one is, how long a template may be, what reflection is shown."""
+
+    count: Callable[[str], int] = len  # tokens of a text; by default, its characters
+    room: float = math.inf  # a template has fewer tokens
+    quote: Callable[[str], str] = str  # a response, shortened for the reflection prompt
+
+    def fits(self, template: str) -> bool:
+        return self.count(template) < self.room
+
+
+def text_limits(tokenizer, room: int, quoted_tokens: int) -> TextLimits:
+    """The limits in tokens of a tokenizer."""
+    count, quote = partial(count_tokens, tokenizer), partial(shortened, tokenizer, limit=quoted_tokens)
+    return TextLimits(count, room, quote)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from support.errors import UserError
+from support.messages import need_system_role
 
 
 def compute_dtype() -> torch.dtype:
@@ -33,6 +34,21 @@ def compute_dtype() -> torch.dtype:
 def has_bfloat16() -> bool:
     """Ampere and later have it; T4 and V100 do not, though torch.cuda.is_bf16_supported() says so: it can emulate."""
     return torch.cuda.get_device_capability() >= (8, 0)
+
+
+def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object, list[int]]:
+    """(base model, tokenizer, ids that end a response) for a grpo.PolicyConfig. `adapter`: a saved one for it."""
+    silence_libraries()  # before they are imported
+    if adapter:
+        check_adapter(adapter)
+    tokenizer = load_tokenizer(cfg.model)
+    if cfg.system_prompt:
+        need_system_role(tokenizer, "--system-prompt")
+    config = load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
+    base, stop_ids = load_base(cfg.model, config, tokenizer, cfg.load_in_4bit)
+    if cfg.gradient_checkpointing:
+        checkpoint_activations(base)
+    return base, tokenizer, stop_ids
 
 
 def load_config(model: str, longest: int):

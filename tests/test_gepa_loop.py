@@ -247,7 +247,7 @@ def test_a_reflection_model_that_fails_ends_the_search_with_its_reason():
 
 
 def test_a_template_that_leaves_no_room_is_not_adopted():
-    found = evolve(lambda p: "```\nRED BLUE\n```", gepa_budget="5000", room=5)
+    found = evolve(lambda p: "```\nRED BLUE\n```", gepa_budget="5000", limits=gepa_loop.TextLimits(room=5))
     assert found.candidates == [""] and "no room" in found.stopped_early
 
 
