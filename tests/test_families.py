@@ -10,6 +10,7 @@ word: one sequence at a time, without padding, without a cache, eager attention,
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -378,6 +379,18 @@ def test_dropout_is_off_in_layers_that_are_recomputed(kind, tmp_path):
         grpo.token_logprobs(policy, contexts, responses).sum().backward()
         gradients.append(flat_gradient(policy.model))
     assert relative(*gradients) < 1e-5
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.kind)
+def test_sixteen_bits_are_told_from_what_is_wrong(family, tmp_path, monkeypatch):
+    """As on a card: the rounding of every family that is right is accepted, and nothing else."""
+    if family.refused == TWO_PARTS:
+        pytest.skip("refused before it has any bits")
+    monkeypatch.setattr(pretrained, "compute_dtype", lambda: torch.bfloat16)
+    folder = make_family(tmp_path / "base", family.kind, family.extra)
+    with pytest.raises(UserError, match=family.refused) if family.refused else nullcontext():
+        load(folder)
 
 
 @pytest.mark.parametrize("kind", ["opt", "modernbert-decoder", "gemma2", "granite"])
