@@ -24,11 +24,11 @@ What counts as an answer, and by whose convention:
   decimal comma or a list, whichever the other side is: `1,22` equals `1.22` and `22,1` (math-verify has both).
 - Percent: `50\%` equals `50` (Hendrycks MATH drops the sign) and `0.5` (its value); `0.5\%` is not `50`.
 - A unit is dropped, not converted, where the other side has none (Hendrycks MATH, math-verify): `5 cm` is `5`,
-  `9.8\ \mathrm{m/s^2}` is `9.8`, `90^\circ` is `90`, `5 apples` is `5`. Two units that differ make two answers: `5 cm` is
-  neither `5 m` nor `50 mm`, `\$5` is not `5 cents`. Degrees count inside sin, cos and tan. A single letter is a unit only
-  in `\text{}` or with its power (`12 m^2`): `5m` is not `5`.
-- Only units in a table (`support.units`) and plurals are dropped. All other words may change the value, and an answer
-  with such words equals one with the same words only: `10 below zero` is not `10`, a loss no profit, `44 BC` not `44 AD`,
+  `9.8\ \mathrm{m/s^2}` is `9.8`, `90^\circ` is `90`, `5 apples` is `5`. Two units that differ make two answers: `5 cm`
+  is neither `5 m` nor `50 mm`, `\$5` is not `5 cents`. Degrees count inside sin, cos and tan. A single letter is a unit
+  only in `\text{}` or with its power (`12 m^2`): `5m` is not `5`.
+- Only units in a table (`support.units`) and plurals are dropped. Other words may change the value, so an answer with
+  such words equals only one with the same words: `10 below zero` is not `10`, a loss no profit, `44 BC` not `44 AD`,
   `5 or more` not `5`. `5 million` is `5000000`, and `7 tenths` is `0.7`. `3:30 PM` is `3:30 p.m.`, not `3:30 a.m.`
 - `3 \pmod 7` is `3`, not `3 \pmod 5`.
 - A reference may be a float as programs print it: `3.3000000000000003` is `3.3`, if 16 or 17 digits say no more.
