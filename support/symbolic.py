@@ -312,11 +312,11 @@ def _samples(x, y) -> Iterator[tuple]:
     for number, point in enumerate(_test_points(unknowns)):
         if real >= 4 and number >= enough:
             return
-        a, b = _value(x, point), _value(y, point)
+        a, b = _value(x, point, exact=not parts[0]), _value(y, point, exact=not parts[1])
         if point and a.is_finite is False and b.is_finite is False:
             continue  # a pole of both tells nothing
         sides = [
-            value.is_extended_real and all(_value(part, point).is_extended_real for part in its_parts)
+            value.is_extended_real and all(_value(part, point, exact=False).is_extended_real for part in its_parts)
             for value, its_parts in ((a, parts[0]), (b, parts[1]))
         ]
         if all(sides) or complex_ones or bars and any(sides):
@@ -356,13 +356,13 @@ def _test_points(symbols) -> Iterator[dict]:
         }
 
 
-def _value(thing, point: dict):
-    """Its value there: a Rational if it is one, else to 40 digits."""
+def _value(thing, point: dict, exact: bool):
+    """Its value there: a Rational if it is one, else to 40 digits. Not exact: at once to 40 digits, where sympy would
+    try to simplify the roots of large fractions."""
     floats = {number: Rational(str(number)) for number in thing.atoms(Float)}
-    thing = thing.xreplace(floats)
-    if point and _partial_parts(thing):
-        return thing.evalf(40, subs=point)  # no try to simplify the roots of large fractions
-    value = thing.xreplace(point).doit()
+    if point and not exact:
+        return thing.xreplace(floats).evalf(40, subs=point)
+    value = thing.xreplace(floats | point).doit()
     return value if value.is_Rational else value.evalf(40)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from fractions import Fraction
@@ -18,7 +19,7 @@ from verify import Grade, equivalent, extract_boxed, feedback, grade, grade_batc
 DATA = Path(__file__).parent / "data"
 CASES = [json.loads(line) for line in (DATA / "verify_cases.jsonl").read_text().splitlines()]
 # Our own: answer, reference, "same" or "different", why
-PAIRS = [line.split("\t") for line in (DATA / "verify_pairs.tsv").read_text().splitlines()[1:]]
+PAIRS = [line.split("\t") for line in (DATA / "verify_pairs.tsv").read_text("utf-8").split("\n")[1:-1]]
 
 # Public cases whose labels we do not follow: (response, reference, their label, why).
 REJECTED = [
@@ -164,6 +165,59 @@ def test_labelled_pairs(monkeypatch):
             missed[pair[2]].append(pair)
     assert not missed["different"]
     assert len(missed["same"]) <= 0.03 * sum(pair[2] == "same" for pair in PAIRS), missed["same"]
+
+
+UNKNOWNS = [  # P, Q and R stand for letters of any name
+    (r"\sqrt{\frac{P}{Q}}", r"\frac{\sqrt P}{\sqrt Q}", True),
+    (r"\ln\frac{P}{QR}", r"\ln P - \ln Q - \ln R", True),
+    (r"\sqrt{P^2-Q^2}", r"\sqrt{P-Q}\sqrt{P+Q}", True),
+    (r"\log P^3", r"3 \log P", True),
+    (r"P\sqrt{P}", r"\sqrt{P^3}", True),
+    (r"|P-Q|", r"|Q-P|", True),
+    (r"\sqrt{P^2 Q R}", r"P\sqrt{Q R}", False),
+    (r"\sqrt{(P-Q)^2}", "P-Q", False),
+    (r"|P-Q|", "P-Q", False),
+    (r"\sqrt{\frac{P}{Q}}", r"\sqrt{\frac{Q}{P}}", False),
+    (r"\ln(P+Q)", r"\ln P + \ln Q", False),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "same"), UNKNOWNS)
+def test_no_verdict_depends_on_the_names_of_letters(one, other, same):
+    for names in itertools.permutations("bgx"):
+        letters = str.maketrans("PQR", "".join(names))
+        assert equivalent(one.translate(letters), other.translate(letters)) == same, names
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        (r"\$5\text{ million}", "5", False),
+        (r"\$5\text{ million}", "5000000", True),
+        (r"\$5\sqrt{2}", r"5\sqrt2", True),
+        (r"\$5\text{ or }\$6", "6", False),
+        (r"\$5 to \$6", "5", False),
+        ("$5 million", "5", False),
+        ("$5", "5", True),
+    ],
+)
+def test_a_dollar_sign_that_is_money_opens_no_formula(answer, reference, same):
+    assert equivalent(answer, reference) == same
+    assert grade(rf"\boxed{{{answer}}}", reference).correct == same
+
+
+@pytest.mark.parametrize(
+    ("answer", "question"),
+    [
+        (r"\text{B. Mercury}", "Which planet is nearest to the sun?\nA. Venus\nB. Mercury\nC. Earth"),
+        ("(B) 11", "Which number is prime?\n(A) 10  (B) 11  (C) 12"),
+        ("B: 11", "Which number is prime?\nA: 10\nB: 11"),
+        (r"\textbf{(B)}\ x+1", r"Which divides $x^2-1$? $\textbf{(A)}\ x+2$ $\textbf{(B)}\ x+1$"),
+    ],
+)
+def test_a_choice_with_its_text_is_no_copy(answer, question):
+    assert grade(rf"\boxed{{{answer}}}", "B", question).reward == 1
+    assert grade(rf"\boxed{{{answer}}}", "C", question).reward == 0
 
 
 @pytest.mark.parametrize(("rule", "example"), symbolic.RULES, ids=lambda value: getattr(value, "__name__", ""))
@@ -468,6 +522,7 @@ def test_every_change_of_a_sign_differs(template, digits, rng: random.Random):
 FOUND: list[tuple[str, str, bool]] = [
     ("-x", "x", False),  # a sign was dropped with the punctuation of words
     ("f'", "f", False),  # and so was a prime
+    (r"\frac{1}{2}3", r"\frac{1}{23}", False),  # digits behind a fraction went into its denominator
     ("{}", "{ }", False),  # two empty answers
     ("(", r"\left(", False),  # and a reference that is none
     ("\\" * 60 + "!", "5", False),  # another that took 2^60 steps
