@@ -64,7 +64,8 @@ def rules(
         }
         return {name: (int(sum(rewards)), len(rewards)) for name, rewards in verdicts.items()}
 
-    started, found = time.time(), {"temperature": temperature, "response_tokens": response_tokens}
+    command = f"python real/measure.py {' '.join(sys.argv[1:])}"
+    started, found = time.time(), {"command": command, "temperature": temperature, "response_tokens": response_tokens}
     bare = rates("", samples, names)
     print(f"{'rule':12} {'bare':>16} {'told':>16}   ({time.time() - started:.0f} s for the bare responses)")
     for name in names:
