@@ -83,10 +83,10 @@ def share(kept: int, count: int) -> str:
 def reflections(
     prompt: str = str(ROOT / "real" / "reflection.txt"),
     replies: int = 12,
-    shown: int = 2,
+    shown: int = 1,
     temperature: float = 0.7,
-    reflection_tokens: int = 40,
-    response_tokens: int = 32,
+    reflection_tokens: int = 32,
+    quote: int = 16,
     model: str = str(ROOT / "real" / "model"),
     data: str = str(ROOT / "real" / "train.jsonl"),
     threads: int = 1,
@@ -96,9 +96,10 @@ def reflections(
     Args:
         prompt: A file for --reflection-prompt; empty for the prompt that p2o.py has by default.
         replies: To each of three prompts: one about questions of the first kind, one about the second, one about both.
-        shown: Questions in a prompt, as --gepa-minibatch.
+        shown: Questions in a prompt, as --gepa-minibatch. The third prompt has one of either kind.
+        quote: Tokens of each response that are shown, as --reflection-quote.
     """
-    cfg = grpo.PolicyConfig(model=model, max_response_tokens=response_tokens, max_prompt_tokens=1024, threads=threads)
+    cfg = grpo.PolicyConfig(model=model, max_response_tokens=quote, max_prompt_tokens=1024, threads=threads)
     policy, asked = grpo.load_policy(cfg), load_questions(data)
     kinds = [[q for q in asked if q.reference == reference] for reference in dict.fromkeys(q.reference for q in asked)]
     wording = read_wording(prompt, gepa_loop.REFLECTION_PROMPT)
