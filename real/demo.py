@@ -24,6 +24,7 @@ OPTIONS = {
     "--model": REAL / "model",
     "--train-data": REAL / "train.jsonl",
     "--eval-data": REAL / "held-out.jsonl",
+    "--train-questions": 48,
     "--reward": f"{REAL / 'rules.py'}:asked_for",
     "--reflection-prompt": REAL / "reflection.txt",
     "--temperature": 0.7,

@@ -3,6 +3,7 @@
     python real/measure.py rules                        how often is each rule kept, untold and told?
     python real/measure.py reflections                  how often does a reflection name the rule?
     python real/measure.py reflections --prompt ""      the same with the prompt that large models get
+    python real/measure.py mask runs/real/p2o           which tokens of a run's transcripts would the ratio mask cut?
 
 A rule that the bare model keeps now and then is one that GRPO finds by itself; one that it does not keep when told
 either is one that no template unlocks. All bare responses are sampled once and judged by every rule.
@@ -11,8 +12,10 @@ either is one that no template unlocks. All bare responses are sampled once and 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import tyro
@@ -61,7 +64,8 @@ def rules(
         }
         return {name: (int(sum(rewards)), len(rewards)) for name, rewards in verdicts.items()}
 
-    started, found = time.time(), {"temperature": temperature, "response_tokens": response_tokens}
+    command = f"python real/measure.py {' '.join(sys.argv[1:])}"
+    started, found = time.time(), {"command": command, "temperature": temperature, "response_tokens": response_tokens}
     bare = rates("", samples, names)
     print(f"{'rule':12} {'bare':>16} {'told':>16}   ({time.time() - started:.0f} s for the bare responses)")
     for name in names:
@@ -79,10 +83,10 @@ def share(kept: int, count: int) -> str:
 def reflections(
     prompt: str = str(ROOT / "real" / "reflection.txt"),
     replies: int = 12,
-    shown: int = 2,
+    shown: int = 1,
     temperature: float = 0.7,
-    reflection_tokens: int = 40,
-    response_tokens: int = 32,
+    reflection_tokens: int = 32,
+    quote: int = 16,
     model: str = str(ROOT / "real" / "model"),
     data: str = str(ROOT / "real" / "train.jsonl"),
     threads: int = 1,
@@ -92,9 +96,10 @@ def reflections(
     Args:
         prompt: A file for --reflection-prompt; empty for the prompt that p2o.py has by default.
         replies: To each of three prompts: one about questions of the first kind, one about the second, one about both.
-        shown: Questions in a prompt, as --gepa-minibatch.
+        shown: Questions in a prompt, as --gepa-minibatch. The third prompt has one of either kind.
+        quote: Tokens of each response that are shown, as --reflection-quote.
     """
-    cfg = grpo.PolicyConfig(model=model, max_response_tokens=response_tokens, max_prompt_tokens=1024, threads=threads)
+    cfg = grpo.PolicyConfig(model=model, max_response_tokens=quote, max_prompt_tokens=1024, threads=threads)
     policy, asked = grpo.load_policy(cfg), load_questions(data)
     kinds = [[q for q in asked if q.reference == reference] for reference in dict.fromkeys(q.reference for q in asked)]
     wording = read_wording(prompt, gepa_loop.REFLECTION_PROMPT)
@@ -118,5 +123,31 @@ def reflections(
         print("\n".join(f"    {z!r}" for z in usable[:4]), flush=True)
 
 
+def mask(run: tyro.conf.Positional[Path], ratio_min: float = 0.01, ratio_max: float = 10.0, positions: int = 8) -> None:
+    """Which tokens of the successful templated transcripts have a template ratio outside the mask's bounds, by place?
+
+    The ratio is pi_old(y_t | x) / pi_old(y_t | T(x, z)), which transcripts.jsonl holds for some rollouts of a batch.
+
+    Args:
+        positions: So many first tokens get a line of their own, the others one together.
+    """
+    lines = (run / "transcripts.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    shown = [
+        line for line in map(json.loads, lines) if line["template"] and line["reward"] and line.get("old_logprobs")
+    ]
+    below, above, tokens = Counter(), Counter(), Counter()
+    for line in shown:
+        for t, (bare, templated) in enumerate(zip(line["old_logprobs"], line["sampled_logprobs"], strict=True)):
+            place = min(t, positions)
+            tokens[place] += 1
+            below[place] += bare - templated < math.log(ratio_min)
+            above[place] += bare - templated > math.log(ratio_max)
+    print(f"{len(shown)} successful templated transcripts of {run}")
+    for place in sorted(tokens):
+        name = f"token {place + 1}" if place < positions else "later"
+        low, high = share(below[place], tokens[place]), share(above[place], tokens[place])
+        print(f"{name:8} below {ratio_min}: {low}, above {ratio_max}: {high}")
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"rules": rules, "reflections": reflections})
+    tyro.extras.subcommand_cli_from_dict({"rules": rules, "reflections": reflections, "mask": mask})

@@ -42,8 +42,8 @@ def _language(language: str):
 
     def rule(response: str, question) -> tuple[float, str]:
         if is_written_in(language, response):
-            return 1.0, f"The response is written in {name}. That is right."
-        return 0.0, f"The response is not written in {name}. It must be written in {name}."
+            return 1.0, f"It is written in {name}. That is right."
+        return 0.0, f"It must be written in {name}."
 
     rule.__name__ = language
     return rule

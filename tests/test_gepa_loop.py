@@ -171,6 +171,20 @@ def test_the_reflection_prompt_shows_instruction_examples_and_feedback():
         assert part in prompt
 
 
+def test_words_that_look_like_places_of_the_prompt_stay_as_they_are():
+    record = gepa_loop.reflection_record("<curr_param>", "<side_info>", "wrong")
+    prompt = gepa_loop.reflection_prompt("Use <side_info>.", [record], "Old: <curr_param>\nSeen:\n<side_info>\nNew?")
+    assert prompt.startswith("Old: Use <side_info>.\nSeen:\n# Example 1\n## Question\n<curr_param>\n")
+    assert prompt.count("# Example 1") == 1 and prompt.endswith("New?")
+
+
+def test_a_reflection_prompt_of_ones_own_is_what_the_model_gets(tmp_path):
+    (tmp_path / "words.txt").write_text("Feedback:\n<side_info>\nNow?\n")
+    asked = []
+    evolve(lambda p: asked.append(p) or "```\nno\n```", gepa_budget="20", reflection_prompt=str(tmp_path / "words.txt"))
+    assert asked and all(p.startswith("Feedback:\n# Example 1") and p.endswith("Now?") for p in asked)
+
+
 # ---------------------------------------------------------------------------------- the real gepa package, end to end
 
 
@@ -193,9 +207,12 @@ def one_by_one(reflect):
     return lambda prompts: [reflect(prompt) for prompt in prompts]
 
 
+OPTIONS = ("gepa_", "reflection_")  # how the names of the search's own options begin
+
+
 def evolve(reflect, respond=respond, seed=0, **settings):
-    cfg = {"gepa_dev_size": 8, "gepa_parents": 1} | {k: v for k, v in settings.items() if k.startswith("gepa")}
-    how = {k: v for k, v in settings.items() if not k.startswith("gepa")}
+    cfg = {"gepa_dev_size": 8, "gepa_parents": 1} | {k: v for k, v in settings.items() if k.startswith(OPTIONS)}
+    how = {k: v for k, v in settings.items() if not k.startswith(OPTIONS)}
     return gepa_loop.evolve(hard_questions(), respond, one_by_one(reflect), EvolutionConfig(**cfg), seed=seed, **how)
 
 

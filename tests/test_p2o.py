@@ -374,6 +374,18 @@ def test_self_reflection_switches_the_adapter_off(fresh_policy):
     assert "```" in reply and "```" not in ruined
 
 
+def test_another_local_model_reflects_in_its_place(fresh_policy):
+    """The divided world's base, beside the united one that is trained."""
+    other = str(grpo.TINY / "divided" / "model")
+    prompt = gepa_loop.reflection_prompt("", [gepa_loop.reflection_record("Add these digits: 1, 2.", "1.", "x")] * 3)
+    cfg = Config(reflection_model=other)
+    told = p2o.reflection_model(fresh_policy, cfg, 1)([prompt] * 3, 0)
+    itself = grpo.load_policy(grpo.PolicyConfig(model=other))
+    assert told == p2o.reflection_model(itself, Config(), 1)([prompt] * 3, 0)
+    assert told != p2o.reflection_model(fresh_policy, Config(), 1)([prompt] * 3, 0)
+    assert p2o.load_reflector(cfg) is p2o.load_reflector(cfg)  # loaded once
+
+
 # --------------------------------------------------------------------------------------------------------- whole runs
 
 
@@ -508,6 +520,9 @@ def refused(capsys, *argv):
         (["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m"], "need each other"),
         (["--teacher-url", "http://127.0.0.1:1/v1"], "need each other"),
         (["--reflection", "teacher", "--teacher-url", "http://127.0.0.1:1/v1"], "need each other"),
+        (["--reflection", "policy", "--reflection-model", "m"], "takes the place of --reflection policy"),
+        (["--reflection-prompt", "no/such.txt"], "--reflection-prompt no/such.txt: cannot be read"),
+        (["--reflection-prompt", str(ROOT / "LICENSE")], "LICENSE: has no <side_info>"),
         (["--method", "grpo", "--leave-one-bare"], "samples no templates"),
         (["--mine", "bare"], "--mine bare needs --leave-one-bare"),
         (["--ratio", "gspo"], "--ratio gspo needs --aggregation seq-mean-token-mean"),
