@@ -29,7 +29,7 @@ import verify
 from support.data import Question
 from support.gepa_glue import Evaluator, Meter, Reflection, TextLimits, check_budget, metric_call_budget, seed_candidate
 from support.messages import as_template, templated
-from support.replies import fill_prompt, parse_reflection, read_wording
+from support.reflection import fill_prompt, parse_reflection, read_wording
 from support.settings import Settings, at_least, require
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each

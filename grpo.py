@@ -31,8 +31,8 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from support import pretrained, shared_prompt
-from support.cache import roomy_cache
+from support import fast, pretrained
+from support.fast import roomy_cache
 from support.memory import halve_when_out_of_memory, micro_batches, padded
 from support.messages import as_messages, encode_chat
 from support.seams import variant
@@ -603,9 +603,10 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     pretrained.set_training_mode(policy.model)
     causal_lm = policy.model.get_base_model()  # with LoRA layers in it
     # 1. The hidden state that predicts each response token, N = sum of the responses' lengths in all.
-    if shared_prompt.pays(causal_lm, contexts):
+    if fast.can_share_prompts(causal_lm, contexts):
         # An optimization with the same numbers: the G responses of a question read their prompt once.
-        hidden = shared_prompt.hidden_states(causal_lm, contexts, responses, policy.tokenizer.pad_token_id)  # [N, D]
+        padding = policy.tokenizer.pad_token_id
+        hidden = fast.hidden_states_of_shared_prompts(causal_lm, contexts, responses, padding)  # [N, D]
     else:
         hidden = _hidden_states(policy, contexts, responses)  # [N, D]
 

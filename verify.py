@@ -4,9 +4,10 @@ r"""What earns a reward: extraction, grade, feedback, and the conventions. Strin
     Grade(reward=1.0, correct=True, well_formed=True, extracted='24')
 
 The reward is the only teacher the policy has: a wrong 1 teaches nonsense, a wrong 0 starves it, a hang ends the run. So
-an answer goes through two doors. Text, plain numbers and words are decided at once (`support.equivalence.quick`), which
-is most of them; the rest is compared with sympy in worker processes that have limits on time and memory
-(`support.sandbox`). A worker that hangs or dies is replaced, and that answer is wrong.
+an answer goes through two doors. Text, plain numbers and words are decided at once
+(`support.answers.equivalence.quick`), which is most of them; the rest is compared with sympy in worker processes that
+have limits on time and memory (`support.answers.sandbox`). A worker that hangs or dies is replaced, and that answer is
+wrong.
 
 What counts as an answer, and by whose convention:
 
@@ -27,9 +28,10 @@ What counts as an answer, and by whose convention:
   `9.8\ \mathrm{m/s^2}` is `9.8`, `90^\circ` is `90`, `5 apples` is `5`. Two units that differ make two answers: `5 cm`
   is neither `5 m` nor `50 mm`, `\$5` is not `5 cents`. Degrees count inside sin, cos and tan. A single letter is a unit
   only in `\text{}` or with its power (`12 m^2`): `5m` is not `5`.
-- Only units in a table (`support.units`) and plurals are dropped. Other words may change the value, so an answer with
-  such words equals only one with the same words: `10 below zero` is not `10`, a loss no profit, `44 BC` not `44 AD`,
-  `5 or more` not `5`. `5 million` is `5000000`, and `7 tenths` is `0.7`. `3:30 PM` is `3:30 p.m.`, not `3:30 a.m.`
+- Only units in a table (`support.answers.units`) and plurals are dropped. Other words may change the value, so an
+  answer with such words equals only one with the same words: `10 below zero` is not `10`, a loss no profit, `44 BC` not
+  `44 AD`, `5 or more` not `5`. `5 million` is `5000000`, and `7 tenths` is `0.7`. `3:30 PM` is `3:30 p.m.`, not
+  `3:30 a.m.`
 - `3 \pmod 7` is `3`, not `3 \pmod 5`.
 - A reference may be a float as programs print it: `3.3000000000000003` is `3.3`, if 16 or 17 digits say no more.
 - `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `0.\overline{3}` is 1/3,
@@ -49,8 +51,8 @@ What counts as an answer, and by whose convention:
 - A number in another base needs its base: `204_5` is neither `204` nor `204_6`. (math-verify drops it.)
 - An empty answer is never right, and a reference that cannot be parsed is matched by its own text only: `unparseable`.
 
-Nothing of a response reaches `eval` (sympy reads numbers with it: `support.sandbox` takes it away), a format string or
-a file.
+Nothing of a response reaches `eval` (sympy reads numbers with it: `support.answers.sandbox` takes it away), a format
+string or a file.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from support.boxes import boxes_in
+from support.answers.boxes import boxes_in
+from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 from support.data import Question
 from support.seams import find, rewarded
-from support.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 
 
 @dataclass(frozen=True)

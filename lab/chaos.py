@@ -30,7 +30,7 @@ POINTS = {  # what is killed -> at most how many calls later
     "support.checkpoint.sync": 12,
     "support.checkpoint.save": 4,
     "verify.grade_batch": 6,
-    "support.run.read_lines": 5,
+    "support.log.read_lines": 5,
     "support.checkpoint.write_whole": 6,
     "gepa_loop.reflection_prompt": 6,
     "gepa_loop.parse_reflection": 6,

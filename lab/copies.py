@@ -18,9 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import verify  # noqa: E402
+from support.answers.equivalence import number  # noqa: E402
+from support.answers.latex import canonical, tidy  # noqa: E402
 from support.data import load_questions  # noqa: E402
-from support.equivalence import number  # noqa: E402
-from support.latex import canonical, tidy  # noqa: E402
 
 MARKED = re.compile(r"\$\$(.+?)\$\$|\$((?:[^$\\]|\\.)+)\$|(?<!\\)\\\((.+?)\\\)|(?<!\\)\\\[(.+?)\\\]", re.DOTALL)
 UNMARKED = re.compile(r"[-+(]?\d[-+*/^=<>().,\d\s×÷]*")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import verify  # noqa: E402
-from support import sandbox  # noqa: E402
+from support.answers import sandbox  # noqa: E402
 
 ATOMS = r"0 1 2 12 -3 0.5 10^{3} x y n i e I X \pi \infty \alpha \gamma \Theta ½ ９ ２x 1e-5 204_5 2–3 0.333…".split(
     " "

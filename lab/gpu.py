@@ -41,7 +41,7 @@ from lab import chaos  # noqa: E402
 from support import pretrained  # noqa: E402
 from support.errors import UserError  # noqa: E402
 from support.memory import adamw  # noqa: E402
-from support.presets import QWEN3  # noqa: E402
+from support.settings import QWEN3  # noqa: E402
 from tools import fit  # noqa: E402
 
 PRESET = QWEN3["qwen3-4b-24gb"]

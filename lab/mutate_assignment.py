@@ -33,7 +33,7 @@ FILES = {"grpo.py": (1, 2, 3, 4), "gepa_loop.py": (5, 6), "verify.py": (7,), "p2
 EQUIVALENT = (  # (function, its line holds this, the change; "" for every change of the line, why nobody can tell it)
     ("surrogate", "torch.where(advantages < 0", "-> `advantages <= 0`", "where A is 0, both losses are 0"),
     ("policy_loss", "dual_clip_fraction", "-> `advantages <= 0`", "where A is 0, no loss is beyond the dual clip's"),
-    ("token_logprobs", "shared_prompt.pays", "", "both ways give the same log-probs; one is faster"),
+    ("token_logprobs", "fast.can_share_prompts", "", "both ways give the same log-probs; one is faster"),
     ("token_logprobs", "use_cache=False", "-> `True`", "a cache that nobody reads: memory, no number"),
     ("token_logprobs", "chunk = max(1,", "", "how many tokens the head takes at once: memory, no number"),
     ("token_logprobs", "torch.is_grad_enabled()", "", "checkpointing or not: memory, no number"),

@@ -27,7 +27,7 @@ import gepa_loop  # noqa: E402
 import grpo  # noqa: E402
 from real import rules as known  # noqa: E402
 from support.data import load_questions  # noqa: E402
-from support.replies import parse_reflection, read_wording  # noqa: E402
+from support.reflection import parse_reflection, read_wording  # noqa: E402
 
 
 def rules(

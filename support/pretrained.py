@@ -294,7 +294,7 @@ def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Calla
     It asks no name of an architecture. Whatever a model does that the sampler's cache or the trainer's padding does not
     know about, shows here, before anything is written.
     """
-    contexts = contexts * 2  # the trainer reads repeated prompts once: support/shared_prompt.py
+    contexts = contexts * 2  # the trainer reads repeated prompts once: support/fast.py
     length = min(4, policy.cfg.max_response_tokens)
     whole = sample(replace(policy, stop_ids=[]), contexts, seed=0, max_new_tokens=length)
     # The same once more, but now the first row ends at its second token, and the others go on without it.

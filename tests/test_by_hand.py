@@ -13,7 +13,7 @@ from test_p2o import rollout
 
 import grpo
 import p2o
-from support import pretrained, shared_prompt
+from support import fast, pretrained
 from support.memory import longest_sequence
 
 TENSOR = torch.tensor
@@ -110,7 +110,7 @@ def test_a_prompt_is_shared_where_that_halves_the_work_and_the_model_can(
     contexts, layers, checkpointing, expected, name
 ):
     model = SimpleNamespace(config=SimpleNamespace(layer_types=layers), **{f"is_{name}_checkpointing": checkpointing})
-    assert shared_prompt.pays(model, contexts) is expected
+    assert fast.can_share_prompts(model, contexts) is expected
 
 
 def test_a_shared_prompt_changes_no_log_prob_and_no_gradient(fresh_policy, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_shared_prompt_changes_no_log_prob_and_no_gradient(fresh_policy, monke
         return logprobs.detach(), torch.cat([g.flatten() for g in gradient])
 
     shared = scored()
-    monkeypatch.setattr(shared_prompt, "pays", lambda *_: False)
+    monkeypatch.setattr(fast, "can_share_prompts", lambda *_: False)
     logprobs, gradient = scored()
     torch.testing.assert_close(shared[0], logprobs, atol=1e-5, rtol=0)
     assert_same_gradient(fresh_policy, shared[1], gradient, tolerance=1e-6)  # the log-softmax is float32 even here
@@ -139,7 +139,7 @@ def test_a_shared_prompt_changes_no_log_prob_and_no_gradient(fresh_policy, monke
 def test_responses_of_one_token_share_a_prompt_too(tiny_policy, monkeypatch):
     contexts, responses = [[5, 6, 7], [5, 6, 7], [8], [8]], [[9], [10], [11], [12]]
     shared = grpo.logprobs_of(tiny_policy, contexts, responses)
-    monkeypatch.setattr(shared_prompt, "pays", lambda *_: False)
+    monkeypatch.setattr(fast, "can_share_prompts", lambda *_: False)
     assert shared == [pytest.approx(row, abs=1e-5) for row in grpo.logprobs_of(tiny_policy, contexts, responses)]
 
 

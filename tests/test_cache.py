@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import grpo
-from support.cache import RoomyLayer, roomy_cache
+from support.fast import RoomyLayer, roomy_cache
 
 
 @given(st.lists(st.one_of(st.integers(1, 9), st.lists(st.integers(0, 2), min_size=1, max_size=6)), max_size=8))

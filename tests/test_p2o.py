@@ -22,8 +22,9 @@ import verify
 from p2o import Config
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
+from support.log import MAX_FAMILIES, by_column
 from support.messages import as_messages, as_template
-from support.run import MAX_FAMILIES, Run, by_column
+from support.run import Run
 from support.seams import variant
 from tiny.problems import FAMILIES
 from tools import cli, fit, report
@@ -520,7 +521,7 @@ def refused(capsys, *argv):
         (["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m"], "need each other"),
         (["--teacher-url", "http://127.0.0.1:1/v1"], "need each other"),
         (["--reflection", "teacher", "--teacher-url", "http://127.0.0.1:1/v1"], "need each other"),
-        (["--reflection", "policy", "--reflection-model", "m"], "takes the place of --reflection policy"),
+        (["--reflection", "policy", "--reflection-model", "m"], "not beside --reflection policy"),
         (["--reflection-prompt", "no/such.txt"], "--reflection-prompt no/such.txt: cannot be read"),
         (["--reflection-prompt", str(ROOT / "LICENSE")], "LICENSE: has no <side_info>"),
         (["--method", "grpo", "--leave-one-bare"], "samples no templates"),

@@ -19,7 +19,7 @@ from test_grpo import assert_same_gradient, gradient_of, rollouts_of
 import grpo
 import p2o
 from lab import chaos, gpu
-from support import checkpoint, vital_signs
+from support import checkpoint, log
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
 from support.run import Run
@@ -129,7 +129,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
         ("grpo.sample", 2),
         ("support.checkpoint.sync", 2),
         ("gepa_loop.parse_reflection", 3),
-        ("support.run.read_lines", 2),
+        ("support.log.read_lines", 2),
     ]
     assert chaos.finish_with_kills(undisturbed, "killed", kills) == 4
     assert chaos.differences(undisturbed / "undisturbed", undisturbed / "killed") == []
@@ -434,11 +434,11 @@ def test_silent_failures_are_named(cfg):
         "ill_formed": 0.2,
         "reward": 0.3,
         "zero_advantage": 0.5,
-        "small_contrast": vital_signs.MAX_SMALL_CONTRAST,
-        "logprob_mismatch": vital_signs.MAX_MISMATCH,
+        "small_contrast": log.MAX_SMALL_CONTRAST,
+        "logprob_mismatch": log.MAX_MISMATCH,
         "hard_set": 0,
     }
-    assert vital_signs.silent_failures(fine, cfg) == []
+    assert log.silent_failures(fine, cfg) == []
     for change, word in [
         ({"truncated": 1.0}, "--max-response-tokens"),
         ({"ill_formed": 1.0}, "boxed"),
@@ -449,11 +449,9 @@ def test_silent_failures_are_named(cfg):
         ({"small_contrast": 0.4}, "--no-scale-by-std"),
         ({"logprob_mismatch": 2.0}, "stale adapter"),
     ]:
-        (warning,) = vital_signs.silent_failures(fine | change, cfg)
+        (warning,) = log.silent_failures(fine | change, cfg)
         assert word in warning
-    assert (
-        vital_signs.silent_failures(fine | {"zero_advantage": 1.0, "hard_set": 12}, cfg) == []
-    )  # templates are coming
+    assert log.silent_failures(fine | {"zero_advantage": 1.0, "hard_set": 12}, cfg) == []  # templates are coming
 
 
 @pytest.mark.parametrize("what", ["token_logprobs", "_decode"])

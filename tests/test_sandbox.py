@@ -1,4 +1,4 @@
-"""support/sandbox.py: hostile answers, and workers that hang, die, stand still or are interrupted."""
+"""support/answers/sandbox.py: hostile answers, and workers that hang, die, stand still or are interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import verify
-from support import sandbox
+from support.answers import sandbox
 from verify import equivalent, grade, grade_batch, unparseable
 
 REPO = Path(verify.__file__).parent
@@ -93,7 +93,7 @@ def test_code_is_not_run(tmp_path):
 def test_nothing_reaches_eval_and_nothing_printed_is_a_verdict(tmp_path):
     """The worker itself, whose `eval` is taken away once its imports are done, answers questions of every kind."""
     code = "import os, sys, sympy.physics.units, sympy.parsing.sympy_parser as parser\n"
-    code += "from support import sandbox, symbolic; same = symbolic.same; same('x+1.5', 'x^2')\n"
+    code += "from support.answers import sandbox, symbolic; same = symbolic.same; same('x+1.5', 'x^2')\n"
     code += "symbolic.same = lambda *question: (os.write(1, b'1 '), same(*question))[1]\n"
     code += "def no(*a, **k): sys.stderr.write('eval!'); sys.exit(7)\n"
     code += "parser.eval = no; sys.stdin = open(sys.argv[1]); sandbox._serve()"
@@ -188,8 +188,10 @@ def test_a_batch_with_hanging_answers_keeps_the_others(impatient):
 
 def test_plain_answers_need_no_worker_and_no_guard():
     """In a script without `if __name__ == "__main__"`: numbers start no worker, and it does not run the script."""
-    code = "import sys, verify; reward = verify.grade('\\\\boxed{24}', '24').reward\n"
-    code += "print(reward, verify.sandbox._pool.idle, 'sympy' in sys.modules); print(verify.equivalent('x+x', '2x'))"
+    code = (
+        "import sys, verify; from support.answers import sandbox; reward = verify.grade('\\\\boxed{24}', '24').reward\n"
+    )
+    code += "print(reward, sandbox._pool.idle, 'sympy' in sys.modules); print(verify.equivalent('x+x', '2x'))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, timeout=60)
     assert out.stdout == "1.0 [] False\nTrue\n" and out.stderr == ""
 

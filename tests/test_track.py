@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 import p2o
-from support import track
+from support import log
 from support.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_one_tracker_lives_through_a_run_with_evolution(kind, tmp_path, monkeypa
     calls = []
     handle = SimpleNamespace(log=lambda values: calls.append(values), finish=lambda: calls.append("finish"))
     module = SimpleNamespace(init=lambda **settings: calls.append(("init", settings)) or handle)
-    monkeypatch.setattr(track, "library", lambda kind: module)
+    monkeypatch.setattr(log, "tracker_library", lambda kind: module)
     p2o.train(small_run(tmp_path, track=kind))
     assert calls[0][0] == "init" and calls[-1] == "finish" and calls.count("finish") == 1
     started = calls[0][1]
@@ -58,8 +58,8 @@ def test_tensorboard_writes_in_a_folder_of_the_run_and_at_once(tmp_path, monkeyp
         def close(self):
             calls.append("close")
 
-    monkeypatch.setattr(track, "library", lambda kind: SimpleNamespace(SummaryWriter=Writer))
-    tracker = track.start("tensorboard", tmp_path, {})
+    monkeypatch.setattr(log, "tracker_library", lambda kind: SimpleNamespace(SummaryWriter=Writer))
+    tracker = log.start_tracker("tensorboard", tmp_path, {})
     tracker.log({"kind": "update", "loss": 0.5, "norm": 2}, 3)
     tracker.finish()
     wanted = [str(tmp_path / "tensorboard"), ("update/loss", 0.5, 3), ("update/norm", 2, 3), "flush", "close"]
@@ -68,7 +68,7 @@ def test_tensorboard_writes_in_a_folder_of_the_run_and_at_once(tmp_path, monkeyp
 
 def test_tensorboard_gets_files_that_can_be_read_back(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tracker = track.start("tensorboard", tmp_path, {})
+    tracker = log.start_tracker("tensorboard", tmp_path, {})
     tracker.log({"kind": "update", "loss": 0.5}, 3)
     tracker.finish()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))

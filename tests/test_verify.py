@@ -13,7 +13,7 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support import latex, sandbox, symbolic
+from support.answers import latex, sandbox, symbolic
 from verify import Grade, equivalent, extract_boxed, feedback, grade, grade_batch, unparseable
 
 DATA = Path(__file__).parent / "data"

@@ -40,9 +40,9 @@ import p2o
 import verify
 from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError, exit_code_of
-from support.presets import QWEN3
 from support.pretrained import load_tokenizer, silence_libraries
 from support.run import check_folder, recorded, seed_for
+from support.settings import QWEN3
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental: the version is pinned
 # Options of p2o.py that TRL's trainer has no place for: those at their defaults are no loss.

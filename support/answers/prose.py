@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from support.equivalence import number, words
-from support.latex import tidy
+from support.answers.equivalence import number, words
+from support.answers.latex import tidy
 
 _FORMULA = r"(?:(?<!\\)\$\$.+?\$\$|(?<!\\)\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
 _PLAIN = r"[-+]?[$€£]?(?:\d[\d,. ]*\d|\d|\.\d+)(?:/\d+)?(?:\s?\\?%|\s(?:percent|pct)\b)?"

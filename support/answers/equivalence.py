@@ -3,7 +3,7 @@ r"""Do two answers say the same? What text, plain numbers and plain words can te
     >>> quick(r"\dfrac{1}{2}", "0.5"), quick("seven", "7"), quick("x+x", "2x")
     (True, False, None)
 
-Most answers of a training run are decided here. Where `quick` says None, `support.symbolic` compares formulas.
+Most answers of a training run are decided here. Where `quick` says None, `support.answers.symbolic` compares formulas.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from support.latex import canonical, tidy
-from support.units import same_words, split
+from support.answers.latex import canonical, tidy
+from support.answers.units import same_words, split
 
 # --- numbers: one way from text to a Fraction -------------------------------------------------------------------------
 

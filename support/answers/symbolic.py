@@ -3,7 +3,7 @@ r"""Do two formulas say the same? math-verify's LaTeX parser reads them, named r
     >>> same("x+x", "2x"), same("x<1", "x<2")
     (True, False)
 
-This may take for ever and raise anything, so only a worker imports it (support/sandbox.py).
+This may take for ever and raise anything, so only a worker imports it (support/answers/sandbox.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
-from support.equivalence import RELATION, bare
-from support.latex import spelled, tidy
-from support.units import split
+from support.answers.equivalence import RELATION, bare
+from support.answers.latex import spelled, tidy
+from support.answers.units import split
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ def _take_eval_away() -> None:
     import sympy.physics.units  # noqa: F401  (sympy would import it in mid-question, and with the help of eval)
     from sympy.parsing import sympy_parser
 
-    from support.symbolic import exact
+    from support.answers.symbolic import exact
 
     sympy_parser.parse_expr = lambda text, **options: exact(text)
     sympy_parser.eval_expr = None
@@ -157,7 +157,7 @@ def _serve() -> None:
     _limit_memory()
     logging.disable(logging.CRITICAL)
     gc.disable()  # the collector would go through a million imported objects again and again, and find nothing
-    from support.symbolic import same
+    from support.answers.symbolic import same
 
     same("x^2+1", r"\frac{x}{2}")  # the first question must not pay for what is loaded lazily
     _take_eval_away()
@@ -199,7 +199,7 @@ def _answer(lines: Iterable[bytes], reply: Callable[[bytes], object]) -> None:
 
 
 def _verdict(line: bytes) -> bytes:
-    from support.symbolic import parse, same
+    from support.answers.symbolic import parse, same
 
     limit, *question = json.loads(line)
     _limit_time(limit)
@@ -212,5 +212,5 @@ def _verdict(line: bytes) -> bytes:
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--worker"]:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
     _serve()
