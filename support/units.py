@@ -143,7 +143,7 @@ def split(text: str) -> Measured:
     """
     match = None if text[-1:].isdigit() else _TAIL.search(text, max(0, len(text) - 100))
     value, tail = (text[: match.start()].strip(), match[0]) if match else (text, "")
-    if not value or not tail.strip():
+    if not value or not tail.strip() or re.match(r" ?m\b", tail) and re.search(r"\bm\b", value):  # m is an unknown
         return Measured(text, Fraction(1), "", "")
     for pattern, replacement in _FLAT:
         tail = pattern.sub(replacement, tail)
