@@ -4,7 +4,7 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo real test test-vllm test-scale resolve lint assignment grade notebooks
+.PHONY: demo real test test-families test-vllm test-scale resolve lint assignment grade notebooks
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about a minute)
 	$(PY) p2o.py demo
@@ -14,6 +14,9 @@ real: .venv/real-installed  ## the same on a real language model, SmolLM2-135M (
 
 test: .venv/installed  ## the whole test suite (no network, no GPU)
 	$(PY) -m pytest
+
+test-families: .venv/installed  ## every family of models in docs/models.md (two minutes); `make test` takes the quick ones
+	$(PY) -m pytest -m families --dist load tests/test_families.py
 
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py

@@ -27,10 +27,10 @@ from gepa.strategies.proposal_sampling import IndependentSampling
 
 import verify
 from support.data import Question
-from support.gepa_glue import BUDGETS, Evaluator, Meter, Reflection, metric_call_budget, seed_candidate
-from support.messages import as_template
+from support.gepa_glue import Evaluator, Meter, Reflection, check_budget, metric_call_budget, seed_candidate
+from support.messages import as_template, templated
 from support.replies import fill_prompt, parse_reflection, read_wording
-from support.settings import Settings, require
+from support.settings import Settings, at_least, require
 
 Respond = Callable[[list[str]], list[tuple[str, bool]]]  # user messages -> (response, truncated) of each
 Reflect = Callable[[list[str]], list[str | tuple[str, bool]]]  # reflection prompts -> replies, or (reply, truncated)
@@ -49,6 +49,7 @@ class EvolutionConfig(Settings):
     # Number of parents that an iteration advances, as one batch.
     gepa_parents: int = 4
     # Metric calls of one evolution: a number, or GEPA's light, medium, heavy, heavy_2, heavy_3, heavy_4, heavy_16.
+    # An iteration that has begun is finished: up to gepa-parents x (2 x gepa-minibatch + dev questions) calls more.
     gepa_budget: str = "500"
     # Tokens that an evolution may sample, responses and reflections together. 0 is no limit.
     gepa_tokens: int = 0
@@ -85,20 +86,18 @@ class EvolutionConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        budget, has_teacher = self.gepa_budget, bool(self.teacher_url and self.teacher_model)
-        require(self.hard_set_min >= 4, f"--hard-set-min {self.hard_set_min}: at least 4, half of them to score with")
-        require(self.gepa_dev_size >= 2, f"--gepa-dev-size {self.gepa_dev_size}: at least 2")
-        require(self.gepa_minibatch >= 1, f"--gepa-minibatch {self.gepa_minibatch}: at least 1")
-        require(self.gepa_parents >= 1, f"--gepa-parents {self.gepa_parents}: at least 1")
-        known_budget = budget.isdigit() or budget in BUDGETS
-        require(known_budget, f"--gepa-budget {budget}: a number, or one of {', '.join(BUDGETS)}")
-        require(self.gepa_tokens >= 0, f"--gepa-tokens {self.gepa_tokens}: 0 for no limit, or more")
-        require(self.reflection_tokens >= 1, f"--reflection-tokens {self.reflection_tokens}: at least 1")
-        require(self.reflection_quote >= 2, f"--reflection-quote {self.reflection_quote}: at least 2")
-        alone = self.reflection == "self" or not self.reflection_model
-        require(alone, f"--reflection-model {self.reflection_model}: it replaces --reflection {self.reflection}")
-        uses_teacher = self.reflection == "teacher"
-        complete = has_teacher if uses_teacher else not (self.teacher_url or self.teacher_model)
+        at_least(4, self, "hard_set_min")  # two to reflect on, two to score with
+        at_least(2, self, "gepa_dev_size", "reflection_quote")
+        at_least(1, self, "gepa_minibatch", "gepa_parents", "reflection_tokens")
+        at_least(1, self, "teacher_max_calls", "teacher_max_tokens")
+        at_least(0, self, "gepa_tokens")
+        check_budget(self.gepa_budget, dev_set_size(self.hard_set_min, self.gepa_dev_size))
+        temperature, is_self = self.reflection_temperature, self.reflection == "self"
+        require(0 < temperature < float("inf"), f"--reflection-temperature {temperature}: must be positive")
+        replaces_self = is_self or not self.reflection_model
+        require(replaces_self, f"--reflection-model {self.reflection_model}: not beside --reflection {self.reflection}")
+        teacher = [self.reflection == "teacher", bool(self.teacher_url), bool(self.teacher_model)]
+        complete = all(teacher) or not any(teacher)
         require(complete, "--reflection teacher, --teacher-url (OpenAI-compatible) and --teacher-model need each other")
 
 
@@ -110,7 +109,7 @@ def apply_template(template: str, question: str) -> str:
     >>> apply_template("Add one digit at a time.", "Add these digits: 7, 9.")
     'Add one digit at a time.\\n\\nAdd these digits: 7, 9.'
     """
-    return f"{template}\n\n{question}" if template else question
+    return templated(template, question) if template else question
 
 
 # ---------------------------------------------------------------------------------------------------- the GEPA call
@@ -192,7 +191,7 @@ def evolve(
         seed=seed,
         raise_on_exception=True,  # otherwise a policy that fails at every call would keep GEPA in its loop for ever
     )
-    reflection.log_outcome(result.total_metric_calls, budget)
+    stopped_early = reflection.why_it_ended(result.total_metric_calls, budget, len(dev))
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]  # [K][N]
     return Evolution(
         candidates=[as_template(candidate) for candidate in result.candidates],
@@ -203,7 +202,7 @@ def evolve(
         chosen=greedy_cover(dev_scores),
         metric_calls=result.total_metric_calls,
         rejected_replies=reflection.rejected,
-        stopped_early=reflection.useless,
+        stopped_early=stopped_early,
         tokens=meter.spent,
     )
 
@@ -236,8 +235,13 @@ def split_hard_set(
     # At random, or the dev set would hold the questions of the first batches only. With few hard questions both parts
     # get half: a dev set of 300 and a train part of 2 would leave reflection nothing to see.
     shuffled = rng.sample(list(hard), len(hard))
-    size = len(hard) // 2 if len(hard) < 1.5 * dev_size else dev_size
+    size = dev_set_size(len(hard), dev_size)
     return shuffled[size:], shuffled[:size]
+
+
+def dev_set_size(hard: int, dev_size: int) -> int:
+    """How many of so many hard questions score the templates."""
+    return hard // 2 if hard < 1.5 * dev_size else dev_size
 
 
 # ------------------------------------------------------------------------------------------------------- reflection

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch.optim import Optimizer
@@ -34,9 +34,9 @@ from torch.utils.checkpoint import checkpoint
 from support import pretrained, shared_prompt
 from support.cache import roomy_cache
 from support.memory import halve_when_out_of_memory, micro_batches, padded
-from support.messages import as_messages
+from support.messages import as_messages, encode_chat, need_system_role
 from support.seams import variant
-from support.settings import Settings, require
+from support.settings import Settings, at_least, require
 
 TINY = Path(__file__).resolve().parent / "tiny"
 
@@ -132,11 +132,12 @@ class UpdateConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high, cap = self.ratio_min, self.ratio_max, self.importance_cap
-        require(self.learning_rate > 0, f"--learning-rate {self.learning_rate}: must be positive")
+        require(0 < self.learning_rate < math.inf, f"--learning-rate {self.learning_rate}: must be positive")
+        require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: a share of all updates, from 0 to 1")
+        require(self.max_grad_norm > 0, f"--max-grad-norm {self.max_grad_norm}: must be positive")
         require(0 <= self.clip_low < 1, f"--clip-low {self.clip_low}: at least 0 and below 1")
-        require(self.clip_high >= 0, f"--clip-high {self.clip_high}: at least 0")
         require(self.dual_clip > 1, f"--dual-clip {self.dual_clip}: must be greater than 1")
-        require(self.kl_coef >= 0, f"--kl-coef {self.kl_coef}: at least 0")
+        at_least(0, self, "clip_high", "kl_coef")
         require(0 < low <= 1 <= high, f"--ratio-min {low} --ratio-max {high}: 0 < ratio-min <= 1 <= ratio-max")
         require(self.ratio_mask or not self.soft_clip, "--soft-clip --no-ratio-mask: the soft clip is a ratio mask")
         require(cap == 0 or cap >= 1, f"--importance-cap {cap}: 0 for none, or at least 1, the weight of equal engines")
@@ -391,14 +392,18 @@ class PolicyConfig(Settings):
     # Number of CPU threads of torch. 0 leaves it to torch.
     threads: int = 1
 
+    smallest_rank: ClassVar[int] = 1  # the adapter is all that is trained here
+
     def __post_init__(self) -> None:
         super().__post_init__()
         temperature, vllm = self.temperature, self.engine == "vllm"
-        require(temperature > 0, f"--temperature {temperature}: must be positive, or all rollouts are equal")
+        require(0 < temperature < math.inf, f"--temperature {temperature}: must be positive, or all rollouts are equal")
         require(temperature <= 2 or not vllm, f"--temperature {temperature}: vLLM takes up to 2")
         require(0 < self.vllm_memory < 1, f"--vllm-memory {self.vllm_memory}: a share of the card, between 0 and 1")
-        require(self.max_prompt_tokens >= 1, f"--max-prompt-tokens {self.max_prompt_tokens}: at least 1")
-        require(self.max_response_tokens >= 1, f"--max-response-tokens {self.max_response_tokens}: at least 1")
+        require(0 <= self.threads <= 1024, f"--threads {self.threads}: 0 leaves it to torch, else from 1 to 1024")
+        at_least(self.smallest_rank, self, "lora_rank")
+        at_least(1, self, "lora_alpha", "max_prompt_tokens", "max_response_tokens")
+        at_least(1, self, "sample_batch", "micro_batch_tokens")
 
 
 @dataclass
@@ -433,27 +438,33 @@ def load_policy(
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pretrained.silence_libraries()  # before they are imported
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
+
+    if adapter:
+        pretrained.check_adapter(adapter)
 
     # The base model is frozen, and with `--load-in-4bit` its linear layers are quantized. Only the adapter is trained:
     # 1.6 % as many weights with the preset for Qwen3-4B, so gradients and AdamW's moments take little memory.
     tokenizer = pretrained.load_tokenizer(cfg.model)
     config = pretrained.load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
+    if cfg.system_prompt:
+        need_system_role(tokenizer, "--system-prompt")
     base, stop_ids = pretrained.load_base(cfg.model, config, tokenizer, cfg.load_in_4bit)
     if cfg.gradient_checkpointing:
         pretrained.checkpoint_activations(base)
     if adapter:
-        model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        model = pretrained.load_adapter(base, adapter)
     else:
         # LoRA adds (alpha / rank) B A x to the output of each linear layer. B begins as zero, so the fresh policy *is*
         # the base policy. Switched off, the adapter leaves the base policy at any time, which reflects and anchors the
         # KL term.
         torch.manual_seed(seed)
-        lora = LoraConfig(
-            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
-            exclude_modules=pretrained.without_adapter(base) or None,
-        )  # fmt: skip
-        model = get_peft_model(base, lora)
+        with pretrained.or_refused(cfg.model, base):
+            lora = LoraConfig(
+                r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM",
+                exclude_modules=pretrained.without_adapter(base) or None,
+            )  # fmt: skip
+            model = get_peft_model(base, lora)
     pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
     if cfg.engine == "vllm":
@@ -473,9 +484,7 @@ def chat_ids(policy: Policy, message: str) -> list[int]:
     The message is the user's, except for a template's system part (support/messages.py).
     """
     messages = as_messages(message, policy.cfg.system_prompt)
-    return policy.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, enable_thinking=policy.cfg.enable_thinking, return_dict=False
-    )
+    return encode_chat(policy.tokenizer, messages, enable_thinking=policy.cfg.enable_thinking)
 
 
 # -------------------------------------------------------------------------------------------------------- sampling

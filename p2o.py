@@ -38,15 +38,16 @@ import torch
 import gepa_loop
 import grpo
 import verify
-from support.data import Question, label, load_questions, that_fit
+from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError
 from support.memory import adamw, longest_sequence
+from support.messages import count_tokens, need_system_role
 from support.presets import QWEN3
 from support.pretrained import shortened
 from support.replies import read_wording
 from support.run import RUNS, Run, seed_for
 from support.seams import check_variants, variant
-from support.settings import require
+from support.settings import at_least, require
 from support.teacher import teacher
 
 
@@ -56,10 +57,10 @@ def train(cfg: Config) -> dict:
     # `run` keeps the run alive: its folder, checkpoints, log and progress bar. The algorithm can be read without it.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
+    state = run.resume(State(), policy.model, optimizer, {"training data": questions} | held_out)
     by_id = {question.id: question for question in questions}
     batches = math.ceil(len(questions) / cfg.questions_per_batch)  # in an epoch, which asks every question once
     # A new State; or, with --resume, the newest checkpoint's, and its adapter and optimizer are loaded.
-    state = run.resume(State(), policy.model, optimizer)
     kept: list[grpo.Rollout] = []  # rollouts that wait for the next update
     if state.step == 0:
         run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
@@ -73,7 +74,7 @@ def train(cfg: Config) -> dict:
         #    differ within the group, and there is a gradient again. Before the first epoch no question is known to be
         #    hard, so that epoch samples every question bare.
         if batch == 0:
-            hard = [by_id[question_id] for question_id in state.hard]
+            hard = [by_id[question_id] for question_id in state.hard if question_id in by_id]  # --allow-changes
             state.templates = evolve_templates(policy, hard, cfg, epoch, run) if cfg.method == "p2o" else {}
             state.hard = []
 
@@ -202,16 +203,16 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # what the other groups of options require
         batch, update = self.questions_per_batch, self.questions_per_update
+        require(0 <= self.seed < 2**32, f"--seed {self.seed}: from 0 to 4294967295 (2^32 - 1)")
         require(self.group_size >= 2, f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare")
-        require(self.epochs >= 1, f"--epochs {self.epochs}: at least 1")
-        require(self.train_questions >= 0, f"--train-questions {self.train_questions}: 0 for all, or more")
+        at_least(1, self, "epochs")
+        at_least(0, self, "train_questions")
         require(1 <= update <= batch, f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}")
         has_ratios = self.distill or not self.soft_clip
         require(has_ratios, "--soft-clip --no-distill: without distillation every template ratio is 1")
         for name in ("evolve", "soft_clip", "one_template_per_group", "leave_one_bare", "drop_failed_templated"):
-            option = f"--{name.replace('_', '-')}"
             pointless = self.method == "grpo" and getattr(self, name)
-            require(not pointless, f"--method grpo {option}: GRPO samples no templates, so {option} would do nothing")
+            require(not pointless, f"--method grpo --{name.replace('_', '-')}: GRPO samples no templates")
 
 
 PRESETS = {"tiny": Config()} | {name: Config(preset=name, **values) for name, values in QWEN3.items()}
@@ -233,8 +234,8 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         # Greedy: a dev score shall say how good a template is, not how lucky its samples were.
         return [(sample.text, sample.truncated) for sample in grpo.respond(policy, messages, seed=None)]
 
-    def count_tokens(text: str) -> int:
-        return len(policy.tokenizer(text).input_ids)
+    def number_of_tokens(text: str) -> int:
+        return count_tokens(policy.tokenizer, text)
 
     def quote(response: str) -> str:
         return shortened(policy.tokenizer, response, limit=cfg.reflection_quote)
@@ -248,7 +249,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
             respond=journal("respond", respond),
             reflect=journal("reflect", reflection_model(policy, cfg, epoch)),
             judge=verify.judge_of(cfg.reward),
-            count_tokens=count_tokens,
+            count_tokens=number_of_tokens,
             room=cfg.max_prompt_tokens - longest_question,
             quote=quote,
             seed=seed_for(cfg, "gepa", epoch),
@@ -435,14 +436,21 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     """Policy, optimizer, training questions, held-out questions by name. Bad input is refused here, at the start."""
     check_variants(cfg)
     read_wording(cfg.reflection_prompt, "")
-    # With a reward function of the user's own, an answer need not be one that our verifier can read.
-    unparseable = None if cfg.reward else verify.unparseable
-    questions = load_questions(cfg.train_data, cfg.question_suffix, unparseable)[: cfg.train_questions or None]
-    held_out = {label(path): load_questions(path, cfg.question_suffix, unparseable) for path in cfg.eval_data}
+
+    def read(path: str) -> list[Question]:
+        if cfg.reward:  # a function of one's own: it need not look at the answer, so that may be empty
+            return load_questions(path, cfg.question_suffix, empty_answers=True)
+        return load_questions(path, cfg.question_suffix, verify.unparseable)
+
+    questions = read(cfg.train_data)[: cfg.train_questions or None]
+    held_out = {name: read(path) for name, path in labelled(cfg.eval_data).items()}
+    verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])  # does a reward function of one's own work?
     if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
     # What has been read so far is cheap. Loading the model is not, so it comes after all that can be refused before it.
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
+    if cfg.gepa_system:
+        need_system_role(policy.tokenizer, "--gepa-system")
     if cfg.method == "p2o" and cfg.reflection_model:
         load_reflector(cfg)
 

@@ -61,7 +61,7 @@ from typing import NamedTuple
 
 from support.boxes import boxes_in
 from support.data import Question
-from support.seams import find
+from support.seams import find, rewarded
 from support.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 
 
@@ -213,6 +213,7 @@ def judge_of(reward: str) -> Judge:
         return judge
 
     def judge_by_own_reward(responses: list[str], questions: list[Question], truncated: list[bool]) -> list[Verdict]:
-        return [Verdict(*own_reward(*pair)) for pair in zip(responses, questions, strict=True)]
+        pairs = zip(responses, questions, strict=True)
+        return [Verdict(*rewarded(reward, own_reward, response, question)) for response, question in pairs]
 
     return judge_by_own_reward

@@ -33,21 +33,23 @@ OPTIONS = {
     "--questions-per-update": 12,
     "--learning-rate": 1e-3,
     "--epochs": 6,
-    "--gepa-dev-size": 16,
-    "--gepa-minibatch": 2,
-    "--gepa-budget": 200,
-    "--reflection-tokens": 40,
+    "--gepa-dev-size": 12,
+    "--gepa-minibatch": 1,
+    "--gepa-budget": 120,
+    "--reflection-tokens": 32,
+    "--reflection-quote": 16,
     "--reflection-temperature": 0.7,
     "--threads": 0,
 }
 SWITCHES = ["--sampled-eval", "--no-ratio-mask"]
-SHORT = {"--epochs": 2, "--train-questions": 16, "--gepa-dev-size": 8, "--gepa-budget": 40}
+SHORT = {"--epochs": 2, "--train-questions": 16, "--gepa-dev-size": 6, "--gepa-budget": 40}
 
 
 def words_of(argv: list[str]) -> list[str]:
     """The command line of p2o.py: our options, then the user's own, which win."""
     options = OPTIONS | (SHORT if "--short" in argv else {})
-    ours = [str(word) for pair in options.items() for word in pair] + SWITCHES
+    switches = SWITCHES + (["--no-sampled-eval"] if "--short" in argv else [])
+    ours = [str(word) for pair in options.items() for word in pair] + switches
     return ours + [word for word in argv if word != "--short"]
 
 

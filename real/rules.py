@@ -42,8 +42,8 @@ def _language(language: str):
 
     def rule(response: str, question) -> tuple[float, str]:
         if is_written_in(language, response):
-            return 1.0, f"Right: it is written in {name}."
-        return 0.0, f"Wrong. It must be written in {name}."
+            return 1.0, f"The response is written in {name}. That is right."
+        return 0.0, f"The response is not written in {name}. It must be written in {name}."
 
     rule.__name__ = language
     return rule
@@ -59,36 +59,36 @@ def short(response: str, question) -> tuple[float, str]:
     """At most five words."""
     count = len(response.split())
     if 0 < count <= 5:
-        return 1.0, f"Right: the response has {count} words."
-    return 0.0, f"Wrong: the response has {count} words. It must have at most five words."
+        return 1.0, f"The response has {count} words. That is right."
+    return 0.0, f"The response has {count} words. It must have at most five words."
 
 
 def listed(response: str, question) -> tuple[float, str]:
     """A numbered list from its first character on."""
     if response.startswith("1."):
-        return 1.0, "Right: the response is a numbered list."
-    return 0.0, 'Wrong: the response is not a numbered list. It must be a numbered list that starts with "1."'
+        return 1.0, "The response is a numbered list. That is right."
+    return 0.0, "The response is not a numbered list. It must be a numbered list."
 
 
 def starred(response: str, question) -> tuple[float, str]:
     """At least two words in bold."""
     if len(re.findall(r"\*\*\w[^*\n]*\*\*", response)) >= 2:
-        return 1.0, "Right: the response has bold words."
-    return 0.0, "Wrong: the response has no bold words. The most important words must be in bold, like **this**."
+        return 1.0, "The response has words in bold. That is right."
+    return 0.0, "The response has no words in bold. It must have words in bold, like **this**."
 
 
 def asking(response: str, question) -> tuple[float, str]:
     """A question somewhere in the response."""
     if "?" in response:
-        return 1.0, "Right: the response asks a question back."
-    return 0.0, "Wrong: the response asks no question. It must ask the user a question back."
+        return 1.0, "The response asks a question. That is right."
+    return 0.0, "The response asks no question. It must end with a question to the user."
 
 
 def exclaiming(response: str, question) -> tuple[float, str]:
     """An exclamation mark somewhere in the response."""
     if "!" in response:
-        return 1.0, "Right: the response has an exclamation mark."
-    return 0.0, "Wrong: the response has no exclamation mark. It must be enthusiastic and have an exclamation mark!"
+        return 1.0, "The response has an exclamation mark. That is right."
+    return 0.0, "The response is not enthusiastic. It must be enthusiastic and have an exclamation mark!"
 
 
 RULES = {rule.__name__: rule for rule in (spanish, french, german, italian, short, listed, starred, asking, exclaiming)}

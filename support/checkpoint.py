@@ -7,15 +7,18 @@ Nothing is pickled: tensors are safetensors, the rest is JSON.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 KEEP = 2  # newest checkpoints kept
@@ -77,9 +80,18 @@ def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict] | None
     return None
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """safetensors' save_file, with an OSError where the disk is full, as from all else that writes."""
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number.group(1)) if number else errno.EIO, str(error)) from error
+
+
 def save_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
     state = optimizer.state_dict()["state"]
-    save_file({f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}, file)
+    save_tensors({f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}, file)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
@@ -96,7 +108,7 @@ def save_adapter(model: torch.nn.Module, folder: Path) -> None:
 
     folder.mkdir(exist_ok=True)
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     model.active_peft_config.save_pretrained(folder)
 
 
@@ -112,9 +124,24 @@ def write_whole(file: Path, text: str) -> None:
     """Write a small file so that a kill leaves the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.rename(file)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.rename(file)
+    except OSError:  # a full disk, of which the half-written file would keep what room there is
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append(file: Path, text: str) -> None:
+    """Add lines to a file, all of them or none: half a line would spoil the next one, and the file."""
+    length = file.stat().st_size if file.exists() else 0
+    try:
+        with file.open("a", encoding="utf-8") as growing:
+            growing.write(text)
+    except OSError:
+        os.truncate(file, length)
+        raise
 
 
 def journaled(file: Path) -> Callable[[str, Callable[[list, int], list]], Callable[[list], list]]:

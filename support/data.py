@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import gzip
+import hashlib
 import json
+import math
 import random
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 
 from support import gym
@@ -32,6 +39,55 @@ def short_columns(row: dict) -> dict[str, str]:
     known = ("id", "question", "problem", "answer")
     short = {name: str(value) for name, value in row.items() if isinstance(value, str | int | float)}
     return {name: value for name, value in short.items() if name not in known and len(value) <= 40}
+
+
+# ------------------------------------------------------------------------------------------------- texts in a cell
+
+VISIBLE = re.compile(r"[^\s\ufeff\u200b-\u200d\u2060]")  # no space, not even one without width
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: no tokenizer and no file takes it
+
+
+def question_text(value: object) -> str:
+    """The text of a question's cell, or ValueError with what is wrong with it."""
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"holds {_kind(value)}, and a question is a text")
+    return _checked(value)
+
+
+def answer_text(value: object, may_be_empty: bool = False) -> str:
+    """The text of an answer's cell, or ValueError with what is wrong with it.
+
+    `str` alone would make the answer "None" of a missing one, and "b'2'" of bytes: answers that nobody gives, or that
+    are paid though nobody meant them.
+
+    >>> answer_text("x^2"), answer_text(27.0), answer_text(10)
+    ('x^2', '27.0', '10')
+    >>> answer_text([3, 4])
+    Traceback (most recent call last):
+    ValueError: holds a list, and an answer is a text or a number; write a list as one text: "3, 4"
+    """
+    if value is not None and not isinstance(value, str | int | float | Decimal):
+        advice = '; write a list as one text: "3, 4"' if isinstance(value, list) else ""
+        raise ValueError(f"holds {_kind(value)}, and an answer is a text or a number{advice}")
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        raise ValueError(f"is {value}, which is no number (a table's missing value?)")
+    return "" if may_be_empty and value == "" else _checked(value)
+
+
+def _kind(value: object) -> str:
+    names = {bytes: "bytes", list: "a list", dict: "an object", bool: "true or false", int: "a number"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _checked(value: object) -> str:
+    if value is None:
+        raise ValueError("is null")
+    text = str(value)
+    if not VISIBLE.search(text):
+        raise ValueError("is empty")
+    if HALF_CHARACTER.search(text):
+        raise ValueError("holds half of a character (a lone surrogate, as when a text is cut inside an emoji)")
+    return text
 
 
 # -------------------------------------------------------------------------------------------------- known data sets
@@ -61,7 +117,7 @@ class Source:
     split: str
     question: str = "problem"
     answer: str = "answer"
-    extract: Callable[[object], str] = str  # the answer column's value -> the reference answer
+    extract: Callable[[object], str] = answer_text  # the answer column's value -> the reference answer
     hardest: tuple[str, float] | None = None  # (column, minimum): only rows of at least that value
     sizes: tuple[int, int] | None = None  # (training, held out) questions, drawn at random; None takes every row
 
@@ -104,7 +160,7 @@ def load_source(name: str, local: str = "") -> list[Question]:
         if local and not Path(local).exists():
             raise FileNotFoundError(local)  # or the hub would be asked for a data set of that name
         if Path(local).is_file():
-            kind = "parquet" if local.endswith(".parquet") else "json"
+            kind = "parquet" if local.lower().endswith(".parquet") else "json"
             rows = load_dataset(kind, data_files=local, split="train")
         else:
             rows = load_dataset(local or source.hub_id, source.config, split=source.split)
@@ -119,13 +175,23 @@ def load_source(name: str, local: str = "") -> list[Question]:
     if absent:
         raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {rows.column_names})")
     found: dict[str, Question] = {}  # by question: a repeated one could stand on both sides of a split
+    incomplete = 0
     short = short_columns(rows[0]) if len(rows) else {}
     for number, row in enumerate(rows.select_columns(list({*needed, *short})), start=1):
-        question, answer = row[source.question].strip(), source.extract(row[source.answer]).strip()
-        hard_enough = source.hardest is None or row[source.hardest[0]] >= source.hardest[1]
-        if question and answer and hard_enough:
-            key = f"{name.removesuffix(HELD_OUT)}-{number}"
-            found.setdefault(question, Question(key, question, answer, short_columns(row)))
+        if source.hardest and (row[source.hardest[0]] is None or row[source.hardest[0]] < source.hardest[1]):
+            continue
+        if row[source.question] in (None, "") or row[source.answer] in (None, "", []):
+            incomplete += 1
+            continue
+        question = _cell(f"{name}, row {number}", source.question, question_text, row).strip()
+        answer = _cell(f"{name}, row {number}", source.answer, source.extract, row).strip()
+        if not answer:  # a solution without a box
+            incomplete += 1
+            continue
+        key = f"{name.removesuffix(HELD_OUT)}-{number}"
+        found.setdefault(question, Question(key, question, answer, short_columns(row)))
+    if incomplete:
+        print(f"{name}: {incomplete} of {len(rows)} rows have no question or no answer and are left out")
     drawn = list(found.values())
     if source.sizes:
         # Held out comes first, so that it stays the same whatever the size of the training part.
@@ -139,31 +205,78 @@ def load_source(name: str, local: str = "") -> list[Question]:
 # ------------------------------------------------------------------------------------------------------- local files
 
 
-def _rows(file: Path) -> Iterator[tuple[str, object]]:
-    """(where, row) of each row of a parquet file or line of a JSONL file."""
-    if file.suffix == ".parquet":
-        import pyarrow.parquet  # takes a third of a second, and most runs read JSONL
+GIT_LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that git-lfs has not fetched yet
 
-        rows = pyarrow.parquet.read_table(file).to_pylist()
-        yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
-        return
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"{file}, line {number}"
+
+def _rows(file: Path) -> Iterator[tuple[str, object]]:
+    """(where, row) of each row of a parquet file or line of a JSONL file, which may be packed with gzip."""
+    try:
+        content = file.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
+    if content.startswith(GIT_LFS):
+        raise UserError(f"{file}: a git-lfs pointer, not the data; `git lfs pull` fetches it")
+    if content.startswith(b"PAR1") or file.suffix.lower() == ".parquet":
+        yield from _parquet_rows(file, content)
+    else:
+        yield from _json_rows(file, content)
+
+
+def _parquet_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
+    import pyarrow.parquet  # takes a third of a second, and most runs read JSONL
+
+    try:
+        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: no parquet file, or not a whole one ({reason})") from None
+    yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
+    encoding = json.detect_encoding(content)  # UTF-8, UTF-16 or UTF-32, with or without a byte order mark
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{file}, line {line}: byte 0x{content[error.start]:02x} is no {encoding.upper()}; save the file as UTF-8 "
+            "(from Windows: iconv -f CP1252 -t UTF-8)"
+        ) from None
+    # Not splitlines: it also splits at characters that may stand inside a JSON string, U+2028 and U+0085 among them.
+    for number, line in enumerate(text.split("\n"), start=1):
+        where, line = f"{file}, line {number}", line.strip("\ufeff \t\r")  # files that were joined have several marks
         try:
-            if line.strip():
+            if line:
                 yield where, json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+            raise UserError(f"{where}: JSON that cannot be read ({error})") from None
+
+
+def _cell(where: str, column: str, read: Callable[[object], str], row: dict) -> str:
+    """The text that `read` makes of a cell; UserError names the row and the column."""
+    try:
+        return read(row[column])
+    except ValueError as error:
+        raise UserError(f"{where}: `{column}` {error}") from None
 
 
 def load_questions(
-    path: str, suffix: str = "", unparseable: Callable[[list[str]], list[int]] | None = None
+    path: str,
+    suffix: str = "",
+    unparseable: Callable[[list[str]], list[int]] | None = None,
+    empty_answers: bool = False,
 ) -> list[Question]:
     """The questions of a file or data set, each with the suffix of the bare prompt behind it, after an empty line.
 
     `unparseable` finds the reference answers that only their own text can match; how many there are is said.
+    `empty_answers`: an answer may be an empty text, for a --reward of one's own that looks at other columns.
     """
-    questions = _read(path)
+    questions = _read(path, empty_answers)
     compared = [question for question in questions if question.score is None]  # the others bring their own scorer
     odd = unparseable([question.reference for question in compared]) if unparseable else []
     if odd:
@@ -186,7 +299,7 @@ def that_fit(name: str, questions: list[Question], length: Callable[[Question], 
     return fitting
 
 
-def _read(path: str) -> list[Question]:
+def _read(path: str, empty_answers: bool) -> list[Question]:
     """Questions of a known data set (`deepmath`), of a local copy of it (`deepmath:folder-or-file`), or of a file.
 
     A file is JSONL or parquet with `question` and `answer` in each row (`id` optional). UserError names the row.
@@ -206,14 +319,10 @@ def _read(path: str) -> list[Question]:
             f"or one of {', '.join(SOURCES)}"
         )
     else:
-        questions = []
-        for number, (where, row) in enumerate(_rows(file), start=1):
-            missing = [name for name in ("question", "answer") if not isinstance(row, dict) or name not in row]
-            if missing:
-                found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
-            key = str(row.get("id", f"{file.stem}-{number}"))
-            questions.append(Question(key, str(row["question"]), str(row["answer"]), short_columns(row), row))
+        questions = [
+            _question(where, row, f"{_stem(file)}-{number}", empty_answers)
+            for number, (where, row) in enumerate(_rows(file), start=1)
+        ]
     if not questions:
         raise UserError(f"{path}: holds no questions")
     if len({p.id for p in questions}) < len(questions):
@@ -221,13 +330,54 @@ def _read(path: str) -> list[Question]:
     return questions
 
 
+def _question(where: str, row: object, key: str, empty_answers: bool) -> Question:
+    """The question of a file's row; `key` is its id unless the row has one. UserError names the row and the column."""
+    missing = [name for name in ("question", "answer") if not isinstance(row, dict) or name not in row]
+    if missing:
+        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
+    text = _cell(where, "question", question_text, row)
+    reference = _cell(where, "answer", lambda value: answer_text(value, empty_answers), row)
+    if row.get("id") is not None:
+        key = _cell(where, "id", answer_text, row)
+    return Question(key, text, reference, short_columns(row), row)
+
+
+def digest(questions: list[Question]) -> str:
+    """A short digest of the questions, their order, and all that their rows say: a resumed run is to have the same."""
+    known = hashlib.sha256()
+    for q in questions:
+        known.update(json.dumps([q.id, q.text, q.reference, q.columns, q.row], default=str).encode())
+    return known.hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------------------------- names
+
+
+def _stem(file: Path) -> str:
+    return file.with_suffix("").stem if file.suffix.lower() == ".gz" else file.stem
+
+
 def label(path: str) -> str:
     """What a data set is called in metrics and reports.
 
-    >>> label("aime25:copies/test.jsonl"), label("tiny/hard.jsonl")
-    ('aime25', 'hard')
+    >>> label("aime25:copies/test.jsonl"), label("tiny/hard.jsonl"), label("hard.jsonl.gz")
+    ('aime25', 'hard', 'hard')
     """
     name = path.partition(":")[0]
     if path.startswith(gym.PREFIX):
         return gym.task_of(path)
-    return name if name in SOURCES else Path(path).stem
+    return name if name in SOURCES else _stem(Path(path))
+
+
+def labelled(paths: tuple[str, ...]) -> dict[str, str]:
+    """{what each data set is called: its path}. Where two would have one name, both are called by their whole paths.
+
+    >>> labelled(("a/test.jsonl", "b/test.jsonl", "aime24"))
+    {'a/test.jsonl': 'a/test.jsonl', 'b/test.jsonl': 'b/test.jsonl', 'aime24': 'aime24'}
+    """
+    repeated = [path for path, times in collections.Counter(paths).items() if times > 1]
+    if repeated:
+        raise UserError(f"{repeated[0]}: given twice among the held-out files")
+    times = collections.Counter(map(label, paths))
+    return {label(path) if times[label(path)] == 1 else path: path for path in paths}

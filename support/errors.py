@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
     """Says what is wrong, where, and what to do."""
 
 
-def exit_code_of(command: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Run the command; 0, or 2 after a UserError, or 130 after Ctrl-C."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system or `kill` sends it: a run stops as after Ctrl-C."""
+
+
+def exit_code_of(command: Callable, *arguments) -> int:
+    """Run the command; 0, or 2 after a UserError or on a full disk, or 130 after Ctrl-C, or 143 after SIGTERM."""
+    _print_what_the_console_has_no_letters_for()
+    before = _raise_at_sigterm()
     try:
-        command(argv)
-    except KeyboardInterrupt:
+        command(*arguments)
+    except KeyboardInterrupt as stop:
         print("p2o: stopped; the same command with --resume goes on with the run", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except UserError as error:
         print(f"p2o: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in FULL + FORBIDDEN:
+            raise
+        cure = "make room on that disk, and" if error.errno in FULL else "once it may be written,"
+        print(f"p2o: {error}; {cure} the same command with --resume goes on with the run", file=sys.stderr)
+        return 2
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _raise_at_sigterm() -> Callable | int | None:
+    """Make SIGTERM raise; returns what it did before. Only the main thread of a process may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    owner = os.getpid()
+
+    def stop(number: int, frame: object) -> None:
+        if os.getpid() != owner:  # a fork of this process, which its parent ends
+            os._exit(128 + number)
+        raise Terminated
+
+    return signal.signal(signal.SIGTERM, stop)
+
+
+def _print_what_the_console_has_no_letters_for() -> None:
+    """A Chinese answer on a Western Windows console (cp1252) is printed as question marks, and is no error."""
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such thing, and prints everything
+        sys.stdout.reconfigure(errors="replace")  # stderr does so by itself

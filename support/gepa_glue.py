@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gepa.core.adapter import EvaluationBatch
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 
-from support.messages import as_template
+from support.errors import UserError
+from support.messages import SYSTEM_ENDS, as_template
 
 BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn its budget
+
+
+def check_budget(budget: str, dev_set_size: int) -> None:
+    """Refuse what is no budget, or one that the scores of candidate 0 use up. `dev_set_size`: of the smallest hard set.
+
+    >>> check_budget("light", 6), check_budget("7", 6)
+    (None, None)
+    """
+    if budget not in BUDGETS and not re.fullmatch("[0-9]{1,15}", budget):
+        raise UserError(f"--gepa-budget {budget[:80]}: a number, or one of {', '.join(BUDGETS)}")
+    if metric_call_budget(budget, dev_set_size) <= dev_set_size:
+        raise UserError(
+            f"--gepa-budget {budget}: the first template alone is scored on {dev_set_size} dev questions or more, and "
+            "a budget that is spent on that proposes none; give more"
+        )
 
 
 def metric_call_budget(auto: str, dev_size: int) -> int:
@@ -21,7 +38,7 @@ def metric_call_budget(auto: str, dev_size: int) -> int:
     >>> metric_call_budget("light", 50), metric_call_budget("500", 50)
     (580, 500)
     """
-    if auto.isdigit():
+    if auto not in BUDGETS:
         return int(auto)
     candidates = BUDGETS[auto]
     trials = int(max(4 * math.log2(candidates), 1.5 * candidates))
@@ -120,11 +137,15 @@ class Reflection:
             return None
         return f"{self.failed_in_a_row} replies of the reflection model in a row were of no use: {self.why}"
 
-    def log_outcome(self, metric_calls: int, budget: int) -> None:
-        """How many reflections could be adopted, and why the search ended early, if it did."""
+    def why_it_ended(self, metric_calls: int, budget: int, dev_set_size: int) -> str | None:
+        """Log how many reflections could be adopted. If the search ended before its budget, log why, and return it."""
         self.log(f"{self.adopted} of {self.adopted + self.rejected} reflections named a usable instruction")
-        if self.useless:
-            self.log(f"prompt evolution ends after {metric_calls} of {budget} metric calls: {self.useless}")
+        why = self.useless
+        if budget <= dev_set_size:
+            why = f"scoring the first template on {dev_set_size} dev questions took all of --gepa-budget {budget}"
+        if why:
+            self.log(f"prompt evolution ends after {metric_calls} of {budget} metric calls: {why}")
+        return why
 
     def reflect(self, candidate, reflective_dataset, components_to_update):
         return self.reflect_many([(candidate, reflective_dataset, components_to_update)])[0]
@@ -146,7 +167,8 @@ class Reflection:
         parent, _, (name,) = job
         reply, truncated = answer
         text = None if truncated else self.parse(reply)
-        if text is not None and self.fits(as_template(parent | {name: text})):
+        forged = text is not None and SYSTEM_ENDS in text  # what follows such a line would leave the system message
+        if text is not None and not forged and self.fits(as_template(parent | {name: text})):
             self.adopted += 1
             self.failed_in_a_row = 0
             return ReflectionProposal({name: text}, prompts={name: prompt}, raw_lm_outputs={name: reply})
@@ -154,6 +176,8 @@ class Reflection:
         self.failed_in_a_row += 1
         if truncated:
             self.why = f"it was cut off (--reflection-tokens) at {reply[-80:]!r}"
+        elif forged:
+            self.why = f"it holds the line {SYSTEM_ENDS}"
         elif text:
             self.why = "it leaves no room for the question"
         elif reply:

@@ -7,15 +7,18 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from support import checkpoint, track
+from support.data import Question, digest
 from support.errors import UserError
 from support.pretrained import fingerprint
 from support.vital_signs import MAX_BAD_UPDATES, silent_failures
@@ -23,6 +26,8 @@ from support.vital_signs import MAX_BAD_UPDATES, silent_failures
 RUNS = Path(__file__).resolve().parent.parent / "runs"
 SHOWN_TOKENS = 500  # of each transcript come with their log-probs; its whole text is there anyway
 MAX_FAMILIES = 24  # a column with more values than that does not sort questions into families
+# Where a run and its inputs are is no part of what it computes. What the inputs hold is, and that is in inputs.json.
+PLACES, INPUTS = ("runs", "name"), ("train_data", "eval_data", "model")
 GROWING_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # a checkpoint holds how long they were
 
 
@@ -46,16 +51,31 @@ class Run:
         self.shown: list[tuple] = []  # (rollout, its line of transcripts.jsonl), not written yet
         self.families: dict[str, dict] = {}  # of each held-out file, as it was measured last
         check_folder(cfg)
+        check_room(self.folder)
+        self.lock = FileLock(self.folder / "lock", is_singleton=True, thread_local=False)
+        if cfg.resume:
+            self._hold()
         if cfg.track != "none":
             track.library(cfg.track)
 
     # ------------------------------------------------------------------------------------------ open, resume, save
 
-    def resume(self, state, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
-        """Open the folder. The newest checkpoint's state, its adapter and optimizer loaded; or `state` as it is."""
+    def resume(
+        self,
+        state,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: dict[str, list[Question]] | None = None,
+    ):
+        """Open the folder. The newest checkpoint's state, its adapter and optimizer loaded; or `state` as it is.
+
+        `data`: all questions of the run, by what they are for. A resumed run is refused if they have changed.
+        """
         self.model, self.optimizer, self.fingerprint = model, optimizer, fingerprint(model)
+        self._hold()
+        check_folder(self.cfg)  # again: another run may have begun there while this one loaded its model
+        self._compare_inputs({name: digest(questions) for name, questions in (data or {}).items()})
         self.tracker = track.start(self.cfg.track, self.folder, dataclasses.asdict(self.cfg))
-        self.folder.mkdir(parents=True, exist_ok=True)
         found = checkpoint.newest(self.folder / "checkpoints", print) if self.cfg.resume else None
         if found is not None:
             state = self._load(*found, kind=type(state))
@@ -64,8 +84,38 @@ class Run:
                 print("no checkpoint to go on from: starting at the beginning")
             for name in GROWING_FILES:
                 (self.folder / name).write_text("")
+        self._write("inputs.json", self.inputs)
         self._write("config.json", recorded(self.cfg))
         return state
+
+    def _hold(self) -> None:
+        """Lock the folder until the run is over, or its process: a second run would mix its lines with this one's."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"{self.folder}: a run is going on in it; wait for its end, or start another one with --name"
+            ) from None
+        except OSError as error:
+            raise not_writable(self.folder, error.strerror) from None
+
+    def _compare_inputs(self, data: dict[str, str]) -> None:
+        """A digest of all that goes in, which is kept beside the run; a resumed run is refused if it has changed."""
+        file, self.inputs = self.folder / "inputs.json", {"base_model": self.fingerprint, "data": data}
+        if self.cfg.resume and file.exists():
+            known = json.loads(file.read_text(encoding="utf-8"))
+            names = [name for name in known["data"] | data if known["data"].get(name) != data.get(name)]
+            changed = [f"other questions in {name}" for name in names]
+            if known["base_model"] != self.fingerprint:
+                changed += [f"{self.cfg.model} is another base model"]
+            if changed and not self.cfg.allow_changes:
+                raise UserError(
+                    f"--resume: {self.folder} was started on other inputs: {', '.join(changed)}. Give the same ones, "
+                    "or add --allow-changes, or start a new run with another --name"
+                )
+            if changed:
+                print(f"the run was started on other inputs: {', '.join(changed)}")
 
     def _load(self, folder: Path, record: dict, kind: type):
         if record["base_model"] != self.fingerprint:
@@ -88,13 +138,13 @@ class Run:
             checkpoint.save_adapter(self.model, folder / "adapter")
             checkpoint.save_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
-        with (self.folder / "transcripts.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for _, line in self.shown)
-        self.shown = []
-        lengths = {name: (self.folder / name).stat().st_size for name in GROWING_FILES}
-        record = {"state": dataclasses.asdict(state), "lengths": lengths, "base_model": self.fingerprint}
-        record |= {"seconds": self.seconds, "updates": self.updates}
         try:
+            lines = "".join(json.dumps(line) + "\n" for _, line in self.shown)
+            checkpoint.append(self.folder / "transcripts.jsonl", lines)
+            self.shown = []
+            lengths = {name: (self.folder / name).stat().st_size for name in GROWING_FILES}
+            record = {"state": dataclasses.asdict(state), "lengths": lengths, "base_model": self.fingerprint}
+            record |= {"seconds": self.seconds, "updates": self.updates}
             checkpoint.save(self.folder / "checkpoints", self.saved + 1, record, write_files)
             self.saved += 1
             for journal in self.folder.glob("rollouts-*.json"):
@@ -123,10 +173,18 @@ class Run:
         return json.loads(json.dumps(recorded(self.cfg)))
 
     def journal(self, name: str) -> Callable:
-        """`wrap(name, call)` for calls that are to be answered from a file when they come again; see journaled."""
-        file = self.folder / f"{name}.journal.jsonl"
+        """`wrap(name, call)` for calls that are to be answered from a file when they come again; see journaled.
+
+        The file's name tells under which settings and on which inputs: under others the calls are others.
+        """
+        made_under = hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()[:8]
+        file = self.folder / f"{name}-{made_under}.journal.jsonl"
         file.parent.mkdir(exist_ok=True)
         return checkpoint.journaled(file)
+
+    def _identity(self) -> dict:
+        """Settings and inputs: what has to be the same for what was computed to count."""
+        return settings_of(self.cfg, but=PLACES + INPUTS) | self.inputs
 
     @property
     def seconds(self) -> float:
@@ -142,8 +200,7 @@ class Run:
                 yield step
 
     def note(self, line: str) -> None:
-        with (self.folder / "run.log").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        checkpoint.append(self.folder / "run.log", line + "\n")
 
     def warn(self, sentence: str, **where) -> None:
         """A sentence that somebody should read: on the screen, and in metrics.jsonl if the disk has room."""
@@ -155,8 +212,7 @@ class Run:
         """One line of metrics.jsonl, and of the tracker. JSON has no NaN: null stands for it."""
         line = {"kind": kind} | numbers
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        checkpoint.append(self.folder / "metrics.jsonl", json.dumps(finite) + "\n")
         self.tracker.log(line, numbers.get("update", 0))
 
     def logged(self, kind: str, **having) -> list[dict]:
@@ -285,6 +341,7 @@ class Run:
         }
         self._write("summary.json", summary)
         self.tracker.finish()
+        self.lock.release()
         print(f"done in {summary['seconds']:.0f} s: {self.folder}")
         return summary
 
@@ -297,7 +354,14 @@ def recorded(cfg) -> dict:
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("resume", "allow_changes")}
 
 
+def settings_of(cfg, but: tuple[str, ...]) -> dict:
+    """The recorded settings as JSON gives them back (lists, not tuples), without some of them."""
+    settings = json.loads(json.dumps(recorded(cfg)))
+    return {name: value for name, value in settings.items() if name not in but}
+
+
 def check_folder(cfg) -> None:
+    """No run is written over, nor resumed under other settings without being asked."""
     file = cfg.folder / "config.json"
     if not file.exists():
         if cfg.resume:
@@ -305,13 +369,28 @@ def check_folder(cfg) -> None:
         return
     if not cfg.resume:
         raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
-    known, present = json.loads(file.read_text()), json.loads(json.dumps(recorded(cfg)))
+    known = json.loads(file.read_text(encoding="utf-8"))
+    # A folder or a data file that was moved is the same as before.
+    present = settings_of(cfg, but=PLACES + (INPUTS if (cfg.folder / "inputs.json").exists() else ()))
     changed = [f"{name} ({known.get(name)} -> {value})" for name, value in present.items() if known.get(name) != value]
     if changed and not cfg.allow_changes:
         raise UserError(
             f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "
             "--allow-changes"
         )
+
+
+def check_room(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before the model is loaded; nothing is made here."""
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not there.is_dir():
+        raise not_writable(folder, f"{there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise not_writable(folder, f"{there} is read-only")
+
+
+def not_writable(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder}: a run cannot be written there ({why}); name another folder with --runs")
 
 
 def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import math
+import numbers
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,11 +46,50 @@ def find(seam: str, name: str) -> Callable | None:
         return None
     file, _, function = name.rpartition(":")
     try:
-        return getattr(load_file(Path(file) if file else VARIANTS / f"{seam}.py"), function)
+        found = getattr(load_file(Path(file) if file else VARIANTS / f"{seam}.py"), function)
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise UserError(
             f"--{seam} {name}: no such function ({error}); give a name of variants/{seam}.py, or my_file.py:name"
         ) from error
+    except Exception as error:  # the file is the user's, and runs when it is loaded
+        raise UserError(f"--{seam} {name}: {_told(error)}") from error
+    if not callable(found):
+        raise UserError(f"--{seam} {name}: {function} is no function, it is {_shown(found)}")
+    return found
+
+
+def rewarded(name: str, reward: Callable, response: str, question) -> tuple[float, str, bool]:
+    """(reward, feedback, well formed) that the user's own `reward` gives a response; UserError if it gives none."""
+    try:
+        given = reward(response, question)
+    except Exception as error:
+        raise UserError(
+            f"--reward {name}: {_told(error)}; it was asked about the response {_shown(response)} to question "
+            f"{question.id}, as a function of (response, question)"
+        ) from error
+    value, feedback, *formed = given if isinstance(given, tuple | list) and len(given) in (2, 3) else (None, None)
+    # A bool counts as a number in Python; as a reward it is a function that forgot its feedback, or how much it pays.
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not isinstance(feedback, str):
+        raise UserError(
+            f"--reward {name}: it gave {_shown(given)} for question {question.id}; what is wanted is "
+            "(reward, feedback), a finite number and a text"
+        )
+    feedback = feedback.encode("utf-8", "replace").decode()  # no half characters: reflection could not read them
+    return float(value), feedback, *(bool(flag) for flag in formed or [True])
+
+
+def _shown(value: object) -> str:
+    """A value on one line, cut where it gets long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _told(error: Exception) -> str:
+    """What went wrong in a file of the user's, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if place.filename == __file__ else f" ({place.filename}, line {place.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
 
 
 def load_file(file: Path):

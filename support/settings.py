@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from support.errors import UserError
 
 
@@ -9,6 +11,13 @@ def require(holds: bool, complaint: str) -> None:
     """Refuse options that make no sense: UserError with the complaint, which names the option and what it may be."""
     if not holds:
         raise UserError(complaint)
+
+
+def at_least(least: int, settings: Settings, *options: str) -> None:
+    """Refuse each of these options that is below `least`."""
+    for name in options:
+        value = getattr(settings, name)
+        require(least <= value < math.inf, f"--{name.replace('_', '-')} {value}: at least {least}")
 
 
 class Settings:
@@ -20,4 +29,7 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
-        """The end of the chain: nothing is left to require."""
+        """The end of the chain. Every comparison with NaN is false, so no rule would see one."""
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise UserError(f"--{name.replace('_', '-')} {value}: not a number")

@@ -34,7 +34,7 @@ def teacher(
                 temperature=temperature,
             )
             choice = reply.choices[0]
-            text = choice.message.content or ""
+            text = (choice.message.content or "").encode("utf-8", "replace").decode()  # no half characters
         except Exception as error:  # refused, silent for too long, or no completion at all
             told = f"{cfg.teacher_url}: {type(error).__name__}: {error}".replace(key, "***")
             raise ConnectionError(told) from None

@@ -39,7 +39,9 @@ def pytest_collection_finish():
 
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
-LONGEST = "assignment variants notebooks p2o bench_gpu study fit verify sandbox resume teacher tiny golden".split()
+LONGEST = (
+    "assignment variants notebooks p2o families bench_gpu study fit verify sandbox resume teacher tiny golden".split()
+)
 
 
 def pytest_collection_modifyitems(items):

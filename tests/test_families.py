@@ -1,5 +1,6 @@
 """Family after family of models, as users bring them: right to 1e-4, or refused in one line.
 
+    make test-families                   # all of them; `make test` takes the quick ones
     python tests/test_families.py        # writes the table in docs/models.md anew
 
 Each is a small random model of that architecture, made here. What counts as right is transformers' and peft's own
@@ -9,13 +10,19 @@ word: one sequence at a time, without padding, without a cache, eager attention,
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
 from test_real_models import make_tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import grpo
+import p2o
+from support import pretrained
 from support.errors import UserError
 
 VOCABULARY, TEMPERATURE = 320, 0.8
@@ -79,7 +86,17 @@ MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 PER_LAYER = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}  # embeddings of its own
 LATENT = {"num_key_value_heads": 4}  # of multi-head latent attention: keys and values come from one compressed state
-DISAGREE, OWN_WAY, TWO_PARTS = "sampler and trainer disagree", "does not work with", "an encoder and a decoder"
+# What the line says
+DISAGREE, OWN_WAY = "sampler and trainer disagree", "does not work with"
+LOST = "a checkpoint would not be the policy"
+AHEAD, TWO_PARTS = "reads tokens that come later", "an encoder and a decoder"
+REASONS = {
+    DISAGREE: "its recurrent state is not in the cache that the sampler hands over",
+    OWN_WAY: "it takes a cache of its own kind only",
+    LOST: "peft saves an adapter of it under names that it does not find again",
+    AHEAD: "it reads tokens that come later",
+    TWO_PARTS: "an encoder and a decoder",
+}
 FAMILIES = [
     Family("llama", "Llama 2 and 3, SmolLM2, Yi, TinyLlama", quick=True),
     Family("qwen2", "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen"),
@@ -163,6 +180,14 @@ FAMILIES = [
     Family("codegen", "CodeGen"),
     Family("persimmon", "Persimmon"),
     Family("dots1", "dots.llm1"),
+    Family("afmoe", "Trinity"),
+    Family("cwm", "CWM"),
+    Family("doge", "Doge"),
+    Family("exaone_moe", "EXAONE MoE"),
+    Family("flex_olmo", "FlexOlmo"),
+    Family("mimo_v2_flash", "MiMo-V2-Flash"),
+    Family("olmo_hybrid", "OLMo Hybrid"),
+    Family("youtu", "Youtu-LLM", LATENT),
     Family("mamba", "Mamba", refused=DISAGREE, quick=True),
     Family("mamba2", "Mamba-2, Codestral Mamba", {"num_heads": 4, "head_dim": 32, "n_groups": 1}, refused=DISAGREE),
     Family("falcon_mamba", "Falcon Mamba", refused=DISAGREE),
@@ -170,8 +195,9 @@ FAMILIES = [
            refused=DISAGREE, quick=True),
     Family("rwkv", "RWKV-4", {"attention_hidden_size": 64}, refused=DISAGREE),
     Family("minimax", "MiniMax-Text-01, M1", refused=OWN_WAY),
-    Family("bert", "BERT and other masked models", refused=DISAGREE, quick=True),
-    Family("roberta", "RoBERTa", refused=DISAGREE),
+    Family("laguna", "Laguna", refused=LOST),
+    Family("bert", "BERT and other masked models", refused=AHEAD, quick=True),
+    Family("roberta", "RoBERTa", refused=AHEAD),
     Family("bart", "BART", refused=TWO_PARTS, quick=True),
     Family("t5", "T5, Flan-T5", refused=TWO_PARTS),
 ]  # fmt: skip
@@ -202,14 +228,16 @@ def some_contexts():
 class Reference:
     """transformers and peft alone: eager attention, float32, one sequence at a time, no padding and no cache."""
 
-    def __init__(self, folder, policy, tmp_path):
+    def __init__(self, folder, policy, tmp_path, quantization=None):
         from peft import PeftModel
 
         policy.model.save_pretrained(tmp_path / "adapter")
-        config = AutoConfig.from_pretrained(folder)
         base = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, attn_implementation="eager", dtype=torch.float32
+            folder, attn_implementation="eager", dtype=torch.float32, quantization_config=quantization
         )
+        for module in base.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # its kernel rounds to 16 bits; the reference is not to
         self.model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).eval()
 
     def logits(self, context, response):
@@ -245,8 +273,8 @@ def dense_to_flat(dense, responses):
     return torch.cat([row[: len(response)] for row, response in zip(dense, responses, strict=True)])
 
 
-def check_family(family, folder, tmp_path):
-    policy = noisy(load(folder))
+def check_family(folder, tmp_path, **settings):
+    policy = noisy(load(folder, **settings))
     reference = Reference(folder, policy, tmp_path)
     contexts = some_contexts()
     stop_ids, policy.stop_ids = policy.stop_ids, list(range(0, VOCABULARY, 9))  # rows end early
@@ -298,6 +326,23 @@ def check_family(family, folder, tmp_path):
 CASES = [pytest.param(f, id=f.kind, marks=[] if f.quick else [pytest.mark.families]) for f in FAMILIES]
 
 
+PAGE = ROOT / "docs" / "models.md"
+BEGIN = "<!-- the table: python tests/test_families.py -->"
+
+
+def table():
+    """The rows of docs/models.md."""
+    rows = ["| `model_type` | models | here |", "|---|---|---|"]
+    for family in sorted(FAMILIES, key=lambda family: (bool(family.refused), family.kind)):
+        verdict = f"refused: {REASONS[family.refused]}" if family.refused else "right"
+        rows.append(f"| `{family.kind}` | {family.known_as} | {verdict} |")
+    return "\n".join(rows)
+
+
+def test_the_table_in_the_docs_says_what_is_tested_here():
+    assert PAGE.read_text().split(BEGIN)[1].strip() == table()
+
+
 @pytest.mark.parametrize("family", CASES)
 def test_a_family_is_right_or_refused_in_one_line(family, tmp_path):
     if family.refused == TWO_PARTS:  # refused by its config, and not every one of them can be made as a decoder
@@ -311,4 +356,172 @@ def test_a_family_is_right_or_refused_in_one_line(family, tmp_path):
             load(str(folder))
         assert "\n" not in str(refusal.value)
     else:
-        check_family(family, folder, tmp_path)
+        check_family(folder, tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- modes of training
+
+
+def of_kind(kind):
+    return next(family for family in FAMILIES if family.kind == kind)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "xglm", "seed_oss", "phi"])
+def test_dropout_is_off_in_layers_that_are_recomputed(kind, tmp_path):
+    """They run in training mode, for transformers recomputes in no other, and some of them drop out by themselves."""
+    folder = make_family(tmp_path / "base", kind, of_kind(kind).extra)
+    rates = [value for name, value in AutoConfig.from_pretrained(folder).to_dict().items() if "drop" in name]
+    assert any(rates), "this family's config would show nothing"
+    contexts, responses, gradients = some_contexts(), [[5, 6, 7]] * 6, []
+    for checkpointing in (False, True):
+        policy = noisy(load(folder, gradient_checkpointing=checkpointing))
+        grpo.token_logprobs(policy, contexts, responses).sum().backward()
+        gradients.append(flat_gradient(policy.model))
+    assert relative(*gradients) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["opt", "modernbert-decoder", "gemma2", "granite"])
+def test_sixteen_bits_reach_every_part_of_a_model_and_its_head_is_float32(kind, tmp_path, monkeypatch):
+    """As on a card. OPT passes its body by, ModernBERT's decoder has layers behind it, the others scale or cap."""
+    monkeypatch.setattr(pretrained, "compute_dtype", lambda: torch.bfloat16)
+    policy = load(make_family(tmp_path / "base", kind, of_kind(kind).extra))
+    contexts = some_contexts()
+    samples = grpo.sample(policy, contexts, seed=0)
+    trained = grpo.logprobs_of(policy, contexts, [s.response_ids for s in samples])
+    sampled = sum((s.sampled_logprobs for s in samples), [])
+    assert (torch.tensor(sum(trained, [])) - torch.tensor(sampled)).abs().mean() < 0.02
+    assert policy.head(torch.randn(3, 64, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["gemma3n_text", "phimoe", "granite", "gpt2"])
+def test_four_bits_train_what_transformers_and_peft_train_in_four_bits(kind, tmp_path):
+    folder = make_family(tmp_path / "base", kind, of_kind(kind).extra)
+    policy = noisy(load(folder, load_in_4bit=True))
+    reference = Reference(folder, policy, tmp_path, policy.model.config.quantization_config)
+    contexts, responses = some_contexts(), [[5, 6, 7], [8], [9, 10], [11, 12, 13], [14], [15, 16]]
+    trained = dense_to_flat(grpo.token_logprobs(policy, contexts, responses), responses)
+    expected = reference.logprobs(contexts, responses)
+    assert (trained - expected).abs().max() < 1e-4
+    trained.sum().backward()
+    expected.sum().backward()
+    assert relative(flat_gradient(policy.model), flat_gradient(reference.model)) < 1e-4
+
+
+def test_a_cap_is_seen_however_small_the_logits_are(tmp_path):
+    """A cap of 30 changes a logit of 0.1 by 4e-7, and a run that is on its way to larger logits by more."""
+    policy = load(make_family(tmp_path / "base", "gemma2", {"final_logit_softcapping": 30.0}))
+    large = 1000 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    assert policy.head(large).abs().max() <= 30 < policy.model.get_output_embeddings()(large).abs().max()
+
+
+def test_what_has_no_adapter_or_no_four_bits_is_said(tmp_path, capsys):
+    """The share, and the largest first."""
+    folder = make_family(tmp_path / "experts", "phimoe", {})
+    capsys.readouterr()
+    policy = load(folder, load_in_4bit=True)
+    adapter, bits = capsys.readouterr().out.splitlines()
+    experts = "model.layers.mlp.experts.gate_up_proj, model.layers.mlp.experts.down_proj, model.layers.mlp.router"
+    assert adapter.startswith("the adapter is on ") and adapter.endswith(f"% of the layers' weights, not {experts}")
+    assert bits.startswith("--load-in-4bit holds for ") and experts.split(", ")[0] in bits
+    assert not any("router" in name for name, _ in policy.model.named_parameters() if "lora_" in name)
+    load(make_family(tmp_path / "plain", "llama", {}), load_in_4bit=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_vision_tower_has_no_adapter(tmp_path, capsys):
+    policy = load(make_family(tmp_path / "base", "gemma3", of_kind("gemma3").extra))
+    adapted = [name for name, _ in policy.model.named_parameters() if "lora_A" in name]
+    assert len(adapted) == 14 and all("language_model" in name for name in adapted)
+    assert "vision_tower" in capsys.readouterr().out
+
+
+def test_a_refused_model_leaves_nothing_behind(tmp_path, capsys):
+    """One line, exit code 2, no folder."""
+    folder = make_family(tmp_path / "base", "mamba", {})
+    assert p2o.main(["--model", folder, "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("p2o: --model") and "differ by" in said and "\n" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_policy):
+    before, weights = torch.get_rng_state(), flat_weights(tiny_policy.model)
+    contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
+    pretrained.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of)
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(tiny_policy.model), weights)
+
+
+def test_a_path_past_the_adapter_is_seen_although_a_fresh_one_adds_nothing(tmp_path):
+    """As a fused kernel that reads a layer's weights, on one of the two paths."""
+    policy = load(make_family(tmp_path / "base", "llama", {}))
+    logprobs_of = partial(grpo.logprobs_of, adapter=False)
+    with pytest.raises(UserError, match=DISAGREE):
+        pretrained.prove(policy, some_contexts()[:2], grpo.sample, logprobs_of)
+
+
+# ----------------------------------------------------------------------------------------------- files that are refused
+
+
+@pytest.fixture
+def model(tmp_path):
+    return Path(make_family(tmp_path / "model", "qwen3", {}))
+
+
+def refusal(folder, **settings):
+    with pytest.raises(UserError) as error:
+        load(str(folder), **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1071\n"
+
+
+@pytest.mark.parametrize("broken", ["half of it", "a pointer", "nothing"])
+def test_weights_that_cannot_be_read_are_refused(model, broken):
+    file = model / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(
+        {"half of it": content[: len(content) // 2], "a pointer": POINTER.encode(), "nothing": b""}[broken]
+    )
+    assert "its weights cannot be read" in refusal(model) and "git lfs pull" in refusal(model)
+
+
+def test_a_folder_without_weights_is_refused(model):
+    (model / "model.safetensors").unlink()
+    assert "no file named model.safetensors" in refusal(model)
+
+
+@pytest.mark.parametrize("how", ["missing", "another shape"])
+def test_weights_that_would_be_random_are_refused(model, how):
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    for name in [name for name in weights if "layers.1.mlp" in name]:
+        if how == "missing":
+            del weights[name]
+        else:
+            weights[name] = weights[name][:3].clone()
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "lack 3 weights" in refusal(model) and "model.layers.1.mlp.down_proj.weight" in refusal(model)
+
+
+@pytest.mark.parametrize("per_layer_type", [False, True])
+def test_longrope_is_refused_beyond_its_original_context(tmp_path, per_layer_type):
+    """There a sequence's log-probs depend on how long the others in its batch are."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [3.0] * 8,
+            "original_max_position_embeddings": 64, "partial_rotary_factor": 1.0}  # fmt: skip
+    rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}} if per_layer_type else rope
+    own = (
+        {} if per_layer_type else {"original_max_position_embeddings": 64, "sliding_window": None}
+    )  # Phi-3's name for it
+    config = config_of("gemma3_text" if per_layer_type else "phi3", rope_parameters=rope, **own)
+    config.save_pretrained(tmp_path / "beyond")
+    make_tokenizer().save_pretrained(tmp_path / "beyond")
+    assert "76 tokens of prompt and response are beyond its original context of 64" in refusal(tmp_path / "beyond")
+    if not per_layer_type:
+        within = make_family(tmp_path / "within", "phi3", own | {"rope_parameters": rope})
+        check_family(within, tmp_path, max_prompt_tokens=52)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(f"{PAGE.read_text().split(BEGIN)[0]}{BEGIN}\n\n{table()}\n")

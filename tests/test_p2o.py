@@ -4,6 +4,11 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -364,8 +369,9 @@ def test_self_reflection_switches_the_adapter_off(fresh_policy):
             if "lora_B" in name:
                 parameter.fill_(0.3)  # a ruined policy
     prompt = gepa_loop.reflection_prompt("", [gepa_loop.reflection_record("Add these digits: 1, 2.", "1.", "x")] * 3)
-    assert "```" in p2o.reflection_model(fresh_policy, Config(), 1)([prompt], 0)[0]
-    assert "```" not in p2o.reflection_model(fresh_policy, Config(reflection="policy"), 1)([prompt], 0)[0]
+    [(reply, _)] = p2o.reflection_model(fresh_policy, Config(), 1)([prompt], 0)
+    [(ruined, _)] = p2o.reflection_model(fresh_policy, Config(reflection="policy"), 1)([prompt], 0)
+    assert "```" in reply and "```" not in ruined
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
@@ -470,6 +476,30 @@ def refused(capsys, *argv):
         (["--vllm-memory", "1.5"], "--vllm-memory 1.5"),
         (["--questions-per-update", "64"], "--questions-per-update 64"),
         (["--gepa-budget", "huge"], "heavy_4"),
+        (["--gepa-budget", "²"], "--gepa-budget ²: a number"),
+        (["--gepa-budget", "9" * 5000], "a number, or one of light"),
+        (["--gepa-budget", "-5"], "--gepa-budget -5: a number"),
+        (["--gepa-budget", "0"], "scored on 6 dev questions or more"),
+        (["--gepa-budget", "6"], "--gepa-budget 6: the first template alone is scored on 6 dev questions or more"),
+        (["--seed", str(2**70)], "--seed 1180591620717411303424: from 0"),
+        (["--seed", "-1"], "--seed -1: from 0"),
+        (["--sample-batch", "0"], "--sample-batch 0: at least 1"),
+        (["--micro-batch-tokens", "0"], "--micro-batch-tokens 0: at least 1"),
+        (["--lora-rank", "0"], "--lora-rank 0: at least 1"),
+        (["--lora-alpha", "0"], "--lora-alpha 0: at least 1"),
+        (["--threads", "-1"], "--threads -1"),
+        (["--temperature", "inf"], "--temperature inf: must be positive"),
+        (["--temperature", "nan"], "--temperature nan: not a number"),
+        (["--clip-high", "nan"], "--clip-high nan: not a number"),
+        (["--warmup", "-1"], "--warmup -1.0: a share of all updates, from 0 to 1"),
+        (["--warmup", "2"], "--warmup 2.0: a share of all updates, from 0 to 1"),
+        (["--learning-rate", "inf"], "--learning-rate inf"),
+        (["--max-grad-norm", "-1"], "--max-grad-norm -1.0: must be positive"),
+        (["--kl-coef", "inf"], "--kl-coef inf"),
+        (["--reflection-temperature", "0"], "--reflection-temperature 0.0: must be positive"),
+        (["--teacher-max-calls", "0"], "--teacher-max-calls 0: at least 1"),
+        (["--teacher-max-tokens", "0"], "--teacher-max-tokens 0: at least 1"),
+        (["--eval-data", "a/test.jsonl", "a/test.jsonl"], "a/test.jsonl: given twice"),
         (["--gepa-tokens", "-1"], "--gepa-tokens -1"),
         (["--soft-clip", "--no-ratio-mask"], "soft clip is a ratio mask"),
         (["--clip-low", "1.5"], "clip-low"),
@@ -506,7 +536,7 @@ def test_bad_data_names_the_line(text, complaint, capsys, tmp_path):
 
 def test_reference_answers_that_nobody_can_parse_are_counted_unless_the_reward_is_ones_own(small, tmp_path, capsys):
     rows = [
-        {"question": "a", "answer": "12"},
+        {"question": "a", "answer": "12", "pattern": "1."},  # a reward is tried on the first question
         {"question": "b", "answer": "\\\\frac{1}{"},
         {"question": "c", "answer": "x+1"},
     ]
@@ -515,6 +545,104 @@ def test_reference_answers_that_nobody_can_parse_are_counted_unless_the_reward_i
     assert "1 of 3 reference answers cannot be parsed" in capsys.readouterr().out
     p2o.prepare(dataclasses.replace(odd, reward="pattern"))
     assert "cannot be parsed" not in capsys.readouterr().out
+
+
+REWARDS = """
+import math, torch
+lines = ["a"]
+not_a_function = 1.0
+def raises(response, question): return 1 / (len(question.text) * 0), "x"
+def none(response, question): pass
+def nan(response, question): return math.nan, "x"
+def infinite(response, question): return math.inf, "x"
+def a_bool(response, question): return response == question.reference
+def a_bool_with_feedback(response, question): return True, "right"
+def a_number(response, question): return 1.0
+def a_tensor(response, question): return torch.ones(2, 2)
+def a_tensor_with_feedback(response, question): return torch.tensor(1.0), "right"
+def without_feedback(response, question): return 1.0, None
+def four(response, question): return 1.0, "right", True, 2
+def of_one_argument(response): return 1.0, "right"
+def of_three_arguments(response, question, more): return 1.0, "right"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("raises", "ZeroDivisionError: .*mine.py, line 5"),
+        ("none", "it gave None"),
+        ("nan", r"it gave \(nan, 'x'\)"),
+        ("infinite", r"it gave \(inf, 'x'\)"),
+        ("a_bool", "it gave False"),
+        ("a_bool_with_feedback", "it gave .True, 'right'"),
+        ("a_number", "it gave 1.0"),
+        ("a_tensor", "it gave tensor"),
+        ("a_tensor_with_feedback", "it gave .tensor"),
+        ("without_feedback", "it gave .1.0, None"),
+        ("four", "it gave .1.0, 'right', True, 2"),
+        ("of_one_argument", r"TypeError.*function of \(response, question\)"),
+        ("of_three_arguments", r"TypeError.*function of \(response, question\)"),
+        ("not_a_function", "not_a_function is no function"),
+        ("absent", "no such function"),
+    ],
+)
+def test_a_reward_that_is_none_is_refused_before_the_model_is_loaded(small, monkeypatch, tmp_path, name, complaint):
+    (tmp_path / "mine.py").write_text(REWARDS)
+    monkeypatch.setattr(grpo, "load_policy", pytest.fail)
+    with pytest.raises(UserError, match=f"--reward .*mine.py:{name}: .*{complaint}") as refusal:
+        p2o.train(dataclasses.replace(small, reward=f"{tmp_path}/mine.py:{name}"))
+    assert "\n" not in str(refusal.value) and not small.folder.exists()
+
+
+def test_a_file_that_cannot_be_run_is_refused_by_its_line(small, tmp_path):
+    (tmp_path / "mine.py").write_text("import math\n\nx = math.sqrt(-1)\n")
+    with pytest.raises(UserError, match="--reward .*mine.py:f: ValueError: .*mine.py, line 3"):
+        p2o.prepare(dataclasses.replace(small, reward=f"{tmp_path}/mine.py:f"))
+
+
+def test_a_reward_that_fails_in_mid_run_names_the_question_and_the_response(tmp_path, questions):
+    (tmp_path / "mine.py").write_text("def f(response, question): return float(response), ''")
+    judge = verify.judge_of(f"{tmp_path}/mine.py:f")
+    assert judge(["0.5"], questions[:1], [False]) == [verify.Verdict(0.5, "", True)]
+    with pytest.raises(UserError, match=f"'no number' to question {questions[1].id}"):
+        judge(["0.5", "no number"], questions[:2], [False] * 2)
+
+
+def test_numbers_of_numpy_are_rewards(tmp_path, questions):
+    text = "import numpy\ndef f(response, question): return numpy.float32(0.5), '', False"
+    (tmp_path / "mine.py").write_text(text)
+    (verdict,) = verify.judge_of(f"{tmp_path}/mine.py:f")(["x"], questions[:1], [False])
+    assert verdict == (0.5, "", False) and type(verdict.reward) is float
+
+
+def test_a_budget_below_the_dev_set_is_said(small, run, tiny_policy, questions, capsys):
+    """Six dev questions of twelve hard ones are allowed for; these sixteen have eight."""
+    cfg = dataclasses.replace(small, gepa_budget="8", hard_set_min=12, gepa_dev_size=40)
+    p2o.evolve_templates(tiny_policy, questions, cfg, 1, run)
+    assert "scoring the first template on 8 dev questions took all of --gepa-budget 8" in capsys.readouterr().out
+
+
+def test_help_says_that_a_budget_is_overshot(capsys):
+    with pytest.raises(SystemExit):
+        p2o.main(["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "An iteration that has begun is finished: up to" in text
+
+
+@pytest.mark.parametrize("option", ["--system-prompt", "--gepa-system"])
+def test_a_model_without_a_system_role_refuses_what_needs_one(small, tmp_path, option, capsys):
+    shutil.copytree(small.model, tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    raising = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template.write_text(raising + template.read_text())
+    settings = {"system_prompt": "Be brief."} if option == "--system-prompt" else {"gepa_system": True}
+    with pytest.raises(UserError, match=f"{option}: this model's chat template has no system role"):
+        p2o.prepare(dataclasses.replace(small, model=str(tmp_path / "model"), **settings))
+    policy = grpo.load_policy(grpo.PolicyConfig(model=str(tmp_path / "model")))
+    assert grpo.chat_ids(policy, "7?")
+    with pytest.raises(UserError, match="a template with a system part.*no system role"):
+        grpo.chat_ids(policy, gepa_loop.apply_template(as_template({"system": "Be brief.", "template": ""}), "7?"))
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(small, capsys):
@@ -569,6 +697,45 @@ def test_a_stopped_run_and_a_mistake_have_codes_and_lines_of_their_own(capsys):
     assert capsys.readouterr().err == "p2o: stopped; the same command with --resume goes on with the run\n"
     assert exit_code_of(work, UserError("no questions in x.jsonl")) == 2
     assert capsys.readouterr().err == "p2o: no questions in x.jsonl\n"
+
+
+def test_sigterm_says_what_ctrl_c_says_and_is_what_it_was_afterwards(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code_of(lambda: signal.raise_signal(signal.SIGTERM)) == 143
+    assert capsys.readouterr().err == "p2o: stopped; the same command with --resume goes on with the run\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(exit_code_of(lambda: None)))  # where no signal can be caught
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_a_fork_of_a_run_ends_at_once_at_sigterm():
+    """A worker that its parent ends is not a run that was stopped: it says nothing."""
+    program = (
+        "import os, signal, time\n"
+        "from support.errors import exit_code_of\n"
+        "def work():\n"
+        "    end, start = os.pipe()\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        os.write(start, b'x')\n"
+        "        [time.sleep(0.01) for _ in range(3000)]\n"
+        "        os._exit(1)\n"
+        "    os.read(end, 1)\n"
+        "    os.kill(child, signal.SIGTERM)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "exit_code_of(work)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (said.stdout, said.stderr) == ("143\n", "")
+
+
+def test_a_western_console_prints_what_it_has_no_letters_for(monkeypatch):
+    screen = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(screen, encoding="cp1252"))
+    assert exit_code_of(lambda: print("the answer is 四, or é", flush=True)) == 0
+    assert screen.getvalue().decode("cp1252") == "the answer is ?, or é\n"
 
 
 def test_an_unknown_option_ends_with_code_2(capsys):

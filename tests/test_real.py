@@ -15,6 +15,7 @@ import verify
 from real import demo, make_model, rules
 from support.data import Question, label, load_questions
 from support.errors import UserError
+from tools import cli
 
 # --------------------------------------------------------------------- rules and questions, which need no weights
 
@@ -44,9 +45,9 @@ def test_a_rule_says_what_it_wants_without_being_asked(name):
         "exclaiming": "Oh!",
     }
     reward, feedback = rules.asked_for((SAID | right)[name], question)
-    assert reward == 1.0 and feedback.startswith("Right")
+    assert reward == 1.0 and feedback.endswith("That is right.")
     reward, feedback = rules.asked_for("This is what it is and that is all of it.", question)
-    assert reward == 0.0 and feedback.startswith("Wrong") and "must" in feedback
+    assert reward == 0.0 and "must" in feedback
 
 
 def test_the_questions_come_in_two_kinds_with_different_rules_and_none_is_on_both_sides():
@@ -155,7 +156,7 @@ def test_a_resumed_run_is_the_same_run(smollm2, tmp_path):
     (tmp_path / "rule.py").write_text(
         "def vowels(response, question):\n    return float(len(response) % 2), 'be even'\n"
     )
-    cfg = replace(p2o.parse_config(demo.words_of(words)), model=smollm2)
+    cfg = replace(cli.parse_config(demo.words_of(words)), model=smollm2)
     p2o.train(replace(cfg, name="whole"))
     p2o.train(replace(cfg, name="stopped", epochs=1))
     p2o.train(replace(cfg, name="stopped", resume=True, allow_changes=True))
@@ -165,9 +166,9 @@ def test_a_resumed_run_is_the_same_run(smollm2, tmp_path):
 
 
 def test_the_short_form_of_the_demo_is_a_shorter_one_of_the_same():
-    whole, short = (p2o.parse_config(demo.words_of(words)) for words in ([], ["--short"]))
+    whole, short = (cli.parse_config(demo.words_of(words)) for words in ([], ["--short"]))
     assert short.epochs < whole.epochs and short.reward == whole.reward and short.model == whole.model
-    assert p2o.parse_config(demo.words_of(["--short", "--epochs", "5"])).epochs == 5
+    assert cli.parse_config(demo.words_of(["--short", "--epochs", "5"])).epochs == 5
 
 
 # ------------------------------------------------------------------------------------------------- reasoning-gym
@@ -238,4 +239,4 @@ def test_the_tiny_model_trains_on_a_task(gym, tmp_path):
         str(tmp_path),
     ]
     options += ["--method", "grpo", "--group-size", "2", "--max-response-tokens", "8"]
-    assert p2o.train(p2o.parse_config(options))["accuracy"].keys() == {"chain_sum"}
+    assert p2o.train(cli.parse_config(options))["accuracy"].keys() == {"chain_sum"}

@@ -227,7 +227,7 @@ def test_a_card_takes_the_whole_model_in_its_16_bits(monkeypatch):
         pretrained.load_base("some/model", None, None, load_in_4bit=False)
     assert asked == {
         "model": "some/model", "config": None, "device_map": {"": 0}, "dtype": torch.bfloat16,
-        "quantization_config": None, "output_loading_info": True,
+        "quantization_config": None, "output_loading_info": True, "ignore_mismatched_sizes": True,
     }  # fmt: skip
 
 

@@ -2,20 +2,27 @@
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import load_tiny
+from safetensors import SafetensorError
 from test_grpo import assert_same_gradient, gradient_of, rollouts_of
 
 import grpo
 import p2o
 from lab import chaos, gpu
 from support import checkpoint, vital_signs
-from support.errors import UserError
+from support.data import load_questions
+from support.errors import UserError, exit_code_of
+from support.run import Run
 from tools import cli
 
 # --------------------------------------------------------------------------------------------- checkpoint and journal
@@ -172,6 +179,157 @@ def test_other_settings_are_refused_by_name_unless_allowed(cfg):
     assert p2o.train(dataclasses.replace(longer, allow_changes=True))["rollouts"] == 192
 
 
+@pytest.fixture
+def interrupted(cfg, monkeypatch):
+    """A run that was stopped in its first update: no checkpoint yet, the first batch's rollouts in their journal."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(grpo, "update_policy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        p2o.train(cfg)
+    return dataclasses.replace(cfg, resume=True)
+
+
+def rewritten(path, change):
+    with open(path) as file:
+        lines = file.read().splitlines()
+    with open(path, "w") as file:
+        file.write("\n".join(change(lines)) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("which", "change"),
+    [
+        ("training data", lambda lines: lines[:-1]),
+        ("training data", lambda lines: [line.replace('"answer": "', '"answer": "1') for line in lines]),
+        ("training data", lambda lines: lines[::-1]),
+        ("held", lambda lines: lines[1:]),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data_unless_that_is_allowed(interrupted, capsys, which, change):
+    path = interrupted.train_data if which == "training data" else interrupted.eval_data[0]
+    rewritten(path, change)
+    kept = {file: file.read_bytes() for file in interrupted.folder.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=f"--resume: .*: other questions in {which}. Give") as refusal:
+        p2o.train(interrupted)
+    assert "--allow-changes" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert {file: file.read_bytes() for file in interrupted.folder.rglob("*") if file.is_file()} == kept
+
+
+def test_a_run_that_goes_on_with_other_data_samples_anew_and_forgets_the_questions_that_are_gone(cfg, capsys):
+    p2o.train(cfg)
+    rewritten(cfg.train_data, lambda lines: lines[4:])
+    longer = dataclasses.replace(cfg, epochs=2, resume=True, allow_changes=True, hard_set_min=4)
+    assert p2o.train(longer)["rollouts"] == 96 + 72
+    assert "the run was started on other inputs: other questions in training data\n" in capsys.readouterr().out
+    asked = {line["id"] for line in map(json.loads, open(cfg.folder / "transcripts.jsonl")) if line["epoch"] == 2}
+    assert asked <= {q.id for q in load_questions(cfg.train_data)}
+    (evolution,) = cfg.folder.glob("templates/epoch-1.json")
+    known = {q.id for q in load_questions(cfg.train_data)}
+    assert set(json.loads(evolution.read_text())["dev_ids"]) <= known
+
+
+def test_a_run_and_its_data_may_move(interrupted, tmp_path, undisturbed):
+    """To another folder, under another name, with data that have moved, too: what is computed is the same."""
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.move(interrupted.folder, moved / "renamed")
+    shutil.move(interrupted.train_data, moved / "train.jsonl")
+    shutil.copytree(interrupted.model, moved / "model")
+    places = {"runs": str(moved), "name": "renamed", "train_data": str(moved / "train.jsonl")}
+    there = dataclasses.replace(interrupted, model=str(moved / "model"), **places)
+    p2o.train(there)
+    with open(undisturbed / "undisturbed" / "metrics.jsonl") as one, open(there.folder / "metrics.jsonl") as other:
+        lines = [json.loads(line) for line in other]
+        whole = [json.loads(next(one)) for _ in lines]
+    assert [line for line in lines if line["kind"] == "rollouts"] == [
+        line for line in whole if line["kind"] == "rollouts"
+    ]
+
+
+def test_a_journal_of_other_settings_is_left_alone(cfg, monkeypatch):
+    """A search that was stopped, and goes on with another budget: its calls are others, and none is asked of it."""
+    run, calls = Run(cfg), []
+    run.resume(p2o.State(), *tiny_model_and_optimizer())
+    ask = run.journal("templates/epoch-1")("ask", lambda inputs, number: calls.append(inputs) or inputs)
+    ask(["a"]), ask(["b"])
+    for settings, expected in [({}, []), ({"gepa_budget": "70"}, [["b"]])]:
+        calls.clear()
+        again = Run(dataclasses.replace(cfg, resume=True, allow_changes=True, **settings))
+        again.resume(p2o.State(), *tiny_model_and_optimizer())
+        ask = again.journal("templates/epoch-1")("ask", lambda inputs, number: calls.append(inputs) or inputs)
+        if not settings:
+            ask(["a"])
+        ask(["b"])
+        assert calls == expected
+
+
+def tiny_model_and_optimizer():
+    policy = load_tiny()
+    return policy.model, torch.optim.SGD(policy.trainable)
+
+
+# ------------------------------------------------------------------------------------------- two runs at once, no room
+
+
+def hold_a_run(cfg, held, done):
+    run = Run(cfg)
+    run.resume(p2o.State(), *tiny_model_and_optimizer())
+    held.set()
+    done.wait(60)
+
+
+def test_two_runs_in_one_folder_are_refused(cfg):
+    """The second process, whether it resumes or had looked into the folder before the first one began."""
+    looked = Run(cfg)
+    held, done = chaos.SERVER.Event(), chaos.SERVER.Event()
+    other = chaos.SERVER.Process(target=hold_a_run, args=(cfg, held, done))
+    other.start()
+    try:
+        assert held.wait(60)
+        kept = {file: file.read_bytes() for file in cfg.folder.rglob("*") if file.is_file()}
+        for second in (lambda: looked.resume(p2o.State(), *tiny_model_and_optimizer()), lambda: Run(resumed(cfg))):
+            with pytest.raises(UserError, match="a run is going on in it.*--name"):
+                second()
+        assert {file: file.read_bytes() for file in cfg.folder.rglob("*") if file.is_file()} == kept
+    finally:
+        done.set()
+        other.join()
+    Run(resumed(cfg))  # its process is over
+
+
+def resumed(cfg):
+    return dataclasses.replace(cfg, resume=True)
+
+
+def test_a_run_that_began_meanwhile_is_not_written_over(cfg):
+    looked = Run(cfg)
+    first = Run(cfg)
+    first.resume(p2o.State(), *tiny_model_and_optimizer())
+    first.lock.release()  # and it is over
+    with pytest.raises(UserError, match="already holds a run"):
+        looked.resume(p2o.State(), *tiny_model_and_optimizer())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(cfg, monkeypatch):
+    monkeypatch.setattr(grpo, "load_policy", pytest.fail)
+    (cfg.folder.parent / "file").write_text("")
+    with pytest.raises(UserError, match="is a file.*--runs"):
+        p2o.train(dataclasses.replace(cfg, runs=str(cfg.folder.parent / "file" / "runs")))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UserError, match="is read-only.*--runs") as refusal:
+        p2o.train(dataclasses.replace(cfg, runs=str(cfg.folder.parent / "new" / "runs")))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_that_cannot_be_made_gets_one_line(cfg, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    run, inputs = Run(cfg), tiny_model_and_optimizer()
+    monkeypatch.setattr("pathlib.Path.mkdir", read_only)
+    with pytest.raises(UserError, match="Read-only file system.*--runs"):
+        run.resume(p2o.State(), *inputs)
+
+
 def test_resume_without_a_run_is_refused(cfg):
     with pytest.raises(UserError, match="holds no run"):
         p2o.train(dataclasses.replace(cfg, resume=True))
@@ -186,17 +344,72 @@ def test_another_base_model_is_refused(cfg, tmp_path):
         model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     model.save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(cfg.model).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="other is another base model.*--allow-changes"):
+        p2o.train(dataclasses.replace(cfg, model=str(tmp_path / "other"), resume=True))
     with pytest.raises(UserError, match="another base model"):
         p2o.train(dataclasses.replace(cfg, model=str(tmp_path / "other"), resume=True, allow_changes=True))
 
 
-def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(cfg, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_optimizer", full)
+
+def safetensors_without_space(*_, **__):
+    """What safetensors raises on a full disk, word for word: no OSError."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [("save_optimizer", no_space), ("save_adapter", no_space), ("save_file", safetensors_without_space)],
+)
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(cfg, monkeypatch, capsys, what, fault):
+    """Nor does it cost anything: with room again, the run goes on from the batch's journal."""
+    finished = []
+    monkeypatch.setattr(Run, "finish", lambda run: finished.append(run))
+    monkeypatch.setattr(checkpoint, what, fault)
     p2o.train(cfg)
-    assert "No space left on device" in capsys.readouterr().out
+    assert finished and "No space left on device" in capsys.readouterr().out
+    assert list((cfg.folder / "checkpoints").iterdir()) == []
+
+
+def test_on_a_full_disk_a_file_gets_a_whole_line_or_none(tmp_path, monkeypatch):
+    """A tiny tmpfs does the same, but only root can make one."""
+    file = tmp_path / "metrics.jsonl"
+    checkpoint.append(file, "one\n")
+    real = Path.open
+
+    class Half(io.StringIO):
+        def write(self, text):
+            file.write_text(file.read_text() + text[:2])
+            no_space()
+
+    monkeypatch.setattr(Path, "open", lambda path, mode="r", **how: Half() if mode == "a" else real(path, mode, **how))
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.append(file, "three\n")
+    assert file.read_text() == "one\n"
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write_whole(file, "other")
+    assert file.read_text() == "one\n" and [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_full_disk_gets_one_line_wherever_it_is_noticed(cfg, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "save_file", safetensors_without_space)
+    assert exit_code_of(lambda: p2o.train(cfg)) == 2  # the adapter cannot be written at the end either
+    assert "No space left on device" in (said := capsys.readouterr().err) and "--resume" in said
+    assert said.count("\n") == said.count("p2o: ") == 1
+
+
+def test_a_file_that_may_not_be_written_gets_one_line_and_other_faults_a_traceback(capsys):
+    def fail(number):
+        raise OSError(number, os.strerror(number), "results/x.json")
+
+    assert exit_code_of(lambda: fail(errno.EROFS)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("p2o: [Errno 30] Read-only file system: 'results/x.json'; ") and said.count("\n") == 1
+    with pytest.raises(OSError, match="Invalid argument"):
+        exit_code_of(lambda: fail(errno.EINVAL))
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
@@ -205,7 +418,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(cfg, monkeypat
 def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_stays(cfg, monkeypatch):
     real = grpo.policy_loss
     monkeypatch.setattr(grpo, "policy_loss", lambda *a, **k: (real(*a, **k)[0] * math.nan, real(*a, **k)[1]))
-    monkeypatch.setattr(grpo, "advantages_of", lambda group, **_: [1.0] * len(group))
+    monkeypatch.setattr(grpo, "advantages_of", lambda group, cfg, **_: [1.0] * len(group))
     with pytest.raises(UserError, match="bad-batch.json"):
         p2o.train(cfg)
     assert len(json.loads((cfg.folder / "bad-batch.json").read_text())) == 24

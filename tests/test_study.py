@@ -66,7 +66,7 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     results = tmp_path / "results"
     assert p2o.main([*arguments, "--only", "2x", "3x"]) == 0
     assert "2 runs, 0 are done; time unknown until the first run ends, 2 at a time" in capsys.readouterr().out
-    alone = json.loads((results / "small.json").read_text())["results"]
+    alone = study.read_results(results)["small"]["results"]
     assert [len(runs) for runs in alone.values()] == [0, 2]
 
     monkeypatch.setattr(study, "queue", in_this_process)
@@ -74,7 +74,7 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     assert "4 runs, 2 are done; less than a minute, 2 at a time" in capsys.readouterr().out
     table = (results / "small.md").read_text()
     assert "| GRPO | " in table and "| GRPO, 2x rollouts | " in table and "±" in table and "+0.000 [+0.000" in table
-    raw = json.loads((results / "small.json").read_text())
+    raw = study.read_results(results)["small"]
     assert [len(runs) for runs in raw["results"].values()] == [2, 2] and raw["failures"] == []
     assert raw["results"]["GRPO, 2x rollouts"] == alone["GRPO, 2x rollouts"]
     assert {*raw["baselines"].values()} == {"GRPO"}
@@ -89,7 +89,7 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     assert p2o.main(arguments) == 0
     after = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("summary.json")}
     assert len(after) == 4 and sum(after[file] == summaries[file] for file in summaries) == 3
-    assert json.loads((results / "small.json").read_text())["results"].keys() == raw["results"].keys()
+    assert study.read_results(results)["small"]["results"].keys() == raw["results"].keys()
 
     capsys.readouterr()
     assert p2o.main(["study", str(small_study), "--runs", str(tmp_path / "elsewhere"), "--kept"]) == 0
@@ -99,7 +99,7 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     with pytest.raises(SystemExit, match="1"):
         p2o.main(arguments)
     assert "GRPO, 2x rollouts, seed 1: left out, it was made with group_size 12, now 8." in capsys.readouterr().out
-    after = json.loads((results / "small.json").read_text())["results"]
+    after = study.read_results(results)["small"]["results"]
     assert [len(runs) for runs in after.values()] == [2, 0]
 
     assert p2o.main(["studies", "--results", str(results)]) == 0
@@ -110,14 +110,13 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
 def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study, "queue", in_this_process)
     small_study.write_text(small_study.read_text() + "\n[variants.broken]\ngroup_size = 1\n")
-    (tmp_path / "results").mkdir()
     kept = made_up({"GRPO": [0.5, 0.7], "gone": [0.1]})
     before = {"results": kept, "failures": ["GRPO, seed 2: as before", "broken, seed 0: otherwise"]}
-    (tmp_path / "results" / "small.json").write_text(json.dumps(before))
+    study.keep_record(tmp_path / "results", "small", before)
     with pytest.raises(SystemExit, match="1"):
         p2o.main(["study", str(small_study), "--runs", str(tmp_path / "runs"), "--only", "broken"])
     assert "broken, seed 0: p2o: --group-size 1" in capsys.readouterr().out
-    written = json.loads((tmp_path / "results" / "small.json").read_text())
+    written = study.read_results(tmp_path / "results")["small"]
     assert written["results"] == {"GRPO": kept["GRPO"], "GRPO, 2x rollouts": [], "broken": []}
     assert [line.partition(":")[0] for line in written["failures"]] == [
         "broken, seed 0", "broken, seed 1", "GRPO, seed 2"
@@ -329,20 +328,17 @@ def test_nothing_that_a_figure_says_is_cut_off(tmp_path, monkeypatch):
 
 def page_of(tmp_path, word="fine"):
     results, command = tmp_path / "results", "python p2o.py study studies/some.toml"
-    results.mkdir(parents=True)
-    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies").mkdir(parents=True)
     (tmp_path / "studies" / "some.toml").write_text(
         f"# What is asked, {word}\n# in two lines.\n#\n# And more.\nseeds = []\n"
     )
     made = made_up({f"base {word}": [0.1, 0.2, 0.2], f"{word} 10": [0.95, 0.9, 1.0], f"worse {word}": [0.1, 0.1, 0.2]},
                    files=(f"hard {word}", "ood"))  # fmt: skip
     record = {"command": command, "failures": [f"failed: {word}"], "results": made}
-    (results / "some.json").write_text(
-        json.dumps(record | {"baselines": dict.fromkeys(record["results"], f"base {word}")})
-    )
+    study.keep_record(results, "some", record | {"baselines": dict.fromkeys(record["results"], f"base {word}")})
     old = {"command": command.replace("some", "old"), "failures": [], "results": made_up({"one": [0.5], "none": []})}
-    (results / "old.json").write_text(json.dumps(old))
-    (results / "bench.json").write_text("[1]")
+    study.keep_record(results, "old", old)
+    study.keep_record(results, "nothing ran", old | {"results": {"one": []}})
     studies.write_studies(results)
     return results / "studies.html"
 

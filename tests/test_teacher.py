@@ -54,8 +54,9 @@ def server():
 
 def teacher_of(url, model, max_calls=100, max_total_tokens=10**6, max_tokens=60, **how):
     cfg = EvolutionConfig(
-        teacher_url=url, teacher_model=model, teacher_max_calls=max_calls, teacher_max_tokens=max_total_tokens
-    )
+        reflection="teacher", teacher_url=url, teacher_model=model, teacher_max_calls=max_calls,
+        teacher_max_tokens=max_total_tokens,
+    )  # fmt: skip
     return teacher(cfg, max_tokens, temperature=1.0, **({"retries": 0} | how))
 
 

@@ -527,15 +527,13 @@ def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
         curves = [[{"rollouts": x, "accuracy": {"hard": y}} for x, y in ((0, 0.0), (10, y))] for y in finals]
         return [{"seed": seed, "curve": curve} for seed, curve in enumerate(curves)]
 
-    (tmp_path / "lab" / "results").mkdir(parents=True)
     results = {"uniform": runs(0.2, 0.2), "P2O, --advantage rloo": runs(0.5, 1.0), "P2O": runs(0.5, 0.5)}
     results |= {"P2O, --select gps": [], "GRPO, --select gps": runs(0.2, 0.4)}  # without plain GRPO: against the first
     results["every rollout bare, one decides"] = runs(0.4, 0.5)  # found by what it sets
     sets = {"every rollout bare, one decides": {"leave_one_bare": True, "mine": "bare"}}
     baselines = dict.fromkeys(results, "uniform") | {"every rollout bare, one decides": "P2O"}
     record = {"results": results, "options": sets, "baselines": baselines}
-    (tmp_path / "lab" / "results" / "some.json").write_text(json.dumps(record))
-    (tmp_path / "lab" / "results" / "other.json").write_text(json.dumps([{"results": results}]))  # no study's
+    study.keep_record(tmp_path / "lab" / "results", "some", record)
     monkeypatch.setattr(table, "ROOT", tmp_path)
     assert table.measured("--advantage rloo") == "P2O +0.125 ± 1.588 (some, 2 seeds)"
     assert table.measured("--select gps") == "GRPO +0.050 ± 0.635 (some, 2 seeds)"

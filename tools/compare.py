@@ -1,8 +1,9 @@
 """Is a variant better than another one? The runs of a study, compared seed by seed.
 
-A run is what results/NAME.json keeps of it: {"seed", "curve": [{"rollouts", "accuracy": {held-out file: share}}], ...},
-where `rollouts` are all responses sampled by then, GEPA's included. `results` is {variant: [run]}. One seed draws the
-same questions in the same order for every variant, so differences are taken within a seed, and the interval is theirs.
+A run is what results/studies.json keeps of it:
+{"seed", "curve": [{"rollouts", "accuracy": {held-out file: share}}], ...}.
+`rollouts` are all responses sampled by then, GEPA's included. `results` is {variant: [run]}. One seed draws the same
+questions in the same order for every variant, so differences are taken within a seed, and the interval is theirs.
 """
 
 from __future__ import annotations

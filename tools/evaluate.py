@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import tyro
 import grpo
 import verify
 from gepa_loop import apply_template
-from support.data import label, load_questions
+from support.data import labelled, load_questions
 from support.errors import UserError
 
 
@@ -105,11 +106,13 @@ def evaluate(
         threads: CPU threads of torch; 0 leaves it to torch.
         out: Also write the results there, as JSON.
     """
-    files = {
-        label(path): load_questions(path, question_suffix) for path in data
-    }  # before the model: bad files show at once
-    if samples < 0 or temperature <= 0:
-        raise UserError(f"--samples {samples} --temperature {temperature}: samples >= 0 and temperature > 0")
+    # Before the model: what is bad shows at once.
+    check_out(out)
+    files = {name: load_questions(path, question_suffix, verify.unparseable) for name, path in labelled(data).items()}
+    if samples < 0:
+        raise UserError(f"--samples {samples}: at least 0")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: from 0 to 4294967295 (2^32 - 1)")
     cfg = grpo.PolicyConfig(
         model=model, temperature=temperature, max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens, load_in_4bit=load_in_4bit, engine=engine, vllm_memory=vllm_memory,
@@ -122,12 +125,23 @@ def evaluate(
         kept = [i for i, context in enumerate(contexts) if len(context) <= max_prompt_tokens]
         if len(kept) < len(contexts):
             print(f"{name}: {len(contexts) - len(kept)} questions are longer than {max_prompt_tokens} tokens: left out")
+        if not kept:
+            raise UserError(f"{name}: no question fits into --max-prompt-tokens {max_prompt_tokens}")
         contexts, references = [contexts[i] for i in kept], [questions[i].reference for i in kept]
         results += [{"data": name} | row for row in measure(policy, contexts, references, samples, seed)]
     print_table(results)
     if out:
         settings = {"model": model, "adapter": adapter, "template": template, "temperature": temperature, "seed": seed}
         Path(out).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+
+
+def check_out(out: str) -> None:
+    """Refuse a file that cannot be written, before hours of sampling for it."""
+    folder = Path(out or ".").absolute().parent
+    if out and not folder.is_dir():
+        raise UserError(f"--out {out}: there is no folder {folder}; make it first")
+    if out and (Path(out).is_dir() or not os.access(folder, os.W_OK)):
+        raise UserError(f"--out {out}: cannot be written; name a file in a folder of yours")
 
 
 def measure(

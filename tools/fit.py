@@ -133,10 +133,10 @@ def layer_bytes(cfg, model: Architecture, width: int) -> tuple[int, int]:
 def responses_of(cfg) -> dict[str, float]:
     """How many responses a run samples, by what for."""
     import gepa_loop
-    from support.data import PAPER_SIZES, label
+    from support.data import PAPER_SIZES, label, load_questions
 
-    file = Path(cfg.train_data)
-    known = len(file.read_text(encoding="utf-8").splitlines()) if file.suffix == ".jsonl" else PAPER_SIZES[0]
+    is_file = Path(cfg.train_data).is_file()  # what is to be fetched first is taken for as large as the paper's
+    known = len(load_questions(cfg.train_data, empty_answers=True)) if is_file else PAPER_SIZES[0]
     calls = gepa_loop.metric_call_budget(cfg.gepa_budget, cfg.gepa_dev_size)
     if cfg.gepa_tokens:
         calls = min(calls, round(cfg.gepa_tokens / (RESPONSE_SHARE * cfg.max_response_tokens)))

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import tyro
@@ -38,7 +38,7 @@ import gepa_loop
 import grpo
 import p2o
 import verify
-from support.data import Question, label, load_questions, that_fit
+from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError, exit_code_of
 from support.presets import QWEN3
 from support.pretrained import load_tokenizer, silence_libraries
@@ -56,6 +56,7 @@ class Config(p2o.Config):
 
     vllm_server: str = ""  # URL of `trl vllm-serve`; without one --engine vllm shares each GPU with the trainer
     lora_rank: int = 16  # Rank of the adapter on every linear layer; 0 trains all weights
+    smallest_rank: ClassVar[int] = 0
 
     def rules(self) -> dict[str, bool]:
         absent = [f"--{name.replace('_', '-')}" for name in ABSENT if getattr(self, name) != getattr(p2o.Config, name)]
@@ -331,18 +332,21 @@ def prepare(cfg: Config) -> tuple[P2OTrainer, dict[str, list[Question]]]:
     refuse(cfg, processes)
     args = trl_config(cfg, processes)
     read = partial(load_questions, suffix=cfg.question_suffix, unparseable=None if cfg.reward else verify.unparseable)
+    read, names = partial(read, empty_answers=bool(cfg.reward)), labelled(cfg.eval_data)
     tokenizer = load_tokenizer(cfg.model)
     asking = grpo.Policy(None, tokenizer, cfg, [])  # enough of one to count a prompt's tokens
     fitting = partial(that_fit, length=lambda q: len(grpo.chat_ids(asking, q.text)), limit=cfg.max_prompt_tokens)
     found, *rest = [fitting(path, read(path)) for path in (cfg.train_data, *cfg.eval_data)]
     questions = found[: cfg.train_questions or None]
+    if cfg.reward:
+        verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])  # tried once before the model is loaded
     if left := len(questions) % cfg.questions_per_batch:
         print(f"{cfg.train_data}: TRL trains full batches only, {len(questions) - left} of {len(questions)} an epoch")
     lora = LoraConfig(r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": question.text}]} for question in questions])
     how = {"model": cfg.model, "args": args, "peft_config": lora if cfg.lora_rank else None}
     trainer = P2OTrainer(cfg, questions, train_dataset=rows, processing_class=tokenizer, **how)
-    return trainer, dict(zip(map(label, cfg.eval_data), rest, strict=True))
+    return trainer, dict(zip(names, rest, strict=True))
 
 
 def train(cfg: Config) -> None:
@@ -369,7 +373,7 @@ def parse_config(argv: list[str]) -> Config:
 
 
 def main(argv: list[str]) -> int:
-    return exit_code_of(lambda argv: train(parse_config(argv)), argv)
+    return exit_code_of(lambda: train(parse_config(argv)))
 
 
 if __name__ == "__main__":

@@ -40,9 +40,11 @@ def of_study(name: str, record: dict, folder: Path) -> dict:
     """What the page shows of one study."""
     results = {variant: runs for variant, runs in record["results"].items() if runs}
     baselines = baselines_of(record)
+    file = Path(record["command"].split()[-1])  # its folder stands beside the results
+    file = folder.resolve().parent / file.parent.name / file.name
     return {
         "name": name,
-        "about": about(folder.resolve().parent / record["command"].split()[-1]),
+        "about": about(file),
         "command": record["command"],
         "failures": record["failures"],
         "baseline": "; ".join(dict.fromkeys(baselines.values())),
@@ -104,7 +106,11 @@ def write_studies(results: Path = ROOT / "lab" / "results") -> None:
     Args:
         results: The folder that `p2o.py study` has written to.
     """
-    studies = [of_study(name, record, results) for name, record in read_results(results).items()]
+    studies = [
+        of_study(name, record, results)
+        for name, record in read_results(results).items()
+        if any(record["results"].values())
+    ]
     if not studies:
         raise UserError(f"{results}: no study has left its results there")
     fields = {"title": "all studies", "note": NOTE, "studies": studies, "overview": (OVERVIEW, overview(studies))}

@@ -32,6 +32,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
+from support.checkpoint import write_whole
 from support.errors import UserError
 from tools import compare, figures
 from tools.compare import Cell
@@ -119,17 +120,17 @@ def run_study(
     runs: Path = ROOT / "runs",
     kept: bool = False,
 ) -> None:
-    """Run every variant under every seed that has no summary yet; then write NAME.json, .md and .png to results/.
+    """Run every variant under every seed that has no summary yet; then write NAME.md and NAME.png to results/.
 
-    results/ stands beside the study file's folder. Runs that were stopped are resumed. Ends with code 1 if a run
-    failed.
+    The raw results go into results/studies.json. results/ stands beside the study file's folder. Runs that were
+    stopped are resumed. Ends with code 1 if a run failed.
 
     Args:
         file: A TOML file; see lab/studies/main.toml.
         only: Texts: run the variants that have one of them in their names. The results of the others stay as they are.
         jobs: Runs at once, each on one thread unless the file says otherwise. Give 1 for models that fill a GPU.
         runs: Where the runs are kept.
-        kept: Count as done what lab/results/NAME.json has under the same options, though the run itself is gone.
+        kept: Count as done what results/studies.json has under the same options, though the run itself is gone.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least one run at a time")
@@ -138,7 +139,7 @@ def run_study(
     asked = [key for key in folders if key[0] in names]
     changed = {key: text for key in asked if (text := other_options(folders[key], study.variants[key[0]]))}
     failures = [f"{variant}, seed {seed}: {text}" for (variant, seed), text in changed.items()]
-    before = kept_runs(study, results_file(file))
+    before = kept_runs(study, read_results(results_of(file)).get(file.stem, {}))
     known = before if kept else {}
     done = lambda: known | {key: result_of(folders[key]) for key in asked if is_done(folders[key])}  # noqa: E731
 
@@ -297,23 +298,29 @@ def result_of(folder: Path) -> dict:
     return {name: run["summary"][name] for name in kept} | {"curve": curve}
 
 
-def results_file(study_file: Path) -> Path:
-    return study_file.resolve().parent.parent / "results" / f"{study_file.stem}.json"
-
-
-def kept_runs(study: Study, file: Path) -> dict[Key, dict]:
-    """The runs in a results file whose variants had the options that they have now."""
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    options = record.get("options", {})
-    same = [name for name in study.variants if options.get(name) == study.variants[name]]
-    return {(name, run["seed"]): run for name in same for run in record["results"][name]}
+def results_of(study_file: Path) -> Path:
+    """The folder of a study's results: beside the folder of the study's file."""
+    return study_file.resolve().parent.parent / "results"
 
 
 def read_results(folder: Path) -> dict[str, dict]:
-    """{study: its record}, of those files that are a study's; the benchmarks leave theirs in the same folder."""
-    records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
-    results = {name: record.get("results") for name, record in records.items() if isinstance(record, dict)}
-    return {name: records[name] for name, of in results.items() if isinstance(of, dict) and any(of.values())}
+    """{study: its record} of a folder's studies.json; nothing if there is no such file yet."""
+    file = folder / "studies.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def keep_record(folder: Path, name: str, record: dict) -> None:
+    """Put a study's record into studies.json, a line for each study, so that a new result changes one line."""
+    records = dict(sorted((read_results(folder) | {name: record}).items()))
+    lines = [f"{json.dumps(name)}: {json.dumps(record)}" for name, record in records.items()]
+    write_whole(folder / "studies.json", "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def kept_runs(study: Study, record: dict) -> dict[Key, dict]:
+    """The runs in a study's record whose variants had the options that they have now."""
+    options = record.get("options", {})
+    same = [name for name in study.variants if options.get(name) == study.variants[name]]
+    return {(name, run["seed"]): run for name in same for run in record["results"][name]}
 
 
 def baselines_of(record: dict) -> dict[str, str]:
@@ -335,22 +342,21 @@ def merged(known: dict, study: Study, results: dict[str, list[dict]], failures: 
 
 
 def write_results(file: Path, study: Study, results: dict[str, list[dict]], failures: list[str]) -> str:
-    """NAME.json, NAME.md and NAME.png, if there is any run to speak of; returns what to say on the screen."""
-    out = results_file(file)
-    known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    """The record in studies.json, NAME.md and NAME.png, if there is any run; returns what to say on the screen."""
+    folder = results_of(file)
     inside = file.resolve().is_relative_to(ROOT)
     shown = file.resolve().relative_to(ROOT) if inside else Path(file.parent.name, file.name)
     record = {"command": f"python p2o.py study {shown.as_posix()}"}
-    record |= merged(known, study, results, failures)
+    record |= merged(read_results(folder).get(file.stem, {}), study, results, failures)
     if not any(record["results"].values()):
         return "no run has ended yet: nothing is written"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    keep_record(folder, file.stem, record)
+    out = folder / f"{file.stem}.md"
     table = compare.markdown(*study_table(record["results"]))
     parts = [f"Made by `{record['command']}`.", table, compare.NOTE, *comparisons(record["results"], study.baselines)]
-    out.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     figures.draw_study(record["results"], study.baselines, out.with_suffix(".png"))
-    return f"{table}\n\nwritten to {out.with_suffix('.md')}, with the raw results and a figure beside it"
+    return f"{table}\n\nwritten to {out}, with the raw results and a figure beside it"
 
 
 def comparisons(results: dict[str, list[dict]], baselines: dict[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 import grpo
+from support.messages import encode_text
 from support.seams import needs
 from variants import given
 
@@ -88,7 +89,7 @@ def luffy(group: Group, *, policy: grpo.Policy, questions: list, scale_by_std: b
     """
     question = next(q for q in questions if q.id == group[0].question_id)
     text, bare = given.demonstration(question, policy.cfg.model), group[0].trained_context
-    ids = [*policy.tokenizer(text, add_special_tokens=False).input_ids, policy.stop_ids[0]]
+    ids = [*encode_text(policy.tokenizer, text), policy.stop_ids[0]]
     sure = {"sampled_logprobs": [0.0] * len(ids), "old_logprobs": [0.0] * len(ids)}
     shown = {"sampled_context": bare, "trained_context": bare, "truncated": False, "text": text, "reward": 1.0}
     mixed = [*group[:-1], grpo.Rollout(question_id=question.id, response_ids=ids, **sure, **shown)]

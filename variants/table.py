@@ -3,8 +3,8 @@
     python -m variants.table            # writes it; tests/test_variants.py checks that it is up to date
 
 A docstring begins with the method and its arXiv number, goes on with the equation, and says "Against GRPO: ..." in one
-sentence. What a method did in our worlds is read from results/*.json, where a study has measured it: its area under
-accuracy against all responses, less that of a plain run (P2O's or GRPO's, mostly), seed by seed.
+sentence. What a method did in our worlds is read from lab/results/studies.json, where a study has measured it: its
+area under accuracy against all responses, less that of a plain run (P2O's or GRPO's, mostly), seed by seed.
 """
 
 from __future__ import annotations
@@ -121,7 +121,16 @@ def table() -> str:
         rows.append(f"| {' | '.join(cells)} |")
     for method, option, change in OPTIONS:
         rows.append(f"| `{option}` | {method} | {change} | 0 | | {measured(option)} |")
-    return "\n".join(rows) + "\n"
+    return linked("\n".join(rows) + "\n")
+
+
+def linked(text: str) -> str:
+    """The text with every arXiv number as a link.
+
+    >>> linked("SDPO (arXiv:2601.20802)")
+    'SDPO ([arXiv:2601.20802](https://arxiv.org/abs/2601.20802))'
+    """
+    return re.sub(r"(?:arXiv:)?\b(\d{4}\.\d{5})\b", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def main() -> None:
