@@ -162,7 +162,7 @@ _WORK = re.compile(
 
 
 _SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
-_MODULUS = re.compile(r" ?\\pmod ?\{([^{}]*)\}$")
+_MODULUS = re.compile(r" ?\\([pb])mod ?\{([^{}]*)\}$")
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 
@@ -195,7 +195,11 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     (('5', '5'), ('5', '5.0'), ('x=5', 'y=5'), ('5', '2x+z=5'))
     """
     one, other = _MODULUS.search(answer), _MODULUS.search(reference)
-    if not (one and other) or canonical(one[1]) == canonical(other[1]):
+    if one and other:
+        drop_modulus = canonical(one[2]) == canonical(other[2])
+    else:  # 17 \bmod 5 may be a number that nobody worked out
+        drop_modulus = any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other))
+    if drop_modulus:
         answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)

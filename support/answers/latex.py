@@ -67,6 +67,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\.\.\.", r"\\ldots ", "0.33...", r"0.33\ldots "),
     (r"(,)\\! ?| ?\{ ?([,:]) ?\} ?", r"\1\2", "1{,}000", "1,000"),
     (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
+    (rf"\{{ ?\\rm(?![a-zA-Z]) ?{_ARG}\}}", r"\\text{\1}", r"{\rm cm}", r"\text{cm}"),
     (rf"\\!|\\(?:left|right|middle){_END}\.?|\\(?:{_SWITCHES}){_END}", "", r"\left(\bf 5\right)", "( 5)"),
     (r"\\([lr])(?:vert|brace|brack)(?![a-zA-Z])|\\vert(?![a-zA-Z])",
      lambda match: _BRACKETS[match[0].lstrip("\\")],
@@ -91,6 +92,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^ ?(\\text ?\{ ?)?(?i:option|choice|answer) (?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
     (r"\\text ?\{ ?([^{}]+?),? (and|or) ?\}(?= ?[-\d\\.(])", r"\\text{\1}\\text{ \2 }", r"3\text{ cm and }4",
      r"3\text{cm}\text{ and }4"),
+    (r"(?<=\d)(?: ?\^ ?\{ ?)?\\text ?\{ ?(?:st|nd|rd|th) ?\}(?: ?\})?", "", r"5^{\text{th}}", "5"),
     (r"\\text ?\{ ?(-?\d[\d.,]*) ?\}", r"\1", r"\text{101}_2", "101_2"),
     (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
@@ -112,8 +114,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\text ?\{ ?\( ?mod ([^{}()]*)\) ?\}", r"\\pmod{\1}", r"3\text{ (mod 7)}", r"3\pmod{7}"),
     (r"\( ?(?:\\text ?\{ ?)?\\?b?mod(?![a-zA-Z]) ?\}? ?([^(){}]*)\)|\\pmod ?(\d+|[a-zA-Z])(?![a-zA-Z])",
      r"\\pmod{\1\2}", r"3 (mod 7)", r"3 \pmod{7}"),
-    (r"(?:\\b?|(?<![a-zA-Z\\]))mod ?\{? ?(\d+) ?\}?$|\\text ?\{ ?mod ?\} ?(\d+)$", r"\\pmod{\1\2}",
-     r"3\bmod 7", r"3\pmod{7}"),
+    (r"(?:\\b?|(?<![a-zA-Z\\]))mod ?\{? ?(\d+) ?\}?$|\\text ?\{ ?mod ?\} ?(\d+)$", r"\\bmod{\1\2}",
+     r"3\bmod 7", r"3\bmod{7}"),
     (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1", r"\dfrac12", r"\frac12"),
     (r"\\([lgn]e)(?:q|qslant|qq)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
     (r"!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),
@@ -123,8 +125,6 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus", r"A\backslash B", r"A\setminus B"),
     (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?|(?<=\d\.)\((\d+)\)", r"\\overline{\1\2\3\4}", r"0.\dot{2}\dot{7}",
      r"0.\overline{27}"),
-    (r"[(\[] ?\\begin ?\{(array|matrix)\} ?(?:\{[lcr|]*\})?(.*?)\\end ?\{\1\} ?[)\]]",
-     r"\\begin{pmatrix}\2\\end{pmatrix}", r"[\begin{matrix}1\\2\end{matrix}]", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     (rf"(?:\\\{{ ?)?\\begin ?\{{((?:{_EQUATIONS})\*?)\}} ?(?:\{{[lcr|@ ]*\}})?(.*?)\\end ?\{{\1\}}", _rows,
      r"\begin{aligned}x&=1\\y&=2\end{aligned}", "x=1, y=2"),
     (r",? ?& ?(?:\\text ?\{ ?(?:if|for|when) ?\})?", "&", r"1, & \text{if } x>0", "1& x>0"),
@@ -199,7 +199,7 @@ _SYMBOLS = {
 }
 _SYMBOLS |= dict(zip("−÷⁄∕∗∣。、", "-///*|.,", strict=True)) | dict.fromkeys("’‘′", "'")
 _CAPITALS = "gamma delta theta lambda xi pi sigma upsilon phi psi omega".split()  # the others look like Latin ones
-_ROOT = re.compile(r"([√∛∜]) ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|\w))")
+_ROOT = re.compile(r"([√∛∜]) ?(?:\(([^()]*)\)|((?:[0-9]+(?:\.[0-9]+)?|\w)[²³¹⁰-⁹ⁿ]*))")
 
 
 @functools.lru_cache(1024)

@@ -34,18 +34,20 @@ _PREFIXED = "m meter metre|g gram|L l liter litre|s second|N newton|J joule|W wa
 _PREFIXED += "|Pa pascal|mol mole|ohm Ω|cal calorie|byte|eV"
 _PLAIN = "s sec|min minute|h hr hour|day|week wk|month|year yr|in inch|ft foot feet|yd yard|mi mile|acre|hectare|"
 _PLAIN += "lb pound|oz ounce|ton tonne|gal gallon|quart|pint|cup|K kelvin|C celsius|F fahrenheit|deg degree|rad radian|"
-_PLAIN += "unit|dollar USD|cent ¢|euro €|yen|yuan|rupee Rs|people|children|men|women"
+_PLAIN += "kWh|atm|rpm|unit|dollar USD|cent ¢|euro €|yen|yuan|rupee Rs|people|children|men|women"
 _PREFIXES = [("k", "kilo"), ("c", "centi"), ("m", "milli"), ("µ", "micro"), ("d", "deci"), ("n", "nano"), ("M", "mega")]
 
 
 def _names() -> dict[str, str]:
+    """Each spelling of a unit -> its first one."""
     names = {}
     for row in (_PREFIXED + "|" + _PLAIN).split("|"):
-        names |= dict.fromkeys(row.split(), row.split()[0])
+        for name in row.split():
+            names[name] = row.split()[0]
     for row in _PREFIXED.split("|"):
-        for short, long in [(short, long) for short, long in _PREFIXES for _ in row]:
-            first = row.split()[0]
-            names |= {(long if len(name) > 3 else short) + name: short + first for name in row.split()}
+        for name in row.split():
+            for short, long in _PREFIXES:  # km, kilometer
+                names[(long if len(name) > 3 else short) + name] = short + row.split()[0]
     return names
 
 
@@ -53,7 +55,7 @@ _NAMES = _names()
 
 # words that make a plural, or what it is the plural of, another number
 _CHANGES = re.compile(
-    r"or|and|to|than|not?|non.*|more|less|fewer|extra|additional|another|other|most|least|.*illions?|.*(?:teen|tie)ths?|myriads?|times|plus|minus"
+    r"or|and|to|than|not?|non.*|out|more|less|fewer|extra|additional|another|other|most|least|.*illions?|.*(?:teen|tie)ths?|myriads?|times|plus|minus"
     r"|negatives?|positives?|below|above|under|over|up|down|left|right|before|after|ago|early|late|behind|ahead|short"
     r"|north.*|south.*|east.*|west.*|.*clockwise|loss(?:es)?|lost|debts?|owed|deficits?|profits?|gains?|wins?|scores?"
     r"|gross|pairs?|couples?|basis|percent.*|base|binary|remainders?|each|every|choose|axis|infinity|squared|cubed|only"
@@ -75,7 +77,7 @@ _TAIL = re.compile(
 )
 _FLAT = [  # a tail as plain words, `/` and `^2`
     (re.compile(_QUOTIENT), r"\1 / \2"),
-    (re.compile(r"\\mu ?\\text ?\{"), "µ"),
+    (re.compile(r"\\mu ?(?:\\text ?\{)?"), "µ"),
     (re.compile(r"\\Omega"), "ohm"),
     (re.compile(r"\^ ?\{? ?\\circ ?\}?|\\degree"), " deg "),
     (re.compile(r"\\(?:text|cdot|times)(?![a-zA-Z])|[{}]"), " "),
@@ -122,7 +124,9 @@ def _unit(tokens: list[str], one: bool) -> str | None:
             if last == "deg" and name not in "CF":  # 30 degrees N
                 return None
             last, powers[name], power = name, powers[name] + sign * power, 1
-        elif _CHANGES.fullmatch(word) or not word.isalpha() or last and not open_end:
+        elif _CHANGES.fullmatch(word) or word.removesuffix("s") in _SCALES or not word.isalpha():
+            return None
+        elif last and not open_end:
             return None
         else:
             powers[word.removesuffix("s")] += sign * power
@@ -143,7 +147,7 @@ def split(text: str) -> Measured:
     """
     match = None if text[-1:].isdigit() else _TAIL.search(text, max(0, len(text) - 100))
     value, tail = (text[: match.start()].strip(), match[0]) if match else (text, "")
-    if not value or not tail.strip():
+    if not value or not tail.strip() or re.match(r" ?m\b", tail) and re.search(r"\bm\b", value):  # m is an unknown
         return Measured(text, Fraction(1), "", "")
     for pattern, replacement in _FLAT:
         tail = pattern.sub(replacement, tail)
