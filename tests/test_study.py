@@ -107,6 +107,25 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     assert "Do twice the rollouts help?" in page.text and "left out, it was made with group_size 12" in page.text
 
 
+def test_a_study_that_is_stopped_has_written_the_runs_that_had_ended(small_study, tmp_path, monkeypatch):
+    """And what an earlier study left stays beside them, until the last run has ended."""
+
+    def stopped_in_the_second(commands, jobs):
+        yield from in_this_process(dict([next(iter(commands.items()))]), jobs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "queue", stopped_in_the_second)
+    arguments = ["study", str(small_study), "--runs", str(tmp_path / "runs")]
+    for ended in (1, 2):
+        with pytest.raises(SystemExit, match="130"):
+            p2o.main([*arguments, "--kept"])
+        results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
+        assert sum(map(len, results.values())) == ended
+        for folder in (tmp_path / "runs").rglob("summary.json"):
+            folder.unlink()  # the machine is another one: only results/ came along
+            (folder.parent / "config.json").unlink()
+
+
 def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study, "queue", in_this_process)
     small_study.write_text(small_study.read_text() + "\n[variants.broken]\ngroup_size = 1\n")
