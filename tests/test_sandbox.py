@@ -188,12 +188,8 @@ def test_a_batch_with_hanging_answers_keeps_the_others(impatient):
 
 def test_plain_answers_need_no_worker_and_no_guard():
     """In a script without `if __name__ == "__main__"`: numbers start no worker, and it does not run the script."""
-    code = "import sys, verify
-from support.answers import sandbox
-"
-    code += "reward = verify.grade('\\boxed{24}', '24').reward
-"
-    code += "print(reward, sandbox._pool.idle, 'sympy' in sys.modules); print(verify.equivalent('x+x', '2x'))"
+    code = "import sys, verify\nfrom support.answers import sandbox\n"
+    code += "reward = verify.grade('\\\\boxed{24}', '24').reward\n"
     code += "print(reward, sandbox._pool.idle, 'sympy' in sys.modules); print(verify.equivalent('x+x', '2x'))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, timeout=60)
     assert out.stdout == "1.0 [] False\nTrue\n" and out.stderr == ""
