@@ -57,7 +57,8 @@ class EvolutionConfig(Settings):
     gepa_seed_template: str = ""
     # Evolve a system message, too, in turn with the template.
     gepa_system: bool = False
-    # Whose best candidates become parents: each dev question's, each objective's (reward, form), both, each pair's.
+    # Parents are the best candidates on each dev question (instance), by reward and by form (objective), on both
+    # (hybrid), or on each pair of question and objective (cartesian).
     gepa_front: Literal["instance", "objective", "hybrid", "cartesian"] = "instance"
     # Model that reflects: the base policy (adapter off), the policy as it is trained, or one behind an endpoint.
     reflection: Literal["self", "policy", "teacher"] = "self"
@@ -146,8 +147,8 @@ def evolve(
     `limits` says how long a template may be, and shortens the responses that reflection is shown.
     """
     limits = limits or TextLimits()
-    # Line 1: one part of the hard questions is for reflection, the other scores. A template that only repeats the
-    # answers that reflection was shown gains nothing on the dev set.
+    # Algorithm 3, line 1: one part of the hard questions is for reflection, the other scores. A template that only
+    # repeats the answers that reflection was shown gains nothing on the dev set.
     train, dev = split_hard_set(hard, cfg.gepa_dev_size, random.Random(seed))
     budget = metric_call_budget(cfg.gepa_budget, len(dev))
     meter = Meter(limits.count, cfg.gepa_tokens)  # counts the tokens that the search samples
@@ -171,7 +172,7 @@ def evolve(
     # Algorithm 3. GEPA owns the loop: it keeps the candidates, draws parents (line 7), runs each on a minibatch, and
     # keeps the child if it beats its parent there (lines 13 to 17). We give it the parts that know our task.
     result = gepa.optimize(
-        seed_candidate=seed_candidate(cfg),  # candidate 0: no template at all
+        seed_candidate=seed_candidate(cfg),  # candidate 0: no template at all, unless --gepa-seed-template gives one
         trainset=train,  # questions that reflection sees, a minibatch at a time (line 9)
         valset=dev,  # questions that score the seed and every child that is kept; the cover is chosen on these scores
         adapter=Evaluator(run_candidates, meter),  # runs candidates on questions, with rewards and feedback (10, 11)
@@ -180,7 +181,7 @@ def evolve(
         # such questions it has, the more often it is drawn. Several parents go on at once, so that a GPU stays busy.
         sampling_strategy=IndependentSampling(cfg.gepa_parents),
         frontier_type=cfg.gepa_front,  # the default, "instance", is this front; others count objectives as well
-        reflection_minibatch_size=cfg.gepa_minibatch,  # B, 3
+        reflection_minibatch_size=cfg.gepa_minibatch,  # the minibatch size of the paper, 3
         max_metric_calls=budget,  # responses (line 5); checked between iterations only, so the last one overshoots
         stop_callbacks=should_stop,
         logger=SimpleNamespace(log=log),
@@ -188,6 +189,7 @@ def evolve(
         raise_on_exception=True,  # otherwise a policy that fails at every call would keep GEPA in its loop for ever
     )
     stopped_early = reflection.why_it_ended(result.total_metric_calls, budget, len(dev))
+    # GEPA gives a dict {dev question: score} for each candidate.
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]  # [K][N]
     return Evolution(
         candidates=[as_template(candidate) for candidate in result.candidates],
@@ -294,7 +296,8 @@ def assign_templates(
     """{question id: its G templates}, by draws with replacement weighted by mean dev score (Algorithm 2, step 2).
 
     A dev question draws from the chosen templates that solve it (from all chosen ones if none does), a train question
-    from all chosen ones. No template that solves anything: no assignment, the next epoch runs bare.
+    from all chosen ones. No template that solves anything: no assignment, the next epoch runs bare. Where the empty
+    template is among the chosen ones, a rollout that draws it is sampled bare.
     """
     # --- solution: part 6 ---
     cfg = cfg or EvolutionConfig()

@@ -2,7 +2,7 @@
 
 What GRPO is here, in the order in which a rollout meets it:
 
-    y ~ pi_old(. | T(x, z)),  r = verdict of y                                   sample
+    y ~ pi_old(. | T(x, z)), then r = reward of y                                sample; verify.judge gives r
     A_i     = (r_i - mean r) / (std r + 1e-6)                                    group_advantages
     s_t     = pi_old(y_t | x, y_<t) / pi_old(y_t | T(x,z), y_<t)
     w_t     = 1 where s_t is in [0.01, 10], else 0                               template_ratio_weight
@@ -14,7 +14,9 @@ This module does not know what a template is. A `Rollout` has a context it was *
 *trained on*. Context distillation, the heart of P2O (arXiv:2603.21877v3, eq. 4), is nothing more than the two being
 different. Log-probabilities are those of the sampling distribution everywhere: logits divided by the temperature.
 
-Shapes: B rollouts, T response tokens, L tokens of prompt and response, D hidden size, V vocabulary.
+Shapes: B rollouts, G of each question, T response tokens, N response tokens of all rollouts together, L tokens of
+prompt and response, C distinct prompts, W their padded length, D hidden size, V vocabulary. T(x, z) is question x under
+template z. `# --- solution: part N ---` marks what part N of the assignment takes out.
 """
 
 from __future__ import annotations
@@ -118,9 +120,9 @@ class UpdateConfig(Settings):
     ratio_min: float = 0.01
     # Upper bound of the template ratio. Above it, a token is all but impossible under the template.
     ratio_max: float = 10.0
-    # Outside the bounds, weigh a token by bound / s instead of 0.
+    # Outside the bounds, weigh a token by bound / s instead of 0. Below the lower bound that is more than 1.
     soft_clip: bool = False
-    # Weigh bare tokens by pi_trainer / pi_sampler, at most by this number, to correct for rounding. 0 turns it off.
+    # Weigh rollouts that are not distilled by pi_trainer / pi_sampler, at most by this number. 0 turns it off.
     importance_cap: float = 0.0
     # Function for the advantages of a group, from variants/advantage.py or my_file.py:name. Default: GRPO's.
     advantage: str = ""
@@ -200,7 +202,7 @@ def aggregate(
     token-mean               mean over all tokens of the update (DAPO; the authors' choice)
     seq-mean-token-mean      mean over responses of each one's token mean (the original GRPO)
     seq-mean-token-sum       mean over responses of each one's token sum
-    seq-mean-token-sum-norm  sum over all tokens, divided by a constant length (Dr. GRPO)
+    seq-mean-token-sum-norm  sum over all tokens, divided by a constant length only, whatever its name says (Dr. GRPO)
 
     `update_size` is that of the update of which this is a micro-batch. Without it, this is all of the update, and the
     constant length is T.
@@ -209,7 +211,7 @@ def aggregate(
     tensor(3.)
     """
     # --- solution: part 2 ---
-    # Padding is in neither: the mask is 0 there.
+    # The mask is 0 where there is only padding.
     sums, counts = (per_token * mask).sum(dim=1), mask.sum(dim=1)  # [B], [B]
     rollouts, tokens, max_length = update_size or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])
     # Every token weighs the same, so a long response weighs more than a short one.
@@ -250,12 +252,12 @@ def surrogate(
     # --- solution: part 2 ---
     ratio = log_ratio.exp()
     # PPO takes the larger of two losses. A token that has moved beyond the clip in the direction that A asks for gains
-    # nothing by moving further: the clipped loss is constant, its gradient 0. A token that has moved the wrong way is
-    # always charged, for there the loss that is not clipped is the larger one.
+    # nothing by moving further: the clipped loss is constant, its gradient 0. A token that has moved the wrong way
+    # keeps its full loss, for there the loss that is not clipped is the larger one.
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     pessimistic = torch.max(unclipped, clipped)
-    # Where A < 0 that charge has no bound: a token that the new policy likes 100 times more than the old one did would
+    # Where A < 0 that loss has no bound: a token that the new policy likes 100 times more than the old one did would
     # rule the whole update. The dual clip bounds it by -A c.
     bounded = torch.min(-advantages * dual_clip, pessimistic)
     return torch.where(advantages < 0, bounded, pessimistic)
@@ -271,7 +273,8 @@ def policy_loss(
     """The objective of GRPO: importance ratio, clipped surrogate, token weights, aggregation.
 
     logprobs, old_logprobs, mask, token_weight: [B, T]; advantages: [B] or [B, T]. Returns (scalar loss, metrics).
-    Metrics are means over tokens: share of tokens where the clip is active, where the dual clip is, and -(new - old).
+    Metrics are means over tokens: share of tokens where the clip is active, share where the dual clip is, and
+    log pi_old - log pi_theta (an estimate of the KL for rollouts that are not distilled).
 
     >>> value, metrics = policy_loss(torch.tensor([[-1.0]], requires_grad=True), torch.tensor([[-1.0]]),
     ...                              torch.tensor([2.0]), torch.ones(1, 1))
@@ -281,7 +284,7 @@ def policy_loss(
     # --- solution: part 2 ---
     if advantages.dim() == 1:
         advantages = advantages[:, None].expand_as(logprobs)  # [B, T]: each token has its response's advantage
-    # On the first update rho is 1 everywhere, and the loss is -A in the mean, which is 0 for whole groups. There is a
+    # In the first update rho is 1, so the loss of each token is -A, and within a group these nearly cancel. There is a
     # gradient all the same: old_logprobs is a constant, so d rho / d theta = rho * d log pi / d theta.
     log_ratio = ratio(logprobs, old_logprobs, mask)  # [B, T]
     per_token = loss(
@@ -313,7 +316,8 @@ def template_ratio_weight(
     """Weight w [B, T] of each token by how far the template moved it: s = pi_old(y|x) / pi_old(y|T(x,z)).
 
     Inside [ratio_min, ratio_max] the weight is 1. It says whether a token counts; it is no importance weight. Outside
-    it is 0 (hard clip, the default), or `bound / s` (soft clip).
+    it is 0 (hard clip, the default), or bound / s (soft clip): below 1 above `ratio_max`, but above 1 below
+    `ratio_min`, up to 5e6 at the clamp.
 
     >>> bare, templated = torch.log(torch.tensor([[0.07, 0.001, 0.5]])), torch.log(torch.tensor([[0.9, 0.9, 0.02]]))
     >>> template_ratio_weight(bare, templated)           # s = 0.08, 0.001, 25
@@ -482,6 +486,7 @@ def respond(policy: Policy, messages: list[str], **how) -> list[Sample]:
     return sample(policy, [chat_ids(policy, message) for message in messages], **how)
 
 
+# Out of memory: `policy.cfg` is replaced by one with half of `sample_batch`, and the same work is tried again.
 @halve_when_out_of_memory("sample_batch", smallest=1)
 @torch.no_grad()
 def sample(
@@ -491,8 +496,8 @@ def sample(
     """One response for each context (a list of token ids), in order.
 
     `seed=None` decodes greedily; with a seed the same contexts give the same responses. `adapter=False` samples from
-    the base policy. Temperature and length are the policy's by default. Log-probs are those of the distribution that
-    was drawn from (temperature applied; under greedy decoding, too).
+    the base policy. Temperature and length are the policy's by default. Log-probs are those at this temperature, also
+    of tokens that were chosen greedily.
     """
     # Nothing but the temperature shapes the distribution: no top-p, no top-k, no penalty. Under any of these the
     # sampled tokens would come from another distribution than the one whose log-probs are trained.
@@ -565,7 +570,7 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
 
 
 def _next_token_logits(policy: Policy, tokens, mask, positions, cache) -> torch.Tensor:
-    """Logits [B, V] of the token behind the last column of `tokens` [B, N]."""
+    """Logits [rows, V] of the token after the last column of `tokens` [rows, columns]."""
     output = policy.model(
         input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
     )
@@ -599,7 +604,8 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     Differentiable when gradients are enabled.
     """
     # --- solution: part 4 ---
-    # Dropout stays off, as it was in sampling: an update must train the log-probs of the policy that sampled.
+    # This switches gradient checkpointing on, if asked for. Dropout stays off, as in sampling: an update must train the
+    # log-probs of the policy that sampled.
     pretrained.set_training_mode(policy.model)
     causal_lm = policy.model.get_base_model()  # with LoRA layers in it
     # 1. The hidden state that predicts each response token, N = sum of the responses' lengths in all.
@@ -611,7 +617,7 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
         hidden = _hidden_states(policy, contexts, responses)  # [N, D]
 
     # 2. Log-probs, one chunk of tokens after the other. The logits of all tokens, [B, T, V], would be the largest
-    #    tensor of the whole update: 17 GB for 6 responses of 4,096 tokens and Qwen3's vocabulary. `checkpoint` drops a
+    #    tensor of the whole update: 15 GB for 6 responses of 4,096 tokens and Qwen3's vocabulary. `checkpoint` drops a
     #    chunk's logits after the forward pass, and computes them again in backward.
     tokens = torch.tensor([token for response in responses for token in response], device=policy.device)  # [N]
     chunk = max(1, LOGIT_CHUNK // causal_lm.config.get_text_config().vocab_size)
@@ -661,8 +667,10 @@ def _chosen_logprobs(hidden: torch.Tensor, tokens: torch.Tensor, head, temperatu
 @halve_when_out_of_memory("micro_batch_tokens", smallest=64)
 @torch.no_grad()
 def logprobs_of(policy: Policy, contexts: list[list[int]], responses: list[list[int]], adapter: bool = True):
-    """`token_logprobs` without gradients, in micro-batches, as one list of floats for each response."""
-    # Used where no gradient is needed: for pi_old, for the base policy in the KL term, and for diagnostics.
+    """`token_logprobs` without gradients, in micro-batches, as one list of floats for each response.
+
+    For pi_old, for the base policy in the KL term, and for diagnostics.
+    """
     values: list[list[float]] = [[] for _ in contexts]
     lengths = [len(c) + len(r) for c, r in zip(contexts, responses, strict=True)]
     with nullcontext() if adapter else policy.model.disable_adapter():
@@ -676,7 +684,8 @@ def logprobs_of(policy: Policy, contexts: list[list[int]], responses: list[list[
 def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
     """(mean, max) over tokens of |log pi_trainer - log pi_sampler|: do the two agree about the same policy?
 
-    A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here, and nowhere else.
+    A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here. (`pretrained.prove` has
+    checked the untrained policy at loading.)
     """
     # In the context that was sampled from: the one place where both sides say the same thing about the same text.
     trainer = logprobs_of(policy, [r.sampled_context for r in rollouts], [r.response_ids for r in rollouts])
@@ -689,15 +698,15 @@ def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
 
 
 def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -> None:
-    """Fill in log pi_old(y | x) and the template-ratio weights, for the rollouts that need a pass of their own.
+    """Fill in log pi_old(y | x) where `loss_of` will not be able to compute it any more, and the template-ratio
+    weights.
 
     Call it before the first optimizer step of a batch: pi_old is the policy that sampled the batch.
     """
     to_score = []
     for number, rollouts in enumerate(updates):
-        policy_has_moved = (
-            number > 0
-        )  # by the time this update runs, earlier updates of the batch have changed the weights
+        # When update 0 runs, the policy still is pi_old. When a later one runs, earlier ones have changed the weights.
+        policy_will_have_moved = number > 0
         for r in rollouts:
             if not r.has_signal:
                 continue  # advantage 0: its loss is 0, whatever the ratio is
@@ -705,14 +714,15 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
                 # Sampled under a template, trained on the bare question: nobody has computed log pi_old(y | x) yet. The
                 # importance ratio needs it, and so does the template ratio (equation 4).
                 to_score.append(r)
-            elif policy_has_moved and policy.engine is not None:
-                # vLLM sampled it. Its log-probs differ from the trainer's in the last digits, so the trainer scores it.
+            elif policy_will_have_moved and policy.engine is not None:
+                # vLLM sampled it, with other kernels. Its log-probs may be off by some hundredths, so the trainer
+                # scores it.
                 to_score.append(r)
-            elif policy_has_moved:
-                # Our own sampler drew it with the trainer's weights and arithmetic: its log-probs are those of pi_old.
+            elif policy_will_have_moved:
+                # Our own sampler drew it with the trainer's weights and kernels: its log-probs are those of pi_old, but
+                # for rounding, which `mismatch` measures.
                 r.old_logprobs = r.sampled_logprobs
-            # else: the batch's first update. The policy still *is* pi_old, so `loss_of` takes the log-probs of its own
-            # pass.
+            # else: update 0. The policy still is pi_old then, so `loss_of` takes the log-probs of its own pass.
 
     scored = logprobs_of(policy, [r.trained_context for r in to_score], [r.response_ids for r in to_score])
     for r, old_logprobs in zip(to_score, scored, strict=True):
@@ -754,7 +764,8 @@ def loss_of(
     # 1 for each response token, 0 for padding. The prompt's tokens are not trained: they were not sampled.
     mask = rows_of([1.0] * len(rollouts))  # [B, T]
     advantages = rows_of([r.advantage for r in rollouts])  # [B, T]
-    # Rollouts that `score_old` skipped use their current log-probs, detached: no weight has moved yet, so rho is 1.
+    # `score_old` skips two kinds of rollouts, which use their current log-probs, detached, so that rho is 1: those of
+    # the first update, for no weight has moved yet, and those with advantage 0, whose loss is 0 whatever rho is.
     old_logprobs = logprobs.detach().clone()
     for row, r in enumerate(rollouts):
         if r.old_logprobs is not None:
@@ -763,10 +774,10 @@ def loss_of(
     sampled_logprobs = rows_of([r.sampled_logprobs for r in rollouts])  # given T(x, z), where the response came from
     if cfg.importance_cap:
         # Truncated importance sampling. vLLM draws from slightly other probabilities than the trainer computes, and
-        # this weight corrects for it. Only for bare rollouts: under a template the two contexts differ, and that is the
-        # ratio mask's business.
-        is_bare = rows_of([float(not r.is_distilled) for r in rollouts])
-        gap = is_bare * (old_logprobs - sampled_logprobs)
+        # this weight corrects for it. Only where both have the same context: under distillation they differ, and that
+        # is the ratio mask's business.
+        same_context = rows_of([float(not r.is_distilled) for r in rollouts])
+        gap = same_context * (old_logprobs - sampled_logprobs)
         token_weight = token_weight * gap.clamp(-20, 20).exp().clamp(max=cfg.importance_cap)
     # GRPO as it is. Only what stands behind `trained_context` makes it P2O: under distillation both logprobs and
     # old_logprobs are of the bare question (equation 4).

@@ -1,6 +1,8 @@
 """P2O: Joint Policy and Prompt Optimization (arXiv:2603.21877v3) on one GPU, or on a laptop.
 
-GRPO learns nothing from a question whose G responses all fail: every advantage is zero. P2O repeats, epoch by epoch:
+x is a question, z a template, T(x, z) the prompt: the template, an empty line, the question. pi is the policy, y a
+response. GRPO learns nothing from a question whose G responses all fail: every advantage is zero. P2O repeats, epoch by
+epoch:
 
     1. prompt evolution     GEPA searches for templates z under which the hard questions of the last epoch are solved
     2. rollouts             y ~ pi(. | T(x, z)) for a hard question x, one template a rollout; others y ~ pi(. | x)
@@ -58,14 +60,15 @@ def train(cfg: Config) -> dict:
     policy, optimizer, questions, held_out = prepare(cfg)
     state = run.resume(State(), policy.model, optimizer, {"training data": questions} | held_out)
     by_id = {question.id: question for question in questions}
-    batches = math.ceil(len(questions) / cfg.questions_per_batch)  # in an epoch, which asks every question once
-    # A new State; or, with --resume, the newest checkpoint's, and its adapter and optimizer are loaded.
+    batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, which asks every question once
+    # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be
+    # the same as when the run was started.
     kept: list[grpo.Rollout] = []  # rollouts that wait for the next update
     if state.step == 0:
         run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
 
     for step in run.progress(range(state.step, cfg.epochs * batches), batches):
-        epoch, batch = divmod(step, batches)
+        epoch, batch = divmod(step, batches)  # both from 0; the log counts epochs from 1
 
         # 1. Prompt evolution (Algorithm 1, lines 23 to 27, and Algorithm 3), before each epoch, on the questions that
         #    the last epoch found hard. All rollouts of such a question failed, or all but one. If all failed, all
@@ -73,7 +76,8 @@ def train(cfg: Config) -> dict:
         #    differ within the group, and there is a gradient again. Before the first epoch no question is known to be
         #    hard, so that epoch samples every question bare.
         if batch == 0:
-            hard = [by_id[question_id] for question_id in state.hard if question_id in by_id]  # --allow-changes
+            # (With --allow-changes a question may be gone.)
+            hard = [by_id[question_id] for question_id in state.hard if question_id in by_id]
             state.templates = evolve_templates(policy, hard, cfg, epoch, run) if cfg.method == "p2o" else {}
             state.hard = []
 
@@ -85,13 +89,14 @@ def train(cfg: Config) -> dict:
         if rollouts is None:
             rollouts = sample_groups(policy, chosen, state.templates, cfg, seed_for(cfg, "rollout", step))
             run.keep_rollouts(step, rollouts)
-        #    Hard-sample mining (lines 15 to 17, equation 3). A question is hard or not by the rewards it was sampled
-        #    with. If a template solved it, it leaves the hard set, and the next epoch samples it bare. If it fails
-        #    there, it comes back.
+        #    Hard-sample mining (lines 15 to 17, equation 3). Only the rewards of this epoch decide whether a question
+        #    is hard in the next one, whether it was templated or not. If it succeeds twice, it leaves the hard set, and
+        #    the next epoch samples it bare. If it fails there, it comes back.
         state.hard += [question_id for question_id in mine_hard(rollouts, cfg) if question_id not in state.hard]
         remember_success_rates(state, rollouts)
-        #    Diagnostic, at the cost of a forward pass over four rollouts: does the trainer compute the log-probs that
-        #    the sampler drew from? If not, the importance ratios below are wrong, and the run would go on silently.
+        #    Diagnostic, at the cost of a forward pass over four rollouts of the first question: does the trainer
+        #    compute the log-probs that the sampler drew from? If not, the importance ratios below are wrong, and the
+        #    run would go on silently.
         mismatch = grpo.mismatch(policy, rollouts[:4])
         run.log_rollouts(epoch + 1, grpo.groups_of(rollouts), chosen, mismatch)
 
@@ -100,9 +105,9 @@ def train(cfg: Config) -> dict:
         #    no template is needed at test time.
         kept += choose_rollouts(rollouts, cfg, policy, chosen)
         if len(grpo.groups_of(kept)) < cfg.questions_per_update and batch < batches - 1:
-            # A `--keep` variant has dropped so many groups that no update is full: sample the next batch first. No
-            # checkpoint is written here, for `kept` is in none. That is safe: a run that is killed now goes on from the
-            # last checkpoint, and reads the rollouts that were sampled since then from the disk.
+            # `--keep` or `--drop-failed-templated` has left too few groups for a full update. Sample the next batch
+            # first. No checkpoint is written here, for `kept` is in none. That is safe: a run that is killed now goes
+            # on from the last checkpoint, and reads the rollouts that were sampled since then from the disk.
             continue
         updates = split_into_updates(kept, cfg)
         kept = []
@@ -130,8 +135,8 @@ class State:
     """Where a run is. With the adapter and the optimizer it is all that a checkpoint holds."""
 
     step: int = 0  # batches done so far, over all epochs
-    hard: list[str] = field(default_factory=list)  # ids of the questions that this epoch has found hard so far
-    templates: Templates = field(default_factory=dict)
+    hard: list[str] = field(default_factory=list)  # ids of the questions that were hard since the last search
+    templates: Templates = field(default_factory=dict)  # of this epoch
     history: dict[str, list[float]] = field(default_factory=dict)  # question id -> its bare success rates, oldest first
     templated: dict[str, list[float]] = field(default_factory=dict)  # the same for rollouts under a template
 
@@ -176,7 +181,8 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     drop_failed_templated: bool = False
     # Function that selects the questions of a batch, from variants/select.py or my_file.py:name. Default: all in turn.
     select: str = ""
-    # Function that makes the templates, from variants/evolve.py or my_file.py:name. Default: GEPA, then the cover.
+    # Function that makes the templates, from variants/evolve.py or my_file.py:name. Default: GEPA, then the few that
+    # solve most.
     evolve: str = ""
     # Function that says if a group is hard, from variants/mine.py or my_file.py:name. Default: no success, or one.
     mine: str = ""
@@ -227,6 +233,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
 
     # The search may take minutes. Its journal keeps every response and every reflection, in order. A run that was
     # killed searches again with the same seed, and gets its answers from the journal up to where it was.
+    # `journal(name, f)` is a function of the inputs alone; it hands f the number of the call, too.
     journal = run.journal(f"templates/epoch-{epoch}")
 
     def respond(messages: list[str], call_number: int) -> list[tuple[str, bool]]:
@@ -243,9 +250,10 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
             judge=verify.judge_of(cfg.reward), limits=limits, seed=seed_for(cfg, "gepa", epoch), log=run.note,
         )  # fmt: skip
 
-    # Algorithm 3, and step 1 of Algorithm 2: candidates, their dev scores, and the few that cover the dev set.
-    evolve = variant("evolve", cfg, default=None, folder=cfg.folder, epoch=epoch)
-    evolution = evolve(hard, search) if evolve else search(hard)
+    # Algorithm 3, and step 1 of Algorithm 2: candidates, their dev scores, and the few that cover the dev set. A
+    # variant of the user's own may call `search`, too.
+    own_evolve = variant("evolve", cfg, default=None, folder=cfg.folder, epoch=epoch)
+    evolution = own_evolve(hard, search) if own_evolve else search(hard)
     # Algorithm 2, step 2: one template for each *rollout*, not for each question. Where one template solves a question
     # and another does not, the group has rewards that differ.
     rng = random.Random(seed_for(cfg, "assign", epoch))
@@ -262,7 +270,7 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
     if cfg.reflection == "teacher":
         return teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
     reflector = load_reflector(cfg) if cfg.reflection_model else policy
-    # By default the *reference* policy reflects: the base model, with the adapter switched off. The authors found that
+    # By default the base policy reflects: the same model, with the adapter switched off. The authors found that
     # templates become alike when the trained policy reflects.
     use_adapter = cfg.reflection == "policy"
 
@@ -299,7 +307,7 @@ def choose_questions(questions: list[Question], state: State, step: int, cfg: Co
 def sample_groups(
     policy: grpo.Policy, questions: list[Question], templates: Templates, cfg: Config, seed: int
 ) -> list[grpo.Rollout]:
-    """G rewarded rollouts of each question, group by group, with their advantages (equations 2 and 4).
+    """G rewarded rollouts of each question, group by group, with their advantages (equation 2).
 
     A question with templates is sampled under them, one for each rollout; any other question is sampled bare.
     """
@@ -308,13 +316,14 @@ def sample_groups(
     bare = [""] * cfg.group_size
     pairs = [(question, template) for question in questions for template in templates.get(question.id, bare)]
 
-    # Each rollout has two contexts. It is sampled from T(x, z). With distillation it is trained on x: that the two
-    # differ is all that context distillation is. Without distillation it is trained on T(x, z), and nothing reaches x.
+    # Each rollout has two contexts. It is sampled from T(x, z). With distillation it is trained on x, so the weights
+    # learn to give this response without the template. Without, it is trained on T(x, z), and the bare prompt learns
+    # nothing.
     sampled_contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(z, q.text)) for q, z in pairs]
     trained_contexts = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled_contexts
     samples = grpo.sample(policy, sampled_contexts, seed=seed)
 
-    # The reward of a response, 0 or 1, by the verifier. It sees the question without its template.
+    # The reward of a response: 0 or 1, unless `--reward` gives other numbers. The verifier sees the bare question.
     judge = verify.judge_of(cfg.reward)
     verdicts = judge([s.text for s in samples], [q for q, _ in pairs], [s.truncated for s in samples])
 
@@ -378,7 +387,7 @@ def choose_rollouts(
 def split_into_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Rollout]]:
     """The rollouts of each optimizer step: `questions_per_update` groups; the last step has what is left."""
     groups = grpo.groups_of(rollouts)
-    # Whole groups: half a group's advantages would not sum to 0, and the update would push the question one way.
+    # All kept rollouts of a question go into one step, since their advantages compare them with each other.
     updates = []
     for start in range(0, len(groups), cfg.questions_per_update):
         several_groups = groups[start : start + cfg.questions_per_update]
@@ -389,7 +398,7 @@ def split_into_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[g
 def record_tokens(policy: grpo.Policy, update: list[grpo.Rollout], run: Run) -> None:
     """Diagnostic: the log-probs of the rollouts that the report shows token by token, as this update finds them.
 
-    At most six rollouts of a batch are shown. Those that `score_old` has scored cost a forward pass each.
+    At most six rollouts of a batch are shown. Each one that has old log-probs costs a forward pass.
     """
     for rollout in run.transcripts_among(update):
         new_logprobs = None
@@ -424,7 +433,7 @@ def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: 
 def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], HeldOut]:
     """Policy, optimizer, training questions, held-out questions by name. Bad input is refused here, at the start."""
     check_variants(cfg)
-    read_wording(cfg.reflection_prompt, "")
+    read_wording(cfg.reflection_prompt, "")  # UserError if the file is bad
     questions, held_out = load_data(cfg, verify.unparseable)
     # A reward function of the user's own is tried on one made-up response: better now than after an hour of sampling.
     verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])

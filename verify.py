@@ -70,7 +70,7 @@ from support.seams import find, rewarded
 @dataclass(frozen=True)
 class Grade:
     reward: float  # 1.0 if well formed and correct, else 0.0
-    correct: bool  # the (last) boxed answer equals the reference
+    correct: bool  # the (last) boxed answer equals the reference, and is not copied from the question
     well_formed: bool  # exactly one boxed answer
     extracted: str | None  # the (last) boxed answer
 
@@ -137,7 +137,7 @@ def grade_batch(responses: list[str], references: list[str], questions: list[str
     pairs = [(answer or "", unboxed(reference)) for answer, reference in zip(answers, references, strict=True)]
     grades = []
     for (answer, reference), found, question, same in zip(pairs, boxes, questions, same_answers(pairs), strict=True):
-        # A formula that stands in the question equals the reference, too, but nobody has worked anything out.
+        # A formula copied from the question may equal the reference. It earns nothing: it solves nothing.
         correct = same and bool(found) and not is_copied(answer, reference, question)
         # Exactly one box (the authors' rule): with two, a policy could write down several guesses.
         well_formed = len(found) == 1

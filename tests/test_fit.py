@@ -103,7 +103,9 @@ def on_paper(shape, rank):
     pretrained.checkpoint_activations(base)
     model = get_peft_model(base, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
     pretrained.mix_precision(model)
-    return grpo.Policy(model.train(), SimpleNamespace(pad_token_id=0), grpo.PolicyConfig(), [0])
+    return grpo.Policy(
+        model.train(), SimpleNamespace(pad_token_id=0), grpo.PolicyConfig(), [0], head=base.get_output_embeddings()
+    )
 
 
 @pytest.mark.parametrize("name", fit.KNOWN)
