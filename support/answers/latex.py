@@ -31,7 +31,7 @@ _BLANKS = (
     r"q?quad|en(?:space|skip)|(?:thin|med|thick)space|hfill|newline|hskip ?[\d.]+ ?[a-z][a-z]"
     r"|(?:[hv]space|h?phantom) ?\*? ?\{[^{}]*\}"
 )
-_EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|cases|center"
+_EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|matrix|cases|center"
 
 
 def _rows(match: re.Match) -> str:
@@ -42,7 +42,7 @@ def _rows(match: re.Match) -> str:
     """
     rows = [re.sub(r"^ ?&| ?& ?(?==)|(?<==) ?&", "", row).strip(" ,;.") for row in match[2].split(r"\\")]
     rows = [row for row in rows if row]
-    if any("&" in row for row in rows) or len(rows) > 1 and not all("=" in row for row in rows):
+    if any("&" in row for row in rows) or len(rows) > 1 and not all(re.search(r"[=<>]|\\[lgn]e", row) for row in rows):
         return match[0]
     items: list[str] = []
     for row in rows:
@@ -119,6 +119,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1", r"\dfrac12", r"\frac12"),
     (r"\\([lgn]e)(?:q|qslant|qq)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
     (r"!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),
+    (r"([=<>][^=<>]*?)\\(?:land|wedge)(?![a-zA-Z])", r"\1\\text{ and }", r"x=1\land y=2", r"x=1\text{ and } y=2"),
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"\*\*", "^", "x**2", "x^2"),
     (r"\\varphi(?![a-zA-Z])", r"\\phi", r"\varphi", r"\phi"),
@@ -195,6 +196,7 @@ _SYMBOLS = {
     for pair in r"×\times ·\cdot ⋅\cdot ∙\cdot ∞\infty ∅\emptyset ≤\le ≥\ge ⩽\le ⩾\ge ≦\le ≧\ge ≠\ne ≈\approx ≡\equiv "
     r"±\pm ∓\mp ∪\cup ∩\cap ∈\in ∉\notin ⊂\subset ⊆\subseteq ∖\setminus °^\circ º^\circ ˚^\circ ∠\angle △\triangle "
     r"ℝ\mathbb{R} ℤ\mathbb{Z} ℕ\mathbb{N} ℚ\mathbb{Q} ℂ\mathbb{C} …\ldots ∑\sum ∏\prod ∫\int ∂\partial √\sqrt →\to "
+    r"∧\land ∨\lor ¬\neg ∀\forall ∃\exists ∥\parallel ⊥\perp ⌊\lfloor ⌋\rfloor ⌈\lceil ⌉\rceil ‖\| "
     r"■\blacksquare ∎\blacksquare □\square".split()
 }
 _SYMBOLS |= dict(zip("−÷⁄∕∗∣。、", "-///*|.,", strict=True)) | dict.fromkeys("’‘′", "'")

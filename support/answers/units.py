@@ -136,6 +136,19 @@ def _unit(tokens: list[str], one: bool) -> str | None:
     return " ".join(f"{name}^{power}" for name, power in sorted(powers.items())).replace("^1", "") if last else None
 
 
+def _belongs_to(value: str, tail: str) -> bool:
+    r"""Degrees of an angle inside sin, and m or \Omega in a formula of unknowns, are no units.
+
+    >>> _belongs_to(r"2 \sin 30", r"^\circ"), _belongs_to("3 m^{2} + 2", " m^{2}"), _belongs_to("12", " m^{2}")
+    (True, True, False)
+    """
+    if "circ" in tail or "degree" in tail:
+        return bool(re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", value))
+    if re.match(r" ?(?:m(?![a-zA-Z])|\\Omega)", tail):
+        return bool(re.search(r"(?<![\\a-zA-Z])[a-zA-Z]|\\(?!frac|times|cdot|pi|sqrt)", value))
+    return False
+
+
 @functools.lru_cache(4096)
 def split(text: str) -> Measured:
     r"""A tidy answer and the words behind it.
@@ -147,7 +160,7 @@ def split(text: str) -> Measured:
     """
     match = None if text[-1:].isdigit() else _TAIL.search(text, max(0, len(text) - 100))
     value, tail = (text[: match.start()].strip(), match[0]) if match else (text, "")
-    if not value or not tail.strip() or re.match(r" ?m\b", tail) and re.search(r"\bm\b", value):  # m is an unknown
+    if not value or not tail.strip() or _belongs_to(value, tail):
         return Measured(text, Fraction(1), "", "")
     for pattern, replacement in _FLAT:
         tail = pattern.sub(replacement, tail)
