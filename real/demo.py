@@ -31,7 +31,7 @@ OPTIONS = {
     "--max-response-tokens": 32,
     "--max-prompt-tokens": 120,
     "--questions-per-batch": 24,
-    "--questions-per-update": 12,
+    "--questions-per-update": 4,
     "--learning-rate": 1e-3,
     "--epochs": 6,
     "--gepa-dev-size": 12,
