@@ -698,8 +698,7 @@ def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
 
 
 def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -> None:
-    """Fill in log pi_old(y | x) where `loss_of` will not be able to compute it any more, and the template-ratio
-    weights.
+    """Fill in log pi_old(y | x) where `loss_of` can no longer compute it, and the template-ratio weights.
 
     Call it before the first optimizer step of a batch: pi_old is the policy that sampled the batch.
     """
@@ -729,13 +728,8 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
         r.old_logprobs = old_logprobs
         if r.is_distilled and cfg.ratio_mask:
             # Both log-probs are of pi_old: bare ones from the pass above, templated ones from the sampler.
-            weight = template_ratio_weight(
-                torch.tensor(old_logprobs),
-                torch.tensor(r.sampled_logprobs),
-                cfg.ratio_min,
-                cfg.ratio_max,
-                cfg.soft_clip,
-            )
+            bare, templated = torch.tensor(old_logprobs), torch.tensor(r.sampled_logprobs)
+            weight = template_ratio_weight(bare, templated, cfg.ratio_min, cfg.ratio_max, cfg.soft_clip)
             r.token_weight = weight.tolist()
 
 
