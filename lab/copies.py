@@ -5,7 +5,7 @@ r"""What does a policy earn that only copies? The share of questions that pay fo
 
 Every formula of a question (in dollar signs or brackets; without any, each run of digits and signs) is boxed as it
 stands and graded, once without the question and once with it. What is the reference's own text does not count, nor do
-plain numbers other than fractions: that a question names its answer is the question's affair. Prints the share for
+plain numbers other than fractions: that a question names its answer is for the question to decide. Prints the share for
 either way of grading, and what paid.
 """
 

@@ -155,7 +155,7 @@ class Reflection:
         """Why the search should end, if it should."""
         if self.failed_in_a_row < MAX_FAILED_REFLECTIONS:
             return None
-        return f"{self.failed_in_a_row} replies of the reflection model in a row were of no use: {self.why}"
+        return f"{self.failed_in_a_row} replies of the reflection model in a row could not be adopted: {self.why}"
 
     def why_it_ended(self, metric_calls: int, budget: int, dev_set_size: int) -> str | None:
         """Log how many reflections could be adopted. If the search ended before its budget, log why, and return it."""
@@ -183,7 +183,7 @@ class Reflection:
         return [(self.proposal(*task), self) for task in zip(jobs, prompts, replies, strict=True)]
 
     def proposal(self, job: tuple, prompt: str, answer: tuple[str, bool]) -> ReflectionProposal:
-        """The child that a reply proposes; an empty proposal if the reply is of no use."""
+        """The child that a reply proposes; an empty proposal if the reply cannot be adopted."""
         parent, _, (name,) = job
         reply, truncated = answer
         text = None if truncated else self.parse(reply)

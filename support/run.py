@@ -33,7 +33,7 @@ def seed_for(cfg, *what: object) -> int:
 class Run(RunLog):
     """A run's folder, and all that is written there.
 
-    A checkpoint falls between batches. Whatever is dear in between (a batch of rollouts, the calls of a prompt
+    A checkpoint falls between batches. What takes long in between (a batch of rollouts, the calls of a prompt
     evolution) is kept in a journal until the next one, so that a run that was killed or stopped at any moment goes on
     to the same end, bit for bit, and samples nothing twice.
     """

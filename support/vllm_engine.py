@@ -87,7 +87,7 @@ class VllmEngine:
                 f"tokens; python p2o.py fit says what needs how much ({error})"
             ) from error
         finally:
-            shutil.rmtree(copied, ignore_errors=True)  # gigabytes, of no use once they are loaded
+            shutil.rmtree(copied, ignore_errors=True)  # gigabytes that nobody needs once they are loaded
         self._sleep()
 
     def sample(

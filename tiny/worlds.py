@@ -9,7 +9,7 @@ token is as rare as the 0.01 at which the authors' ratio mask would cut it off.
                spills over to the others: the phenomenon at its clearest.
     divided    each family goes on with a mark of its own, and every further sentence of an instruction dilutes it. No
                template makes the base solve two families, and a lesson stays with its family at first: several
-               templates, several epochs. Its reflector mostly replaces hints, for two of them would be of no use.
+               templates, several epochs. Its reflector mostly replaces hints, for two of them would not help.
 
 What was taught, and is therefore no finding: what each hint does, the probabilities of going on, that questions of two
 elements need no hint, what a reflection may write and how often it is right. What is real: the sampling, the verifier's

@@ -46,8 +46,8 @@ def mopps(
 ) -> list[Question]:
     r"""MoPPS (arXiv:2507.04632). p ~ Beta(a, b) for each question; those nearest 1/2 are sampled.
 
-    a <- fade a + (1 - fade) + successes, b likewise with failures. Against GRPO: a bandit for questions half solved,
-    each by itself.
+    a <- fade a + (1 - fade) + successes, and the same for b with failures. Against GRPO: a bandit for questions half
+    solved, each by itself.
 
     >>> history = {"all": [1.0], "none": [0.0], "some": [0.5]}
     >>> [q.id for q in mopps(asked("all", "none", "some"), history, 1, random.Random(0), group_size=100)]
