@@ -1,6 +1,6 @@
 """One GRPO round side by side with TRL's GRPOTrainer: the same model, LoRA, questions, lengths, updates; one thread.
 
-    pip install -r requirements/scale.txt
+    pip install -r requirements-scale.txt
     python lab/beside_trl.py            # CPU seconds of a round, interleaved, least of several; and peak memory
 
 A round samples G responses to each question, rewards them at random (so that no group collapses) and takes two
