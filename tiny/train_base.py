@@ -178,7 +178,8 @@ def train(model, tokenizer, world: World, args: argparse.Namespace) -> None:
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             model.save_pretrained(args.out)
-            tokenizer.save_pretrained(args.out)
+            (args.out / "generation_config.json").unlink()  # all that it says stands in config.json, too
+            tokenizer.save_pretrained(args.out, save_jinja_files=False)  # the chat template goes into its config
     print(f"wrote {args.out} after {time.time() - started:.0f} s")
 
 
