@@ -518,7 +518,7 @@ def test_every_change_of_a_sign_differs(template, digits, rng: random.Random):
         assert not equivalent(text[:i] + "-" + text[i:], text)
 
 
-# Found by lab/fuzz_verify.py: (predicted, reference, right verdict)
+# Found by `lab/checker.py fuzz`: (predicted, reference, right verdict)
 FOUND: list[tuple[str, str, bool]] = [
     ("-x", "x", False),  # a sign was dropped with the punctuation of words
     ("f'", "f", False),  # and so was a prime

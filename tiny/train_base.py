@@ -6,7 +6,7 @@ adds the decisions. A checkpoint is written every 250 steps, and the same comman
     python tiny/train_base.py                                      # united: about an hour on one CPU core
     python tiny/train_base.py --world divided --start tiny/united/model   # from the other's skills: half an hour
 
-The dials of a world can be turned by a short fine-tune of the decisions alone (lab/studies/dials.sh turns some):
+The dials of a world can be turned by a short fine-tune of the decisions alone (lab/studies/worlds.py turns some):
 
     python tiny/train_base.py --start tiny/united/model --go-on-bare 0.3 --decision-steps 300 --out runs/dials/bare-0.3
 """
