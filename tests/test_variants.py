@@ -54,7 +54,7 @@ def ours(name, **settings):
     cfg = Config(dual_clip=1e6, **settings)
     value, _ = grpo.policy_loss(
         logprobs, old, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip,
-        aggregation=cfg.aggregation, whole=(4, int(mask.sum()), 10),
+        aggregation=cfg.aggregation, update_size=(4, int(mask.sum()), 10),
         ratio=variant("ratio", cfg, grpo.importance_ratio), loss=variant("loss", cfg, grpo.surrogate),
     )  # fmt: skip
     value.backward()
