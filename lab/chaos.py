@@ -52,7 +52,8 @@ def small_run(folder: Path) -> list[str]:
 # Every run is a fork of one process that has imported the libraries, for that takes longer than such a run. Not where
 # there is a card, which a fork cannot use once its parent has looked at it, and importing peft looks.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([] if torch.cuda.is_available() else ["lab.libraries"])
+LIBRARIES = ["gepa", "peft", "transformers.models.llama.modeling_llama", "tyro"]
+SERVER.set_forkserver_preload([] if torch.cuda.is_available() else LIBRARIES)
 
 
 def child(arguments: list[str], log: Path, deadly: tuple[str, int, int] | None) -> None:

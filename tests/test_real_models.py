@@ -3,15 +3,27 @@ bitsandbytes (which runs on a CPU), LoRA, gradient checkpointing, chat templates
 
 import dataclasses
 import json
+import os
+import runpy
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+import gepa_loop
 import grpo
-from support import pretrained
+import p2o
+from support import memory, pretrained
 from support.errors import UserError
+from support.fast import RoomyLayer, roomy_cache
+from support.memory import adamw, longest_sequence
+from support.vllm_engine import VllmEngine
 
 CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}
 # Qwen3's habit in two lines: an empty thought is put into the prompt when thinking is switched off.
@@ -330,3 +342,138 @@ def test_a_whole_run_on_a_four_bit_model(qwen3, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["kind"] == "epoch"][-1]
     assert last["truncated"] > 0.5 and last["logprob_mismatch"] < 1e-3 and last["hard_set"] == 8
+
+
+# --------------------------------------------------------------- the cache with room holds what transformers' own holds
+
+
+@given(st.lists(st.one_of(st.integers(1, 9), st.lists(st.integers(0, 2), min_size=1, max_size=6)), max_size=8))
+def test_after_any_tokens_and_any_choice_of_rows_it_holds_what_a_growing_cache_holds(steps):
+    """A step is a number of new tokens, or the rows that go on."""
+    roomy, growing, rows = RoomyLayer(), DynamicLayer(), 3
+    for number, step in enumerate([2, *steps]):
+        if isinstance(step, list):
+            chosen = torch.tensor(step) % rows
+            rows = len(step)
+            roomy.reorder_cache(chosen)
+            growing.reorder_cache(chosen)
+        else:
+            keys = torch.randn(rows, 2, step, 4, generator=torch.Generator().manual_seed(number))
+            for ours, theirs in zip(roomy.update(keys, -keys), growing.update(keys, -keys), strict=True):
+                assert torch.equal(ours, theirs)
+        assert torch.equal(roomy.keys, growing.keys) and torch.equal(roomy.values, growing.values)
+        assert roomy.get_seq_length() == growing.get_seq_length()
+
+
+def test_a_token_is_written_behind_the_last_without_copying_those_before_it():
+    layer, token = RoomyLayer(), torch.zeros(1, 1, 1, 4)
+    layer.update(token, token)
+    moves, full = set(), 0
+    for _ in range(1000):
+        layer.update(token, token)
+        moves.add(layer.keys.data_ptr())
+        full += layer.keys.shape == layer.room[0].shape
+    assert len(moves) <= 10 and layer.room[0].shape[2] <= 2 * 1001
+    assert full == len(moves) - 1, "every room but the last was full before it grew"
+
+
+def test_layers_that_hold_something_else_than_all_tokens_stay_as_they_are():
+    config = AutoConfig.from_pretrained(grpo.TINY / "united" / "model")
+    config.sliding_window, config.layer_types = 8, ["sliding_attention", "full_attention"]
+    assert [type(layer) for layer in roomy_cache(config).layers] == [DynamicSlidingWindowLayer, RoomyLayer]
+
+
+# ----------- running out of the card's memory, as far as a CPU can show it: errors raised where a card would raise them
+
+
+class FakeLLM:
+    """vLLM as the engine sees it; fails where it is told to."""
+
+    def __init__(self, failing_wakes=0, full=False):
+        self.failing_wakes, self.full, self.calls = failing_wakes, full, []
+
+    def wake_up(self):
+        self.calls.append("wake")
+        if self.calls.count("wake") <= self.failing_wakes:
+            raise RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp")
+
+    def sleep(self, level):
+        self.calls.append("sleep")
+
+    def generate(self, prompts, *_, **__):
+        self.calls.append("generate")
+        if self.full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[7], finish_reason="stop")]) for _ in prompts]
+
+
+@pytest.fixture
+def served(tiny_policy, monkeypatch):
+    """`served(llm)`: the tiny policy, sampled by that LLM as on a card."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **_: None))
+
+    def serve(llm):
+        engine = object.__new__(VllmEngine)
+        engine._sleeps, engine.llm = True, llm
+        return dataclasses.replace(tiny_policy, engine=engine)
+
+    return serve
+
+
+def test_a_wake_up_that_failed_is_tried_once_more(served):
+    policy = served(FakeLLM(failing_wakes=1))
+    assert [s.response_ids for s in grpo.sample(policy, [[5]] * 2, seed=None, adapter=False)] == [[7], [7]]
+    assert policy.engine.llm.calls == ["wake", "wake", "generate", "sleep"]
+
+
+def test_a_wake_up_that_fails_twice_names_the_option(served):
+    policy = served(FakeLLM(failing_wakes=2))
+    with pytest.raises(UserError, match="out of memory at cumem.*--vllm-memory"):
+        grpo.sample(policy, [[5]], seed=None, adapter=False)
+    assert policy.engine.llm.calls == ["wake", "wake"]
+
+
+def test_nothing_is_tried_again_inside_generate(served):
+    """Requests of the first try stay in the queue: their responses would be taken for those of the second."""
+    policy = served(FakeLLM(full=True))
+    with pytest.raises(UserError, match="ran out of memory while sampling: lower --sample-batch"):
+        grpo.sample(policy, [[5]] * 2, seed=None, adapter=False)
+    assert policy.engine.llm.calls == ["wake", "generate"]
+
+
+def test_adam_has_its_state_before_the_first_update_and_steps_as_if_it_had_not():
+    torch.manual_seed(0)
+    one = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(4))]
+    other = [torch.nn.Parameter(p.detach().clone()) for p in one]
+    early, lazy = adamw(one, 0.1), torch.optim.AdamW(other, lr=0.1, weight_decay=0.0)
+    assert sum(state["exp_avg"].numel() + state["exp_avg_sq"].numel() for state in early.state.values()) == 20
+    for _ in range(3):
+        for p, q in zip(one, other, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        early.step()
+        lazy.step()
+    assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+
+
+def test_the_allocator_is_told_before_the_card_is_first_used(monkeypatch):
+    """By the import of a module that grpo imports: done once more here, for it has long been done."""
+    assert grpo.halve_when_out_of_memory is memory.halve_when_out_of_memory
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    runpy.run_path(memory.__file__)
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_what_a_reflection_quotes_is_short_enough_for_the_longest_sequence(tiny_policy):
+    """The longest prompt that can be: the longest template, and a minibatch of the longest questions and responses."""
+    tokenizer, count = tiny_policy.tokenizer, lambda text: len(tiny_policy.tokenizer(text).input_ids)
+    cfg = dataclasses.replace(p2o.Config(), max_prompt_tokens=100, max_response_tokens=400, reflection_quote=50)
+    question, response = "7 " * cfg.max_prompt_tokens, "7 " * 100 + "; " * 200 + "9 " * 100
+    shown = pretrained.shortened(tokenizer, response, cfg.reflection_quote)
+    assert count(shown) <= cfg.reflection_quote + count(" [...] ")
+    assert shown.startswith("7") and shown.endswith("9")
+    assert pretrained.shortened(tokenizer, "7 ; 9", count("7 ; 9")) == "7 ; 9"  # just as long as it may be
+    records = [gepa_loop.reflection_record(question, shown, "wrong; the answer is 7")] * cfg.gepa_minibatch
+    longest = count(gepa_loop.reflection_prompt(question, records)) + cfg.reflection_tokens
+    whole = [gepa_loop.reflection_record(question, response, "wrong; the answer is 7")] * cfg.gepa_minibatch
+    assert longest < longest_sequence(cfg) < count(gepa_loop.reflection_prompt(question, whole)) + cfg.reflection_tokens

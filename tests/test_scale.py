@@ -134,11 +134,49 @@ def run(*command, **environment):
     return done.stdout
 
 
+trl_config = p2o_trl.trl_config
+
+
+def one_batch_twice(cfg, processes):
+    """Both updates on all that was sampled: TRL deals rollouts out to several updates at random, in each process."""
+    args = trl_config(cfg, processes)
+    args.steps_per_generation, args.num_iterations = 1, 2
+    args.generation_batch_size = args.per_device_train_batch_size * processes
+    args.max_steps, args.logging_strategy, args.logging_steps, args.save_strategy = 2, "steps", 1, "no"
+    return args
+
+
+def train_recorded(folder):
+    """Two updates on rollouts that one process samples and keeps in the folder, and each of two takes its share of.
+
+    Prints TRL's loss and gradient norm of each update.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    cfg = p2o_trl.Config(runs=str(folder), name=f"on-{world}", warmup=0.0, micro_batch_tokens=10**6)
+    p2o_trl.trl_config = one_batch_twice
+    trainer, _ = p2o_trl.prepare(cfg)
+    trainer.templates = {question.id: [TEMPLATE] * 4 + ["", ""] for question in trainer.by_text.values()}
+    sample, file = trainer.rollout, folder / "rollouts.json"
+
+    def recorded(prompts):
+        """The same responses for one process and for two."""
+        if world == 1:
+            file.write_text(json.dumps(sample(prompts)))
+        first, rollouts = trainer.accelerator.process_index * len(prompts), json.loads(file.read_text())
+        return {name: values[first : first + len(prompts)] for name, values in rollouts.items()}
+
+    trainer.rollout = recorded
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        seen = [[line["loss"], line["grad_norm"]] for line in trainer.state.log_history if "grad_norm" in line]
+        print("seen", json.dumps(seen), flush=True)
+
+
 def test_two_processes_have_the_loss_and_gradient_of_one_with_the_batch_of_both(tmp_path):
     """Two updates on the same 96 rollouts, 4 of 6 templated; the second one depends on the first one's step."""
     seen = []
     for launcher in ([sys.executable], TORCHRUN):
-        lines = run(*launcher, str(ROOT / "tests" / "scale_worker.py"), str(tmp_path)).splitlines()
+        lines = run(*launcher, __file__, str(tmp_path)).splitlines()
         seen.append(torch.tensor(json.loads(next(line for line in lines if line.startswith("seen"))[5:])))
     assert seen[0].shape == (2, 2) and seen[0].abs().min() > 0.01
     assert ((seen[0] - seen[1]) / seen[0]).abs().max() < 1e-4
@@ -302,3 +340,8 @@ def test_an_update_has_its_rollouts_on_any_number_of_processes_and_pi_old_is_com
     sampled = args.per_device_train_batch_size * processes * args.steps_per_generation
     assert sampled == cfg.questions_per_batch * cfg.group_size
     assert args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)  # TRL's own condition
+
+
+if __name__ == "__main__":  # a process of test_two_processes_...; torchrun starts two such
+    torch.set_num_threads(1)
+    train_recorded(Path(sys.argv[1]))

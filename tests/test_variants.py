@@ -19,7 +19,7 @@ import gepa_loop
 import grpo
 import p2o
 import verify
-from lab.studies import make_worlds
+from lab.studies import worlds
 from p2o import Config
 from support.data import Question, load_questions
 from support.errors import UserError
@@ -552,19 +552,19 @@ def test_a_study_names_options_that_there_are(name):
 
 
 def test_the_worlds_of_the_studies_are_what_they_say():
-    rows, held_out = make_worlds.selection(random.Random(0), set())
+    rows, held_out = worlds.selection(random.Random(0), set())
     kinds = [row["kind"] for row in rows]
     assert [kinds.count(kind) for kind in ("solved", "impossible", "between")] == [48, 48, 48] and len(held_out) == 100
     between = [row for row in rows if row["kind"] == "between"]
     for row in between:
         states = given.states_of(Question("q", row["question"], row["answer"]))
         family = next(name for name, f in FAMILIES.items() if row["question"].startswith(f.ask))
-        assert states.index(row["answer"]) + 1 == make_worlds.DEPTHS[family] and states.count(row["answer"]) == 1
-    assert len({make_worlds.DEPTHS[name] for name in FAMILIES}) == 4
+        assert states.index(row["answer"]) + 1 == worlds.DEPTHS[family] and states.count(row["answer"]) == 1
+    assert len({worlds.DEPTHS[name] for name in FAMILIES}) == 4
 
 
 def test_a_pattern_is_a_task_that_hints_solve(tiny_policy):
-    rows, _ = make_worlds.pattern(random.Random(0), set())
+    rows, _ = worlds.pattern(random.Random(0), set())
     questions = [Question(row["id"], row["question"], row["answer"], row=row) for row in rows[:12]]
     judge, rewards = verify.judge_of("pattern"), {}
     for hints in ("", ALL_HINTS):
@@ -572,7 +572,7 @@ def test_a_pattern_is_a_task_that_hints_solve(tiny_policy):
         texts = [s.text for s in grpo.respond(tiny_policy, asked_for, seed=None)]
         verdicts = judge(texts, questions, [False] * 12)
         rewards[hints] = statistics.mean(v.reward for v in verdicts)
-        assert all(("right" if v.reward else make_worlds.FIVE_STATES) in v.feedback for v in verdicts)
+        assert all(("right" if v.reward else worlds.FIVE_STATES) in v.feedback for v in verdicts)
     assert rewards[""] < 0.1 and rewards[ALL_HINTS] > 0.9
 
 

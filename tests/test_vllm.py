@@ -22,8 +22,8 @@ def model(tmp_path_factory):
     """The tiny model, with a generation config that would spoil sampling if anything of it were used."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     shutil.copytree(ROOT / "tiny" / "united" / "model", folder)
-    path = folder / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "top_k": 1, "repetition_penalty": 5}))
+    spoiling = {"eos_token_id": 2, "do_sample": True, "top_k": 1, "repetition_penalty": 5}
+    (folder / "generation_config.json").write_text(json.dumps(spoiling))
     return str(folder)
 
 

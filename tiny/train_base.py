@@ -6,7 +6,7 @@ adds the decisions. A checkpoint is written every 250 steps, and the same comman
     python tiny/train_base.py                                      # united: about an hour on one CPU core
     python tiny/train_base.py --world divided --start tiny/united/model   # from the other's skills: half an hour
 
-The dials of a world can be turned by a short fine-tune of the decisions alone (lab/studies/dials.sh turns some):
+The dials of a world can be turned by a short fine-tune of the decisions alone (lab/studies/worlds.py turns some):
 
     python tiny/train_base.py --start tiny/united/model --go-on-bare 0.3 --decision-steps 300 --out runs/dials/bare-0.3
 """
@@ -178,7 +178,8 @@ def train(model, tokenizer, world: World, args: argparse.Namespace) -> None:
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             model.save_pretrained(args.out)
-            tokenizer.save_pretrained(args.out)
+            (args.out / "generation_config.json").unlink()  # all that it says stands in config.json, too
+            tokenizer.save_pretrained(args.out, save_jinja_files=False)  # the chat template goes into its config
     print(f"wrote {args.out} after {time.time() - started:.0f} s")
 
 

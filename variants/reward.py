@@ -16,8 +16,9 @@ from support.data import Question
 def pattern(response: str, question: Question) -> tuple[float, str]:
     r"""A regular expression to satisfy. r = 1 if the row's `pattern` matches the whole response.
 
-    Against GRPO: no answer is looked for, a form is. `python lab/studies/make_worlds.py` writes such a task for the
-    tiny model; patterns are the data's, so look at foreign ones before you run them: some take exponential time.
+    Against GRPO: no answer is looked for, a form is. `python lab/studies/worlds.py questions` writes such a task
+    for the tiny model. Patterns come from the data, so look at foreign ones before you run them: some take exponential
+    time.
 
     >>> steps = Question("q", "Add these digits: 7, 9, 8.", "", row={"pattern": r"(\d+; ){2}\d+\..*"})
     >>> pattern(r"7; 16; 24. \boxed{24}", steps)
