@@ -13,19 +13,27 @@ import json
 import math
 import random
 import re
+import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from tqdm import tqdm
 
 from support.errors import UserError
+from support.log import RunLog
 from tools import svg, tokens
 
 PAGE = Path(__file__).resolve().parent / "page"
 MAX_TRANSCRIPTS = 240  # of a run in the page; transcripts.jsonl has them all
+RELOAD_SECONDS = 20  # a browser loads the page of a run that goes on anew so often
+MIN_CHANGE = 0.05  # of an accuracy, for the verdict to say that it rose or fell
 
 
 def read_run(folder: Path) -> dict:
@@ -64,6 +72,97 @@ def read_runs(folders: list[Path]) -> list[dict]:
         if names.count(run["name"]) > 1:
             run["name"] = f"{run['folder'].parent.name}/{run['name']}"
     return runs
+
+
+# ------------------------------------------------------------------------------------------------------------- verdict
+
+
+def verdict(run: dict, name: str) -> str:
+    """What became of one run's accuracy on the held-out questions `name`: how far it came, and in which epoch."""
+    course = [(e, e["accuracy"][name]) for e in run["epochs"] if name in e["accuracy"]]
+    (_, before), (last, now) = course[0], course[-1]
+    if last["epoch"] == 0:
+        return f"accuracy is {before:.2f} before training. No epoch is done yet."
+    moved = "rose" if now - before > MIN_CHANGE else "fell" if before - now > MIN_CHANGE else "hardly moved"
+    text = f"accuracy {moved}: {before:.2f} before training, {now:.2f} after {last['epoch']} epochs."
+    trained = [e for e in run["epochs"] if e.get("zero_advantage") is not None]
+    templated = [e["epoch"] for e in trained if e["templated"]]
+    for a, b in pairwise(trained):
+        if b["epoch"] == min(templated, default=None):
+            text += f" Templates came in epoch {b['epoch']}. Groups of equal rewards, which teach nothing, went from "
+            text += f"{a['zero_advantage']:.0%} to {b['zero_advantage']:.0%}."
+    if moved == "rose":
+        steps = [(high - low, low, high, e["epoch"]) for (_, low), (e, high) in pairwise(course)]
+        _, low, high, epoch = max(steps)
+        text += f" The largest step, {low:.2f} to {high:.2f}, came in epoch {epoch}"
+        if templated and epoch > templated[0] and epoch not in templated:
+            text += ", which was sampled bare: GRPO finished what the templates had begun"
+        return text + "."
+    equal = statistics.fmean(e["zero_advantage"] for e in trained)
+    if equal > 0.5 and not templated:
+        text += f" In {equal:.1%} of its groups all rewards were equal. Then every advantage is 0, and nothing is "
+        text += "learned: advantage collapse."
+    return text
+
+
+def verdicts(runs: list[dict]) -> tuple[str, list[tuple[str, str]]]:
+    """(one sentence about all the runs, [name of a run, what became of it])."""
+    name = next(iter(held_out_names(runs)), None)
+    measured = [run for run in runs if any(name in e["accuracy"] for e in run["epochs"])]
+    if not measured:
+        return "Nothing has been measured on held-out questions yet.", []
+    each = [(run["name"], verdict(run, name)) for run in measured]
+    where = f"On the held-out questions “{name}” (bare prompt, greedy)"
+    if len(measured) == 1:
+        return f"{where}, {each[0][1]}", []
+    ends = sorted(((run["epochs"][-1]["accuracy"].get(name, 0.0), run) for run in measured), key=lambda end: -end[0])
+    (high, best), (low, worst) = ends[0], ends[-1]
+    if f"{high:.2f}" == f"{low:.2f}":
+        return f"{where}, all runs are at {high:.2f}.", each
+    others = "" if len(ends) == 2 else f", the best of {len(ends)} runs,"
+    costs = " and ".join(f"{said(spent(run['epochs'][-1]))} for {run['name']}" for run in (best, worst))
+    text = f"{where}, {best['name']}{others} is at {high:.2f}, and {worst['name']} at {low:.2f}."
+    return f"{text} That took {costs} sampled responses, GEPA's included.", each
+
+
+def is_going(run: dict) -> bool:
+    """Has the run epochs to come? It may have been stopped, too."""
+    return not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]
+
+
+EXPECTED_OF_A_BASELINE = ("advantage collapse", "every reward is 0")  # in the sentences of support/log.py
+
+
+def warnings(runs: list[dict]) -> list[tuple[str, str, str]]:
+    """(run, epochs, sentence): each sentence once for each run. Sentences that differ only in a number count as one.
+
+    GRPO beside P2O is there to show the collapse, so its page does not warn of it.
+    """
+    methods = {run["config"]["method"] for run in runs}
+    found: dict[tuple, list[dict]] = {}
+    for run in runs:
+        is_baseline = run["config"]["method"] == "grpo" and "p2o" in methods
+        for line in run["lines"]:
+            expected = is_baseline and any(words in line.get("text", "") for words in EXPECTED_OF_A_BASELINE)
+            if line["kind"] == "warning" and not expected:
+                found.setdefault((run["name"], re.sub(r"\d[\d.]*", "#", line["text"])), []).append(line)
+    return [
+        (name, in_epochs([e["epoch"] for e in lines if "epoch" in e]), lines[0]["text"])
+        for (name, _), lines in found.items()
+    ]
+
+
+def in_epochs(epochs: list[int]) -> str:
+    """
+    >>> in_epochs([1, 2, 2, 3]), in_epochs([2, 4]), in_epochs([7]), in_epochs([])
+    (', epochs 1 to 3', ', epochs 2, 4', ', epoch 7', '')
+    """
+    epochs = sorted(set(epochs))
+    if len(epochs) < 2:
+        return "".join(f", epoch {epoch}" for epoch in epochs)
+    if len(epochs) > 2 and epochs[-1] - epochs[0] == len(epochs) - 1:
+        return f", epochs {epochs[0]} to {epochs[-1]}"
+    return ", epochs " + ", ".join(map(str, epochs))
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -136,6 +235,7 @@ def families(runs: list[dict], by: str) -> tuple[list[list], list[str]]:
 
 PER_BATCH = {  # a line of kind "rollouts" holds sums
     "reward, as sampled": lambda line: line["reward"] / line["rollouts"],
+    "templated rollouts, share": lambda line: line["templated"] / line["rollouts"],
     "response length, tokens": lambda line: line["tokens"] / line["rollouts"],
     "entropy, nats per token": lambda line: line["entropy"] / line["tokens"],
 }
@@ -145,9 +245,10 @@ PER_UPDATE = {
     "masked tokens, share": lambda line: line["masked"],
 }
 PER_EPOCH = {
-    "zero-advantage groups": lambda line: line.get("zero_advantage"),
+    "zero-advantage groups, share": lambda line: line.get("zero_advantage"),
     "hard set, questions": lambda line: line.get("hard_set"),
 }
+FROM_0_TO_1 = ("reward, as sampled", "templated rollouts, share", "zero-advantage groups, share")
 
 
 def against_updates(run: dict, kind: str, value: Callable) -> list[svg.Point]:
@@ -160,31 +261,70 @@ def against_updates(run: dict, kind: str, value: Callable) -> list[svg.Point]:
     return points
 
 
-def against_epochs(run: dict, value: Callable) -> list[svg.Point]:
-    return [(e["epoch"], value(e)) for e in run["epochs"]]
+# Where an epoch ends on an axis.
+def in_epochs_done(e: dict, run: dict) -> int:
+    return e["epoch"]
+
+
+def in_updates(e: dict, run: dict) -> int:
+    return sum(line["kind"] == "update" and line["epoch"] <= e["epoch"] for line in run["lines"])
+
+
+def in_responses(e: dict, run: dict) -> int:
+    return spent(e)
+
+
+def templated_epochs(runs: list[dict], end: Callable) -> list[svg.Band]:
+    """The epochs that were sampled under templates, from end to end on an axis."""
+    return [
+        (
+            i,
+            end(a, run),
+            end(b, run),
+            f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates",
+        )
+        for i, run in enumerate(runs)
+        for a, b in pairwise(run["epochs"])
+        if b["templated"]
+    ]
+
+
+def reward_jumps(runs: list[dict]) -> list[svg.Jump]:
+    """Where bare epochs end and templated ones begin, or the other way round: from batch to batch."""
+    jumps = []
+    for i, run in enumerate(runs):
+        rewards = defaultdict(list)
+        for line in run["lines"]:
+            if line["kind"] == "rollouts":
+                rewards[line["epoch"]].append(line["reward"] / line["rollouts"])
+        for a, b in pairwise(run["epochs"][1:]):
+            if bool(a["templated"]) != bool(b["templated"]):
+                jumps.append((i, in_updates(a, run), rewards[a["epoch"]][-1], rewards[b["epoch"]][0]))
+    return jumps
 
 
 def learning_curves(runs: list[dict]) -> Iterator[Markup]:
     """Accuracy on each held-out file against epochs, and against all responses that were sampled."""
+    axes = (("epoch", in_epochs_done), ("responses sampled, GEPA's included", in_responses))
     for name in held_out_names(runs):
-
-        def accuracy(e: dict, name: str = name) -> float | None:
-            return e["accuracy"].get(name)
-
-        title = f"held out: {name}"
-        yield svg.chart(title, "epoch", [(run["name"], against_epochs(run, accuracy)) for run in runs], share=True)
-        curves = [(run["name"], [(spent(e), accuracy(e)) for e in run["epochs"]]) for run in runs]
-        yield svg.chart(title, "responses sampled, GEPA's included", curves, share=True)
+        for x_label, end in axes:
+            curves = [(run["name"], [(end(e, run), e["accuracy"].get(name)) for e in run["epochs"]]) for run in runs]
+            title = f"{name}: accuracy by {x_label.partition(',')[0]}"
+            yield svg.chart(title, x_label, curves, share=True, bands=templated_epochs(runs, end))
 
 
 def training_curves(runs: list[dict]) -> Iterator[Markup]:
     """How the policy trains: against updates what a batch or an update says, against epochs what an epoch does."""
+    bands = templated_epochs(runs, in_updates)
     for kind, values in (("rollouts", PER_BATCH), ("update", PER_UPDATE)):
         for title, value in values.items():
             curves = [(run["name"], against_updates(run, kind, value)) for run in runs]
-            yield svg.chart(title, "updates", curves, share="reward" in title)
+            jumps = reward_jumps(runs) if "reward" in title else []
+            yield svg.chart(title, "updates", curves, title in FROM_0_TO_1, bands=bands, jumps=jumps)
+    bands = templated_epochs(runs, in_epochs_done)
     for title, value in PER_EPOCH.items():
-        yield svg.chart(title, "epoch", [(run["name"], against_epochs(run, value)) for run in runs], "zero" in title)
+        curves = [(run["name"], [(e["epoch"], value(e)) for e in run["epochs"]]) for run in runs]
+        yield svg.chart(title, "epoch", curves, title in FROM_0_TO_1, bands=bands)
 
 
 # ------------------------------------------------------------------------------------------ templates and transcripts
@@ -207,16 +347,24 @@ def diff(old: str, new: str) -> Markup:
     return Markup("").join(parts)
 
 
-def family_of_templates(evolution: dict, anchor: str) -> dict:
-    """An evolution as the page shows it: the lineage, and a row for each candidate with the diff from its parent."""
-    candidates, rows = evolution["candidates"], []
-    for k, (parents, scores) in enumerate(zip(evolution["parents"], evolution["dev_scores"], strict=True)):
-        known = [p for p in parents if p is not None]
-        text = diff(candidates[known[0]], candidates[k]) if known else candidates[k] or "(empty: the bare question)"
-        cover = "✓" if k in evolution["chosen"] else ""
-        rows.append([cover, k, ", ".join(map(str, known)), sum(scores) / len(scores), svg.strip(scores), text])
-    lineage = svg.lineage(evolution, anchor)
-    return {**evolution, "anchor": anchor, "lineage": lineage, "rows": rows}
+def families_of_templates(run: dict, number: int) -> Iterator[dict]:
+    """A run's evolutions as the page shows them: lineage, and for each candidate the diff from its parent.
+
+    The page opens the one whose best template solves most beyond what the bare question solves.
+    """
+    means = [[statistics.fmean(scores) for scores in evolution["dev_scores"]] for evolution in run["evolutions"]]
+    gains = [max(scores) - scores[0] for scores in means]
+    for evolution, scores, gain in zip(run["evolutions"], means, gains, strict=True):
+        candidates, rows = evolution["candidates"], []
+        for k, parents in enumerate(evolution["parents"]):
+            known = [p for p in parents if p is not None]
+            text = diff(candidates[known[0]], candidates[k]) if known else candidates[k] or "(empty: the bare question)"
+            solves = svg.strip(evolution["dev_scores"][k])
+            cover = "✓" if k in evolution["chosen"] else ""
+            rows.append([cover, k, ", ".join(map(str, known)), scores[k], solves, text])
+        anchor = f"run{number}-epoch{evolution['epoch']}-"
+        shown = {"anchor": anchor, "lineage": svg.lineage(evolution, anchor), "rows": rows, "bare": scores[0]}
+        yield evolution | shown | {"best": max(scores), "open": gain == max(gains)}
 
 
 def coloured_tokens(line: dict, cfg: dict) -> dict[str, Markup]:
@@ -251,44 +399,76 @@ def away_from_one(values: list[float], clipped: list[bool]) -> list[float | None
     return [value if abs(value - 1) > 0.02 or cut else None for value, cut in zip(values, clipped, strict=True)]
 
 
-def transcripts(runs: list[dict]) -> Iterator[dict]:
-    """A run's transcripts in the page: all, or as many as a page can bear, drawn at random."""
+def transcripts(runs: list[dict]) -> list[dict]:
+    """The runs' transcripts in the page: all, or as many as a page can bear, drawn at random.
+
+    Groups with contrast come first, for there something was learned: some responses succeeded, others failed.
+    """
+    shown = []
     for run in runs:
-        lines = run["transcripts"]
-        kept = sorted(random.Random(0).sample(range(len(lines)), min(MAX_TRANSCRIPTS, len(lines))))
-        for line in (lines[i] for i in kept):
-            yield line | {"run": run["name"], "coloured": coloured_tokens(line, run["config"])}
+        lines, rewards = run["transcripts"], defaultdict(set)
+        for line in lines:
+            rewards[line["epoch"], line["id"]].add(line["reward"])
+        for i in sorted(random.Random(0).sample(range(len(lines)), min(MAX_TRANSCRIPTS, len(lines)))):
+            contrast = len(rewards[lines[i]["epoch"], lines[i]["id"]]) > 1
+            coloured = coloured_tokens(lines[i], run["config"])
+            shown.append(lines[i] | {"run": run["name"], "coloured": coloured, "contrast": contrast})
+    return sorted(shown, key=lambda line: not line["contrast"])
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def write_report(folders: list[Path], out: Path, by: str = "family") -> Path:
-    """report.html in `out`. Nothing in it is fetched from anywhere, and no script runs in it but its own."""
+def write_report(folders: list[Path], out: Path, by: str = "family", live: bool = False) -> Path:
+    """report.html in `out`. Nothing in it is fetched from anywhere, and no script runs in it but its own.
+
+    live: a run will write the page again, so a browser is to load it anew every now and then.
+    """
     runs = read_runs(folders)
     rows, columns = families(runs, by)
     return write_page(
         out / "report.html",
         title=" and ".join(run["name"] for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         runs=runs,
-        going=[run for run in runs if not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]],
-        warnings=[(run, line) for run in runs for line in run["lines"] if line["kind"] == "warning"],
+        reload_seconds=RELOAD_SECONDS if live else 0,
+        verdicts=verdicts(runs),
+        going=[run for run in runs if is_going(run)],
+        warnings=warnings(runs),
         comparison=comparison(runs),
         learning=list(learning_curves(runs)),
         training=list(training_curves(runs)),
         by=by,
         families=rows,
         columns=columns,
-        evolutions=[
-            [family_of_templates(evolution, f"run{i}-epoch{evolution['epoch']}-") for evolution in run["evolutions"]]
-            for i, run in enumerate(runs)
-        ],
-        transcripts=list(transcripts(runs)),
+        evolutions=[list(families_of_templates(run, i)) for i, run in enumerate(runs)],
+        transcripts=transcripts(runs),
         max_transcripts=MAX_TRANSCRIPTS,
         epochs=sorted({line["epoch"] for run in runs for line in run["transcripts"]}),
         legends={scale: Markup(tokens.legend(scale)) for scale in ("ratio", "advantage", "importance")},
         settings=settings(runs),
     )
+
+
+@contextmanager
+def live_report(folders: list[Path], out: Path) -> Iterator[None]:
+    """While runs go on, write their page anew after each epoch; at the end, one that does not reload itself."""
+    written = []
+
+    def write(live: bool = True) -> None:
+        try:
+            there = [folder for folder in folders if (folder / "config.json").exists()]
+            written.append(write_report(there, out, live=live))
+        except Exception as error:  # whatever is wrong with the page, it must not end the run
+            tqdm.write(f"  the report was not written: {error!r}")
+
+    RunLog.after_epoch = staticmethod(write)
+    print(f"report, anew after each epoch: {out / 'report.html'}")
+    try:
+        yield
+    finally:
+        RunLog.after_epoch = None
+        if written:
+            write(live=False)
 
 
 def write_page(file: Path, **fields) -> Path:
