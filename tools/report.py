@@ -40,7 +40,12 @@ def read_run(folder: Path) -> dict:
     """What the report shows of one run: its folder's files, read back."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no run is there")
-    lines = whole_lines(folder / "metrics.jsonl")
+    lines, updates = whole_lines(folder / "metrics.jsonl"), 0
+    for line in lines:  # where it stands on a chart's lower axis
+        updates += line["kind"] == "update"
+        line["updates"] = updates
+        if line["kind"] == "epoch":
+            line["responses"] = spent(line)
     summary = folder / "summary.json"
     evolutions = {int(file.stem.rpartition("-")[2]): file for file in folder.glob("templates/epoch-*.json")}
     return {
@@ -74,55 +79,9 @@ def read_runs(folders: list[Path]) -> list[dict]:
     return runs
 
 
-# ------------------------------------------------------------------------------------------------------------- verdict
-
-
-def verdict(run: dict, name: str) -> str:
-    """What became of one run's accuracy on the held-out questions `name`: how far it came, and in which epoch."""
-    course = [(e, e["accuracy"][name]) for e in run["epochs"] if name in e["accuracy"]]
-    (_, before), (last, now) = course[0], course[-1]
-    if last["epoch"] == 0:
-        return f"accuracy is {before:.2f} before training. No epoch is done yet."
-    moved = "rose" if now - before > MIN_CHANGE else "fell" if before - now > MIN_CHANGE else "hardly moved"
-    text = f"accuracy {moved}: {before:.2f} before training, {now:.2f} after {last['epoch']} epochs."
-    trained = [e for e in run["epochs"] if e.get("zero_advantage") is not None]
-    templated = [e["epoch"] for e in trained if e["templated"]]
-    for a, b in pairwise(trained):
-        if b["epoch"] == min(templated, default=None):
-            text += f" Templates came in epoch {b['epoch']}. Groups of equal rewards, which teach nothing, went from "
-            text += f"{a['zero_advantage']:.0%} to {b['zero_advantage']:.0%}."
-    if moved == "rose":
-        steps = [(high - low, low, high, e["epoch"]) for (_, low), (e, high) in pairwise(course)]
-        _, low, high, epoch = max(steps)
-        text += f" The largest step, {low:.2f} to {high:.2f}, came in epoch {epoch}"
-        if templated and epoch > templated[0] and epoch not in templated:
-            text += ", which was sampled bare: GRPO finished what the templates had begun"
-        return text + "."
-    equal = statistics.fmean(e["zero_advantage"] for e in trained)
-    if equal > 0.5 and not templated:
-        text += f" In {equal:.1%} of its groups all rewards were equal. Then every advantage is 0, and nothing is "
-        text += "learned: advantage collapse."
-    return text
-
-
-def verdicts(runs: list[dict]) -> tuple[str, list[tuple[str, str]]]:
-    """(one sentence about all the runs, [name of a run, what became of it])."""
-    name = next(iter(held_out_names(runs)), None)
-    measured = [run for run in runs if any(name in e["accuracy"] for e in run["epochs"])]
-    if not measured:
-        return "Nothing has been measured on held-out questions yet.", []
-    each = [(run["name"], verdict(run, name)) for run in measured]
-    where = f"On the held-out questions “{name}” (bare prompt, greedy)"
-    if len(measured) == 1:
-        return f"{where}, {each[0][1]}", []
-    ends = sorted(((run["epochs"][-1]["accuracy"].get(name, 0.0), run) for run in measured), key=lambda end: -end[0])
-    (high, best), (low, worst) = ends[0], ends[-1]
-    if f"{high:.2f}" == f"{low:.2f}":
-        return f"{where}, all runs are at {high:.2f}.", each
-    others = "" if len(ends) == 2 else f", the best of {len(ends)} runs,"
-    costs = " and ".join(f"{said(spent(run['epochs'][-1]))} for {run['name']}" for run in (best, worst))
-    text = f"{where}, {best['name']}{others} is at {high:.2f}, and {worst['name']} at {low:.2f}."
-    return f"{text} That took {costs} sampled responses, GEPA's included.", each
+def spent(epoch: dict) -> int:
+    """All responses sampled so far, those of GEPA included."""
+    return epoch["rollouts"] + epoch["gepa_calls"]
 
 
 def is_going(run: dict) -> bool:
@@ -130,51 +89,78 @@ def is_going(run: dict) -> bool:
     return not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]
 
 
-EXPECTED_OF_A_BASELINE = ("advantage collapse", "every reward is 0")  # in the sentences of support/log.py
+def held_out_names(runs: list[dict]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for e in run["epochs"] for name in e["accuracy"]))
 
 
-def warnings(runs: list[dict]) -> list[tuple[str, str, str]]:
-    """(run, epochs, sentence): each sentence once for each run. Sentences that differ only in a number count as one.
+# ----------------------------------------------------------------------------------------------- verdict and warnings
+
+
+def verdict(run: dict, name: str) -> str:
+    """What became of a run's accuracy on the held-out questions `name`, in which epoch, and why."""
+    course = [e for e in run["epochs"] if name in e["accuracy"]]
+    before, now = (e["accuracy"][name] for e in (course[0], course[-1]))
+    trained = [e for e in run["epochs"] if e.get("zero_advantage") is not None]
+    if not trained:
+        return f"accuracy is {before:.2f} before training. No epoch is done yet."
+    moved = "rose" if now - before > MIN_CHANGE else "fell" if before - now > MIN_CHANGE else "hardly moved"
+    text = f"accuracy {moved}: {before:.2f} before training, {now:.2f} after epoch {course[-1]['epoch']}."
+    templated = [e["epoch"] for e in trained if e["templated"]]
+    for a, b in pairwise(trained):
+        if templated[:1] == [b["epoch"]]:
+            text += f" Templates came in epoch {b['epoch']}. Groups of equal rewards, which teach nothing, went from "
+            text += f"{a['zero_advantage']:.0%} to {b['zero_advantage']:.0%}."
+    if moved == "rose":
+        a, b = max(pairwise(course), key=lambda step: step[1]["accuracy"][name] - step[0]["accuracy"][name])
+        text += f" The largest step, {a['accuracy'][name]:.2f} to {b['accuracy'][name]:.2f}, came in epoch {b['epoch']}"
+        bare = templated and b["epoch"] > templated[0] and not b["templated"]
+        text += (", which was sampled bare: GRPO finished what the templates had begun" if bare else "") + "."
+    equal = statistics.fmean(e["zero_advantage"] for e in trained)
+    if moved != "rose" and not templated and equal > 0.5:
+        text += (
+            f" In {equal:.1%} of the groups all rewards were equal. Then every advantage is 0, and nothing is learned: "
+        )
+        text += "advantage collapse."
+    return text
+
+
+def verdicts(runs: list[dict]) -> tuple[str, list[tuple[str, str]]]:
+    """(what happened, in a sentence or two; of several runs: each one's name, and what became of it)."""
+    name = next(iter(held_out_names(runs)), None)
+    last = [(run, run["epochs"][-1]) for run in runs if run["epochs"] and name in run["epochs"][-1]["accuracy"]]
+    if not last:
+        return "Nothing has been measured on held-out questions yet.", []
+    each = [(run["name"], verdict(run, name)) for run, _ in last]
+    where = f"On the held-out questions “{name}” (bare prompt, greedy)"
+    if len(each) == 1:
+        return f"{where}, {each[0][1]}", []
+    last.sort(key=lambda end: -end[1]["accuracy"][name])
+    ends = [f"{run['name']} is at {e['accuracy'][name]:.2f} after {spent(e):,} responses" for run, e in last]
+    among = "" if len(ends) == 2 else f" the best and the last of {len(ends)} runs:"
+    return f"{where},{among} {ends[0]}, and {ends[-1]}, GEPA's included.", each
+
+
+EXPECTED_OF_A_BASELINE = ("advantage collapse", "every reward is 0")  # words in the warnings of support/log.py
+
+
+def warnings(runs: list[dict]) -> list[tuple[str, str, list[int]]]:
+    """(run, sentence, epochs): a sentence once for each run, whatever the numbers in it.
 
     GRPO beside P2O is there to show the collapse, so its page does not warn of it.
     """
-    methods = {run["config"]["method"] for run in runs}
-    found: dict[tuple, list[dict]] = {}
+    found: dict[tuple, tuple] = {}
+    has_p2o = any(run["config"]["method"] == "p2o" for run in runs)
     for run in runs:
-        is_baseline = run["config"]["method"] == "grpo" and "p2o" in methods
+        expected = EXPECTED_OF_A_BASELINE if has_p2o and run["config"]["method"] == "grpo" else ()
         for line in run["lines"]:
-            expected = is_baseline and any(words in line.get("text", "") for words in EXPECTED_OF_A_BASELINE)
-            if line["kind"] == "warning" and not expected:
-                found.setdefault((run["name"], re.sub(r"\d[\d.]*", "#", line["text"])), []).append(line)
-    return [
-        (name, in_epochs([e["epoch"] for e in lines if "epoch" in e]), lines[0]["text"])
-        for (name, _), lines in found.items()
-    ]
-
-
-def in_epochs(epochs: list[int]) -> str:
-    """
-    >>> in_epochs([1, 2, 2, 3]), in_epochs([2, 4]), in_epochs([7]), in_epochs([])
-    (', epochs 1 to 3', ', epochs 2, 4', ', epoch 7', '')
-    """
-    epochs = sorted(set(epochs))
-    if len(epochs) < 2:
-        return "".join(f", epoch {epoch}" for epoch in epochs)
-    if len(epochs) > 2 and epochs[-1] - epochs[0] == len(epochs) - 1:
-        return f", epochs {epochs[0]} to {epochs[-1]}"
-    return ", epochs " + ", ".join(map(str, epochs))
+            if line["kind"] == "warning" and not any(words in line["text"] for words in expected):
+                key = run["name"], re.sub(r"\d[\d.]*", "#", line["text"])
+                *_, epochs = found.setdefault(key, (run["name"], line["text"], []))
+                epochs += [line["epoch"]] if line.get("epoch") not in (None, *epochs) else []
+    return list(found.values())
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
-
-
-def spent(epoch: dict) -> int:
-    """All responses sampled so far, those of GEPA included."""
-    return epoch["rollouts"] + epoch["gepa_calls"]
-
-
-def held_out_names(runs: list[dict]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for e in run["epochs"] for name in e["accuracy"]))
 
 
 def comparison(runs: list[dict]) -> tuple[list[str], list[list]]:
@@ -233,98 +219,57 @@ def families(runs: list[dict], by: str) -> tuple[list[list], list[str]]:
 
 # ------------------------------------------------------------------------------------------------------------- curves
 
-PER_BATCH = {  # a line of kind "rollouts" holds sums
-    "reward, as sampled": lambda line: line["reward"] / line["rollouts"],
-    "templated rollouts, share": lambda line: line["templated"] / line["rollouts"],
-    "response length, tokens": lambda line: line["tokens"] / line["rollouts"],
-    "entropy, nats per token": lambda line: line["entropy"] / line["tokens"],
-}
-PER_UPDATE = {
-    "grad norm": lambda line: line["grad_norm"],
-    "clip fraction": lambda line: line["clip_fraction"],
-    "masked tokens, share": lambda line: line["masked"],
-}
-PER_EPOCH = {
-    "zero-advantage groups, share": lambda line: line.get("zero_advantage"),
-    "hard set, questions": lambda line: line.get("hard_set"),
+TRAINING = {  # title -> kind of line, and what it says; a line of kind "rollouts" holds sums
+    "reward, as sampled": ("rollouts", lambda line: line["reward"] / line["rollouts"]),
+    "templated rollouts, share": ("rollouts", lambda line: line["templated"] / line["rollouts"]),
+    "response length, tokens": ("rollouts", lambda line: line["tokens"] / line["rollouts"]),
+    "entropy, nats per token": ("rollouts", lambda line: line["entropy"] / line["tokens"]),
+    "grad norm": ("update", lambda line: line["grad_norm"]),
+    "clip fraction": ("update", lambda line: line["clip_fraction"]),
+    "masked tokens, share": ("update", lambda line: line["masked"]),
+    "zero-advantage groups, share": ("epoch", lambda line: line.get("zero_advantage")),
+    "hard set, questions": ("epoch", lambda line: line.get("hard_set")),
 }
 FROM_0_TO_1 = ("reward, as sampled", "templated rollouts, share", "zero-advantage groups, share")
+AXES = {"epoch": "epoch", "updates": "updates", "responses": "responses sampled, GEPA's included"}
 
 
-def against_updates(run: dict, kind: str, value: Callable) -> list[svg.Point]:
-    """A batch is sampled under the policy of the updates before it; an update has its own number."""
-    points, done = [], 0
-    for line in run["lines"]:
-        done += line["kind"] == "update"
-        if line["kind"] == kind:
-            points.append((done, value(line)))
-    return points
-
-
-# Where an epoch ends on an axis.
-def in_epochs_done(e: dict, run: dict) -> int:
-    return e["epoch"]
-
-
-def in_updates(e: dict, run: dict) -> int:
-    return sum(line["kind"] == "update" and line["epoch"] <= e["epoch"] for line in run["lines"])
-
-
-def in_responses(e: dict, run: dict) -> int:
-    return spent(e)
-
-
-def templated_epochs(runs: list[dict], end: Callable) -> list[svg.Band]:
-    """The epochs that were sampled under templates, from end to end on an axis."""
-    return [
-        (
-            i,
-            end(a, run),
-            end(b, run),
-            f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates",
-        )
+def draw(runs: list[dict], title: str, kind: str, value: Callable, x: str, **more) -> Markup:
+    """A value of all lines of a kind, a curve for each run. Epochs that were sampled under templates are shaded."""
+    curves = [(run["name"], [(at[x], value(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
+    bands = [
+        (i, a[x], b[x], f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates")
         for i, run in enumerate(runs)
         for a, b in pairwise(run["epochs"])
-        if b["templated"]
+        if b.get("templated")
     ]
+    return svg.chart(title, AXES[x], curves, bands=bands, **more)
 
 
-def reward_jumps(runs: list[dict]) -> list[svg.Jump]:
-    """Where bare epochs end and templated ones begin, or the other way round: from batch to batch."""
-    jumps = []
+def reward_jumps(runs: list[dict]) -> Iterator[svg.Jump]:
+    """Where bare epochs end and templated ones begin, or the other way round: the rewards of the two batches."""
     for i, run in enumerate(runs):
-        rewards = defaultdict(list)
-        for line in run["lines"]:
-            if line["kind"] == "rollouts":
-                rewards[line["epoch"]].append(line["reward"] / line["rollouts"])
-        for a, b in pairwise(run["epochs"][1:]):
-            if bool(a["templated"]) != bool(b["templated"]):
-                jumps.append((i, in_updates(a, run), rewards[a["epoch"]][-1], rewards[b["epoch"]][0]))
-    return jumps
+        templated = {e["epoch"]: bool(e.get("templated")) for e in run["epochs"]}
+        batches = [line for line in run["lines"] if line["kind"] == "rollouts" and line["epoch"] in templated]
+        for a, b in pairwise(batches):
+            if templated[a["epoch"]] != templated[b["epoch"]]:
+                yield i, b["updates"], a["reward"] / a["rollouts"], b["reward"] / b["rollouts"]
 
 
 def learning_curves(runs: list[dict]) -> Iterator[Markup]:
     """Accuracy on each held-out file against epochs, and against all responses that were sampled."""
-    axes = (("epoch", in_epochs_done), ("responses sampled, GEPA's included", in_responses))
     for name in held_out_names(runs):
-        for x_label, end in axes:
-            curves = [(run["name"], [(end(e, run), e["accuracy"].get(name)) for e in run["epochs"]]) for run in runs]
-            title = f"{name}: accuracy by {x_label.partition(',')[0]}"
-            yield svg.chart(title, x_label, curves, share=True, bands=templated_epochs(runs, end))
+        for x in ("epoch", "responses"):
+            title, value = f"{name}: accuracy by {x}", lambda e, name=name: e["accuracy"].get(name)
+            yield draw(runs, title, "epoch", value, x, share=True)
 
 
 def training_curves(runs: list[dict]) -> Iterator[Markup]:
     """How the policy trains: against updates what a batch or an update says, against epochs what an epoch does."""
-    bands = templated_epochs(runs, in_updates)
-    for kind, values in (("rollouts", PER_BATCH), ("update", PER_UPDATE)):
-        for title, value in values.items():
-            curves = [(run["name"], against_updates(run, kind, value)) for run in runs]
-            jumps = reward_jumps(runs) if "reward" in title else []
-            yield svg.chart(title, "updates", curves, title in FROM_0_TO_1, bands=bands, jumps=jumps)
-    bands = templated_epochs(runs, in_epochs_done)
-    for title, value in PER_EPOCH.items():
-        curves = [(run["name"], [(e["epoch"], value(e)) for e in run["epochs"]]) for run in runs]
-        yield svg.chart(title, "epoch", curves, title in FROM_0_TO_1, bands=bands)
+    for title, (kind, value) in TRAINING.items():
+        jumps = list(reward_jumps(runs)) if title.startswith("reward") else []
+        x = "epoch" if kind == "epoch" else "updates"
+        yield draw(runs, title, kind, value, x, share=title in FROM_0_TO_1, jumps=jumps)
 
 
 # ------------------------------------------------------------------------------------------ templates and transcripts
