@@ -17,7 +17,7 @@ the others are only parsed up to its door.
 **copies**: what does a policy earn that only copies? Every formula of a question (in dollar signs or brackets; without
 any, each run of digits and signs) is boxed as it stands and graded, once without the question and once with it. What is
 the reference's own text does not count, nor do plain numbers other than fractions: that a question names its answer is
-the question's affair. Prints the share of questions that pay for one of their own formulas, and what paid.
+for the question to decide. Prints the share of questions that pay for one of their own formulas, and what paid.
 
 **speed**: `grade_batch` against math-verify on each response. The mix is that of a training step: 128 questions, 6
 rollouts each; 60 % plain numbers, 25 % fractions and simple LaTeX, 10 % expressions, 5 % junk and very long text. Right

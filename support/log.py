@@ -31,6 +31,8 @@ class RunLog:
     made from those of its batches, so that a resumed run writes the same one.
     """
 
+    after_epoch: Callable[[], None] | None = None  # set by tools/report.py, which writes the page anew
+
     def __init__(self, cfg):
         self.cfg, self.folder = cfg, cfg.folder
         self.updates, self.bad_updates = 0, 0
@@ -171,6 +173,8 @@ class RunLog:
         tqdm.write(f"epoch {epoch}/{self.cfg.epochs} | {text} | held out, bare: {held_out}")
         for warning in silent_failures(line, self.cfg) if batches else []:
             self.warn(warning, epoch=epoch)
+        if self.after_epoch:
+            self.after_epoch()
 
 
 def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:

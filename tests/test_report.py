@@ -20,6 +20,7 @@ import p2o
 from support import checkpoint, log
 from support.data import load_questions, short_columns
 from support.errors import UserError
+from support.log import RunLog, silent_failures
 from tiny.problems import FAMILIES
 from tools import evaluate, report, svg, tokens
 
@@ -37,7 +38,8 @@ def trained(tmp_path_factory):
         train_data=str(folder / "train.jsonl"), eval_data=(str(folder / "hard.jsonl"),), runs=str(folder),
         name="trained", epochs=2, questions_per_batch=8, questions_per_update=4, gepa_dev_size=8, gepa_budget="60",
     )  # fmt: skip
-    p2o.train(cfg)
+    with report.live_report([cfg.folder], cfg.folder):
+        p2o.train(cfg)
     return report.read_run(cfg.folder)
 
 
@@ -112,12 +114,14 @@ def made_up(folder, *, name="hard", value="total", word="fine", config=None, epo
     (folder / "config.json").write_text(json.dumps(settings))
     lines = []
     for epoch in epochs:
-        lines.append({"kind": "rollouts", "epoch": epoch, "rollouts": 10, "reward": 5, "tokens": 50, "entropy": 20.0})
+        batch = {"rollouts": 10, "reward": 5 + 2 * epoch, "tokens": 50, "entropy": 20.0, "templated": 5 * (epoch > 1)}
+        lines.append({"kind": "rollouts", "epoch": epoch} | batch)
         lines.append({"kind": "update", "epoch": epoch, "update": epoch + 1, "grad_norm": None if epoch else 0.5})
         lines[-1] |= {"clip_fraction": 0.1, "masked": 0.2}
         families = {name: {"family": {value: [epoch, 4]}}}
         accuracy = {name: epoch / 4}
-        lines.append(EPOCH | {"epoch": epoch, "rollouts": 10 * epoch, "accuracy": accuracy, "families": families})
+        means = EPOCH | {"templated": batch["templated"] / 10} if epoch else {"kind": "epoch", "gepa_calls": 0}
+        lines.append(means | {"epoch": epoch, "rollouts": 10 * epoch, "accuracy": accuracy, "families": families})
     lines.append({"kind": "warning", "epoch": 1, "text": word})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     line = {"epoch": 1, "id": "q", "question": word, "reference": word, "template": word, "response": word}
@@ -222,6 +226,107 @@ def test_accuracy_is_broken_down_by_the_column_that_is_asked_for(tmp_path):
     report.report((folder,), by="level")
     page = Page(folder / "report.html")
     assert "Accuracy by level" in page.text and "can take\nfamily" in page.text
+
+
+# --------------------------------------------------------------------------------------------- the story that it tells
+
+
+def with_lines(folder, *lines):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    return folder
+
+
+def test_the_verdict_says_what_rose_and_when(tmp_path):
+    [run] = report.read_runs([made_up(tmp_path / "p2o")])
+    for e, accuracy, equal in zip(run["epochs"], (0.0, 0.0, 0.1), (0.0, 1.0, 0.25), strict=True):
+        e |= {"accuracy": {"hard": accuracy}} | ({"zero_advantage": equal} if e["epoch"] else {})
+    sentence, each = report.verdicts([run])
+    assert each == [] and "rose: 0.00 before training, 0.10 after epoch 2. Templates came in epoch 2." in sentence
+    assert "from 100% to 25%" in sentence and sentence.endswith("The largest step, 0.00 to 0.10, came in epoch 2.")
+    run["epochs"].append(run["epochs"][-1] | {"epoch": 3, "templated": 0.0, "accuracy": {"hard": 0.9}})
+    assert "0.10 to 0.90, came in epoch 3, which was sampled bare: GRPO finished" in report.verdicts([run])[0]
+
+
+def test_the_verdict_names_the_collapse_and_what_did_not_collapse(tmp_path):
+    stuck = with_lines(made_up(tmp_path / "grpo", config={"method": "grpo"}, epochs=(0, 1)))
+    runs = report.read_runs([stuck, made_up(tmp_path / "p2o")])
+    runs[0]["epochs"][1] |= {"accuracy": {"hard": 0.01}, "zero_advantage": 0.99}
+    sentence, each = report.verdicts(runs)
+    assert sentence.endswith(
+        "p2o is at 0.50 after 25 responses, and grpo is at 0.01 after 15 responses, GEPA's included."
+    )
+    assert "hardly moved" in each[0][1] and "In 99.0% of the groups all rewards were equal" in each[0][1]
+    assert "collapse" not in each[1][1]
+
+
+def test_a_warning_is_said_once_and_a_baseline_may_collapse(tmp_path):
+    line = {"truncated": 0, "ill_formed": 0, "reward": 0, "zero_advantage": 1, "hard_set": 0, "small_contrast": 0}
+    collapse = silent_failures(line | {"logprob_mismatch": 0}, p2o.Config(method="grpo"))
+    assert len(collapse) == 2
+    told = [{"kind": "warning", "epoch": epoch, "text": text} for epoch in (1, 2, 2) for text in collapse]
+    told += [{"kind": "warning", "epoch": epoch, "text": f"off by 0.{epoch}"} for epoch in (1, 2)]
+    for folder in (tmp_path / "p2o", tmp_path / "grpo"):
+        with_lines(made_up(folder, config={"method": folder.name}), *told)
+    fine, off = ("fine", [1]), ("off by 0.1", [1, 2])
+    alone = report.warnings(report.read_runs([tmp_path / "grpo"]))
+    assert alone == [("grpo", *one) for one in (fine, (collapse[0], [1, 2]), (collapse[1], [1, 2]), off)]
+    both = report.warnings(report.read_runs([tmp_path / "grpo", tmp_path / "p2o"]))
+    assert [one[1:] for one in both if one[0] == "grpo"] == [fine, off] and len(both) == 6
+    page = Page(report.write_report([tmp_path / "grpo"], tmp_path))
+    assert page.text.count(collapse[0]) == 1 and "grpo, epoch 1, 2" in page.text
+
+
+def test_templated_epochs_are_shaded_and_the_rewards_jump_is_marked(tmp_path):
+    [run] = runs = report.read_runs([made_up(tmp_path / "run")])
+    *_, by_responses = report.learning_curves(runs)
+    assert by_responses.count('class="band c0"') == 1 and "run, epoch 2: 50% of the rollouts" in by_responses
+    jumps = list(report.reward_jumps(runs))
+    assert jumps == [(0, 2, 0.7, 0.9)]  # two updates lie before the first templated batch
+    drawn = list(report.training_curves(runs))
+    assert [chart.count('class="jump c0"') for chart in drawn] == [1] + [0] * (len(drawn) - 1) and "+0.20" in drawn[0]
+    titles = [chart.partition('aria-label="')[2].partition('"')[0] for chart in [*drawn, *report.learning_curves(runs)]]
+    assert len(set(titles)) == len(titles) == 11
+
+
+def test_the_evolution_that_found_most_is_open(tmp_path):
+    folder = made_up(tmp_path / "run")
+    found = json.loads((folder / "templates" / "epoch-1.json").read_text())
+    later = found | {"dev_scores": [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]}
+    (folder / "templates" / "epoch-2.json").write_text(json.dumps(later))
+    shown = list(report.families_of_templates(report.read_run(folder), 0))
+    assert [(one["epoch"], one["open"], one["bare"]) for one in shown] == [(1, True, 0.0), (2, False, 0.5)]
+
+
+def test_transcripts_begin_with_a_group_that_had_contrast(tmp_path):
+    folder = made_up(tmp_path / "run")
+    line = json.loads((folder / "transcripts.jsonl").read_text().splitlines()[0])
+    told = [line | {"id": name, "reward": reward} for name, reward in (("a", 0.0), ("a", 0.0), ("b", 0.0), ("b", 1.0))]
+    (folder / "transcripts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    assert [line["id"] for line in report.transcripts(report.read_runs([folder]))] == ["b", "b", "a", "a"]
+
+
+def test_a_page_loads_itself_anew_as_long_as_its_run_goes_on(trained, tmp_path, monkeypatch, capsys):
+    def reloads(folder):
+        return ("http-equiv", "refresh") in Page(folder / "report.html").attributes
+
+    assert not reloads(trained["folder"])  # written by the run itself, which is over
+    folder = made_up(tmp_path / "run", epochs=(0, 1), done=False)
+    with pytest.raises(KeyboardInterrupt), report.live_report([folder, tmp_path / "not begun"], tmp_path):
+        RunLog.after_epoch()
+        assert reloads(tmp_path)
+        monkeypatch.setattr(report, "verdicts", lambda runs: 1 / 0)
+        RunLog.after_epoch()  # what is wrong with a page must not end the run
+        assert "the report was not written: ZeroDivisionError" in capsys.readouterr().out
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+    assert not reloads(tmp_path) and RunLog.after_epoch is None
+
+
+def test_a_refused_run_s_page_is_left_alone(tmp_path):
+    with pytest.raises(UserError), report.live_report([made_up(tmp_path / "run")], tmp_path):
+        raise UserError("already holds a run")
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -46,7 +46,10 @@ def command(argv: list[str]) -> None:
         from tools.fit import foretell
 
         foretell(cfg)  # so many GiB, so many hours, and what to lower if that is too much
-    p2o.train(cfg)
+    from tools.report import live_report
+
+    with live_report([cfg.folder], cfg.folder):
+        p2o.train(cfg)
     run_tool("report", [str(cfg.folder)])
 
 

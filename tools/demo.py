@@ -24,8 +24,9 @@ def side_by_side(options: list[str], name: str) -> None:
         stem, _, number = base.name.rpartition("-")
         base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdigit() else f"{base.name}-2")
     folders = [base / method for method in ("grpo", "p2o")]
-    for folder in folders:
-        p2o.train(replace(cfg, method=folder.name, runs=str(base), name=folder.name))
-        report.write_report([folder], folder)
+    with report.live_report(folders, base):
+        for folder in folders:
+            p2o.train(replace(cfg, method=folder.name, runs=str(base), name=folder.name))
+            report.write_report([folder], folder)
     print("\n" + report.comparison_table(folders))
-    print(f"\nreport: {report.write_report(folders, base)}")
+    print(f"\nreport: {base / 'report.html'}")

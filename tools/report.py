@@ -13,26 +13,39 @@ import json
 import math
 import random
 import re
+import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from tqdm import tqdm
 
 from support.errors import UserError
+from support.log import RunLog
 from tools import svg, tokens
 
 PAGE = Path(__file__).resolve().parent / "page"
 MAX_TRANSCRIPTS = 240  # of a run in the page; transcripts.jsonl has them all
+RELOAD_SECONDS = 20  # a browser loads the page of a run that goes on anew so often
+MIN_CHANGE = 0.05  # of an accuracy, for the verdict to say that it rose or fell
 
 
 def read_run(folder: Path) -> dict:
     """What the report shows of one run: its folder's files, read back."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no run is there")
-    lines = whole_lines(folder / "metrics.jsonl")
+    lines, updates = whole_lines(folder / "metrics.jsonl"), 0
+    for line in lines:  # where it stands on a chart's lower axis
+        updates += line["kind"] == "update"
+        line["updates"] = updates
+        if line["kind"] == "epoch":
+            line["responses"] = spent(line)
     summary = folder / "summary.json"
     evolutions = {int(file.stem.rpartition("-")[2]): file for file in folder.glob("templates/epoch-*.json")}
     return {
@@ -66,16 +79,88 @@ def read_runs(folders: list[Path]) -> list[dict]:
     return runs
 
 
-# ------------------------------------------------------------------------------------------------------------- tables
-
-
 def spent(epoch: dict) -> int:
     """All responses sampled so far, those of GEPA included."""
     return epoch["rollouts"] + epoch["gepa_calls"]
 
 
+def is_going(run: dict) -> bool:
+    """Has the run epochs to come? It may have been stopped, too."""
+    return not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]
+
+
 def held_out_names(runs: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for e in run["epochs"] for name in e["accuracy"]))
+
+
+# ----------------------------------------------------------------------------------------------- verdict and warnings
+
+
+def verdict(run: dict, name: str) -> str:
+    """What became of a run's accuracy on the held-out questions `name`, in which epoch, and why."""
+    course = [e for e in run["epochs"] if name in e["accuracy"]]
+    before, now = (e["accuracy"][name] for e in (course[0], course[-1]))
+    trained = [e for e in run["epochs"] if e.get("zero_advantage") is not None]
+    if not trained:
+        return f"accuracy is {before:.2f} before training. No epoch is done yet."
+    moved = "rose" if now - before > MIN_CHANGE else "fell" if before - now > MIN_CHANGE else "hardly moved"
+    text = f"accuracy {moved}: {before:.2f} before training, {now:.2f} after epoch {course[-1]['epoch']}."
+    templated = [e["epoch"] for e in trained if e["templated"]]
+    for a, b in pairwise(trained):
+        if templated[:1] == [b["epoch"]]:
+            text += f" Templates came in epoch {b['epoch']}. Groups of equal rewards, which teach nothing, went from "
+            text += f"{a['zero_advantage']:.0%} to {b['zero_advantage']:.0%}."
+    if moved == "rose":
+        a, b = max(pairwise(course), key=lambda step: step[1]["accuracy"][name] - step[0]["accuracy"][name])
+        text += f" The largest step, {a['accuracy'][name]:.2f} to {b['accuracy'][name]:.2f}, came in epoch {b['epoch']}"
+        bare = templated and b["epoch"] > templated[0] and not b["templated"]
+        text += (", which was sampled bare: GRPO finished what the templates had begun" if bare else "") + "."
+    equal = statistics.fmean(e["zero_advantage"] for e in trained)
+    if moved != "rose" and not templated and equal > 0.5:
+        text += (
+            f" In {equal:.1%} of the groups all rewards were equal. Then every advantage is 0, and nothing is learned: "
+        )
+        text += "advantage collapse."
+    return text
+
+
+def verdicts(runs: list[dict]) -> tuple[str, list[tuple[str, str]]]:
+    """(what happened, in a sentence or two; of several runs: each one's name, and what became of it)."""
+    name = next(iter(held_out_names(runs)), None)
+    last = [(run, run["epochs"][-1]) for run in runs if run["epochs"] and name in run["epochs"][-1]["accuracy"]]
+    if not last:
+        return "Nothing has been measured on held-out questions yet.", []
+    each = [(run["name"], verdict(run, name)) for run, _ in last]
+    where = f"On the held-out questions “{name}” (bare prompt, greedy)"
+    if len(each) == 1:
+        return f"{where}, {each[0][1]}", []
+    last.sort(key=lambda end: -end[1]["accuracy"][name])
+    ends = [f"{run['name']} is at {e['accuracy'][name]:.2f} after {spent(e):,} responses" for run, e in last]
+    among = "" if len(ends) == 2 else f" the best and the last of {len(ends)} runs:"
+    return f"{where},{among} {ends[0]}, and {ends[-1]}, GEPA's included.", each
+
+
+EXPECTED_OF_A_BASELINE = ("advantage collapse", "every reward is 0")  # words in the warnings of support/log.py
+
+
+def warnings(runs: list[dict]) -> list[tuple[str, str, list[int]]]:
+    """(run, sentence, epochs): a sentence once for each run, whatever the numbers in it.
+
+    GRPO beside P2O is there to show the collapse, so its page does not warn of it.
+    """
+    found: dict[tuple, tuple] = {}
+    has_p2o = any(run["config"]["method"] == "p2o" for run in runs)
+    for run in runs:
+        expected = EXPECTED_OF_A_BASELINE if has_p2o and run["config"]["method"] == "grpo" else ()
+        for line in run["lines"]:
+            if line["kind"] == "warning" and not any(words in line["text"] for words in expected):
+                key = run["name"], re.sub(r"\d[\d.]*", "#", line["text"])
+                *_, epochs = found.setdefault(key, (run["name"], line["text"], []))
+                epochs += [line["epoch"]] if line.get("epoch") not in (None, *epochs) else []
+    return list(found.values())
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
 def comparison(runs: list[dict]) -> tuple[list[str], list[list]]:
@@ -134,57 +219,57 @@ def families(runs: list[dict], by: str) -> tuple[list[list], list[str]]:
 
 # ------------------------------------------------------------------------------------------------------------- curves
 
-PER_BATCH = {  # a line of kind "rollouts" holds sums
-    "reward, as sampled": lambda line: line["reward"] / line["rollouts"],
-    "response length, tokens": lambda line: line["tokens"] / line["rollouts"],
-    "entropy, nats per token": lambda line: line["entropy"] / line["tokens"],
+TRAINING = {  # title -> kind of line, and what it says; a line of kind "rollouts" holds sums
+    "reward, as sampled": ("rollouts", lambda line: line["reward"] / line["rollouts"]),
+    "templated rollouts, share": ("rollouts", lambda line: line["templated"] / line["rollouts"]),
+    "response length, tokens": ("rollouts", lambda line: line["tokens"] / line["rollouts"]),
+    "entropy, nats per token": ("rollouts", lambda line: line["entropy"] / line["tokens"]),
+    "grad norm": ("update", lambda line: line["grad_norm"]),
+    "clip fraction": ("update", lambda line: line["clip_fraction"]),
+    "masked tokens, share": ("update", lambda line: line["masked"]),
+    "zero-advantage groups, share": ("epoch", lambda line: line.get("zero_advantage")),
+    "hard set, questions": ("epoch", lambda line: line.get("hard_set")),
 }
-PER_UPDATE = {
-    "grad norm": lambda line: line["grad_norm"],
-    "clip fraction": lambda line: line["clip_fraction"],
-    "masked tokens, share": lambda line: line["masked"],
-}
-PER_EPOCH = {
-    "zero-advantage groups": lambda line: line.get("zero_advantage"),
-    "hard set, questions": lambda line: line.get("hard_set"),
-}
+FROM_0_TO_1 = ("reward, as sampled", "templated rollouts, share", "zero-advantage groups, share")
+AXES = {"epoch": "epoch", "updates": "updates", "responses": "responses sampled, GEPA's included"}
 
 
-def against_updates(run: dict, kind: str, value: Callable) -> list[svg.Point]:
-    """A batch is sampled under the policy of the updates before it; an update has its own number."""
-    points, done = [], 0
-    for line in run["lines"]:
-        done += line["kind"] == "update"
-        if line["kind"] == kind:
-            points.append((done, value(line)))
-    return points
+def draw(runs: list[dict], title: str, kind: str, value: Callable, x: str, **more) -> Markup:
+    """A value of all lines of a kind, a curve for each run. Epochs that were sampled under templates are shaded."""
+    curves = [(run["name"], [(at[x], value(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
+    bands = [
+        (i, a[x], b[x], f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates")
+        for i, run in enumerate(runs)
+        for a, b in pairwise(run["epochs"])
+        if b.get("templated")
+    ]
+    return svg.chart(title, AXES[x], curves, bands=bands, **more)
 
 
-def against_epochs(run: dict, value: Callable) -> list[svg.Point]:
-    return [(e["epoch"], value(e)) for e in run["epochs"]]
+def reward_jumps(runs: list[dict]) -> Iterator[svg.Jump]:
+    """Where bare epochs end and templated ones begin, or the other way round: the rewards of the two batches."""
+    for i, run in enumerate(runs):
+        templated = {e["epoch"]: bool(e.get("templated")) for e in run["epochs"]}
+        batches = [line for line in run["lines"] if line["kind"] == "rollouts" and line["epoch"] in templated]
+        for a, b in pairwise(batches):
+            if templated[a["epoch"]] != templated[b["epoch"]]:
+                yield i, b["updates"], a["reward"] / a["rollouts"], b["reward"] / b["rollouts"]
 
 
 def learning_curves(runs: list[dict]) -> Iterator[Markup]:
     """Accuracy on each held-out file against epochs, and against all responses that were sampled."""
     for name in held_out_names(runs):
-
-        def accuracy(e: dict, name: str = name) -> float | None:
-            return e["accuracy"].get(name)
-
-        title = f"held out: {name}"
-        yield svg.chart(title, "epoch", [(run["name"], against_epochs(run, accuracy)) for run in runs], share=True)
-        curves = [(run["name"], [(spent(e), accuracy(e)) for e in run["epochs"]]) for run in runs]
-        yield svg.chart(title, "responses sampled, GEPA's included", curves, share=True)
+        for x in ("epoch", "responses"):
+            title, value = f"{name}: accuracy by {x}", lambda e, name=name: e["accuracy"].get(name)
+            yield draw(runs, title, "epoch", value, x, share=True)
 
 
 def training_curves(runs: list[dict]) -> Iterator[Markup]:
     """How the policy trains: against updates what a batch or an update says, against epochs what an epoch does."""
-    for kind, values in (("rollouts", PER_BATCH), ("update", PER_UPDATE)):
-        for title, value in values.items():
-            curves = [(run["name"], against_updates(run, kind, value)) for run in runs]
-            yield svg.chart(title, "updates", curves, share="reward" in title)
-    for title, value in PER_EPOCH.items():
-        yield svg.chart(title, "epoch", [(run["name"], against_epochs(run, value)) for run in runs], "zero" in title)
+    for title, (kind, value) in TRAINING.items():
+        jumps = list(reward_jumps(runs)) if title.startswith("reward") else []
+        x = "epoch" if kind == "epoch" else "updates"
+        yield draw(runs, title, kind, value, x, share=title in FROM_0_TO_1, jumps=jumps)
 
 
 # ------------------------------------------------------------------------------------------ templates and transcripts
@@ -207,16 +292,24 @@ def diff(old: str, new: str) -> Markup:
     return Markup("").join(parts)
 
 
-def family_of_templates(evolution: dict, anchor: str) -> dict:
-    """An evolution as the page shows it: the lineage, and a row for each candidate with the diff from its parent."""
-    candidates, rows = evolution["candidates"], []
-    for k, (parents, scores) in enumerate(zip(evolution["parents"], evolution["dev_scores"], strict=True)):
-        known = [p for p in parents if p is not None]
-        text = diff(candidates[known[0]], candidates[k]) if known else candidates[k] or "(empty: the bare question)"
-        cover = "✓" if k in evolution["chosen"] else ""
-        rows.append([cover, k, ", ".join(map(str, known)), sum(scores) / len(scores), svg.strip(scores), text])
-    lineage = svg.lineage(evolution, anchor)
-    return {**evolution, "anchor": anchor, "lineage": lineage, "rows": rows}
+def families_of_templates(run: dict, number: int) -> Iterator[dict]:
+    """A run's evolutions as the page shows them: lineage, and for each candidate the diff from its parent.
+
+    The page opens the one whose best template solves most beyond what the bare question solves.
+    """
+    means = [[statistics.fmean(scores) for scores in evolution["dev_scores"]] for evolution in run["evolutions"]]
+    gains = [max(scores) - scores[0] for scores in means]
+    for evolution, scores, gain in zip(run["evolutions"], means, gains, strict=True):
+        candidates, rows = evolution["candidates"], []
+        for k, parents in enumerate(evolution["parents"]):
+            known = [p for p in parents if p is not None]
+            text = diff(candidates[known[0]], candidates[k]) if known else candidates[k] or "(empty: the bare question)"
+            solves = svg.strip(evolution["dev_scores"][k])
+            cover = "✓" if k in evolution["chosen"] else ""
+            rows.append([cover, k, ", ".join(map(str, known)), scores[k], solves, text])
+        anchor = f"run{number}-epoch{evolution['epoch']}-"
+        shown = {"anchor": anchor, "lineage": svg.lineage(evolution, anchor), "rows": rows, "bare": scores[0]}
+        yield evolution | shown | {"best": max(scores), "open": gain == max(gains)}
 
 
 def coloured_tokens(line: dict, cfg: dict) -> dict[str, Markup]:
@@ -251,44 +344,76 @@ def away_from_one(values: list[float], clipped: list[bool]) -> list[float | None
     return [value if abs(value - 1) > 0.02 or cut else None for value, cut in zip(values, clipped, strict=True)]
 
 
-def transcripts(runs: list[dict]) -> Iterator[dict]:
-    """A run's transcripts in the page: all, or as many as a page can bear, drawn at random."""
+def transcripts(runs: list[dict]) -> list[dict]:
+    """The runs' transcripts in the page: all, or as many as a page can bear, drawn at random.
+
+    Groups with contrast come first, for there something was learned: some responses succeeded, others failed.
+    """
+    shown = []
     for run in runs:
-        lines = run["transcripts"]
-        kept = sorted(random.Random(0).sample(range(len(lines)), min(MAX_TRANSCRIPTS, len(lines))))
-        for line in (lines[i] for i in kept):
-            yield line | {"run": run["name"], "coloured": coloured_tokens(line, run["config"])}
+        lines, rewards = run["transcripts"], defaultdict(set)
+        for line in lines:
+            rewards[line["epoch"], line["id"]].add(line["reward"])
+        for i in sorted(random.Random(0).sample(range(len(lines)), min(MAX_TRANSCRIPTS, len(lines)))):
+            contrast = len(rewards[lines[i]["epoch"], lines[i]["id"]]) > 1
+            coloured = coloured_tokens(lines[i], run["config"])
+            shown.append(lines[i] | {"run": run["name"], "coloured": coloured, "contrast": contrast})
+    return sorted(shown, key=lambda line: not line["contrast"])
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def write_report(folders: list[Path], out: Path, by: str = "family") -> Path:
-    """report.html in `out`. Nothing in it is fetched from anywhere, and no script runs in it but its own."""
+def write_report(folders: list[Path], out: Path, by: str = "family", live: bool = False) -> Path:
+    """report.html in `out`. Nothing in it is fetched from anywhere, and no script runs in it but its own.
+
+    live: a run will write the page again, so a browser is to load it anew every now and then.
+    """
     runs = read_runs(folders)
     rows, columns = families(runs, by)
     return write_page(
         out / "report.html",
         title=" and ".join(run["name"] for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         runs=runs,
-        going=[run for run in runs if not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]],
-        warnings=[(run, line) for run in runs for line in run["lines"] if line["kind"] == "warning"],
+        reload_seconds=RELOAD_SECONDS if live else 0,
+        verdicts=verdicts(runs),
+        going=[run for run in runs if is_going(run)],
+        warnings=warnings(runs),
         comparison=comparison(runs),
         learning=list(learning_curves(runs)),
         training=list(training_curves(runs)),
         by=by,
         families=rows,
         columns=columns,
-        evolutions=[
-            [family_of_templates(evolution, f"run{i}-epoch{evolution['epoch']}-") for evolution in run["evolutions"]]
-            for i, run in enumerate(runs)
-        ],
-        transcripts=list(transcripts(runs)),
+        evolutions=[list(families_of_templates(run, i)) for i, run in enumerate(runs)],
+        transcripts=transcripts(runs),
         max_transcripts=MAX_TRANSCRIPTS,
         epochs=sorted({line["epoch"] for run in runs for line in run["transcripts"]}),
         legends={scale: Markup(tokens.legend(scale)) for scale in ("ratio", "advantage", "importance")},
         settings=settings(runs),
     )
+
+
+@contextmanager
+def live_report(folders: list[Path], out: Path) -> Iterator[None]:
+    """While runs go on, write their page anew after each epoch; at the end, one that does not reload itself."""
+    written = []
+
+    def write(live: bool = True) -> None:
+        try:
+            there = [folder for folder in folders if (folder / "config.json").exists()]
+            written.append(write_report(there, out, live=live))
+        except Exception as error:  # whatever is wrong with the page, it must not end the run
+            tqdm.write(f"  the report was not written: {error!r}")
+
+    RunLog.after_epoch = staticmethod(write)
+    print(f"report, anew after each epoch: {out / 'report.html'}")
+    try:
+        yield
+    finally:
+        RunLog.after_epoch = None
+        if written:
+            write(live=False)
 
 
 def write_page(file: Path, **fields) -> Path:

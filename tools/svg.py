@@ -16,6 +16,8 @@ WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 322, 26, 174  # the frame inside
 
 Point = tuple[float, float | None]
+Band = tuple[int, float, float, str]  # number of the run, from, to, what the mouse reads
+Jump = tuple[int, float, float, float]  # number of the run, where, from, to
 
 
 def nice_step(span: float, most: int = 5) -> float:
@@ -54,12 +56,19 @@ def join(parts: Iterable[Markup]) -> Markup:
 
 
 def chart(
-    title: str, x_label: str, curves: list[tuple[str, list[Point]]], share: bool = False, up_to: float = 0
+    title: str,
+    x_label: str,
+    curves: list[tuple[str, list[Point]]],
+    share: bool = False,
+    up_to: float = 0,
+    bands: Iterable[Band] = (),
+    jumps: Iterable[Jump] = (),
 ) -> Markup:
     """One curve for each run, in the run's colour; a point says its numbers when the mouse is on it.
 
     share: the axis goes from 0 to 1. up_to: where the lower axis ends at the earliest, so that charts side by side can
-    have the same. Points without a value are left out; without any there is no picture.
+    have the same. bands: parts of the lower axis to be shaded. jumps: changes of a level to be marked. Points without a
+    value are left out; without any there is no picture.
     """
     known = [[(x, y) for x, y in points if y is not None and math.isfinite(y)] for _, points in curves]
     xs, ys = [x for points in known for x, _ in points], [y for points in known for _, y in points]
@@ -72,6 +81,14 @@ def chart(
         right = LEFT + (RIGHT - LEFT) * (x - across[0]) / (across[-1] - across[0])
         return f"{right:.1f}", f"{BOTTOM + (TOP - BOTTOM) * (y - up[0]) / (up[-1] - up[0]):.1f}"
 
+    shaded = []
+    for i, start, stop, said in bands:
+        left, right = (float(place(max(x, across[0]), 0)[0]) for x in (start, stop))
+        shaded.append(
+            Markup('<rect class="band c{}" x="{}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>').format(
+                i % COLOURS, left, TOP, right - left, BOTTOM - TOP, said
+            )
+        )
     grid = [
         Markup('<path class="grid" d="M{} {}H{}"/><text class="y" x="{}" y="{}" dy="4">{}</text>').format(
             *place(across[0], y), RIGHT, LEFT - 6, place(0, y)[1], short(y)
@@ -94,11 +111,18 @@ def chart(
         drawn.append(
             Markup('<g class="curve c{} {}"><polyline points="{}"/>{}</g>').format(i % COLOURS, many, line, join(dots))
         )
+    for i, x, before, after in jumps:
+        (at, start), (_, stop), (_, middle) = (place(x, y) for y in (before, after, (before + after) / 2))
+        drawn.append(
+            Markup(
+                '<g class="jump c{}"><path d="M{} {}V{}"/><text x="{}" y="{}" dx="4" dy="4">{:+.2f}</text></g>'
+            ).format(i % COLOURS, at, start, stop, at, middle, after - before)
+        )
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"><text class="title" x="{}" y="14">{}</text>'
         '{}<text class="x" x="{}" y="{}">{}</text>{}</svg>'
     ).format(
-        WIDTH, HEIGHT, title, LEFT, title, join(grid), (LEFT + RIGHT) / 2, HEIGHT - 4, x_label, join(drawn)
+        WIDTH, HEIGHT, title, LEFT, title, join(shaded + grid), (LEFT + RIGHT) / 2, HEIGHT - 4, x_label, join(drawn)
     )  # fmt: skip
 
 
