@@ -6,11 +6,12 @@ of torch and needs no Jupyter.
 """
 
 import importlib
+import importlib.util
 import inspect
 import json
 import os
+import random
 import re
-import shutil
 import subprocess
 import sys
 
@@ -21,13 +22,14 @@ import torch
 from conftest import ROOT
 
 import grpo
+import p2o
 from support.seams import find
 
 matplotlib.use("Agg")
-sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "notebooks" / "ideas")]
+sys.path.insert(0, str(ROOT / "notebooks"))
 
 import build  # noqa: E402
-import measure  # noqa: E402
+import ideas  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What a cell has, and what it is run with here: the same code for fewer epochs, passes, responses and questions.
@@ -112,7 +114,7 @@ def test_a_notebook_runs(path, monkeypatch):
 
 def test_what_the_paper_page_names_is_there():
     page = (ROOT / "notebooks" / "PAPER.md").read_text(encoding="utf-8")
-    for module, name in re.findall(r"`(grpo|gepa_loop|p2o|verify)\.(\w+)`", page):
+    for module, name in re.findall(r"`(grpo|gepa_loop|p2o|verify|support\.\w+)\.(\w+)`", page):
         assert name == "py" or hasattr(importlib.import_module(module), name), f"{module}.{name}"
     known = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
     rows = [row for row in page.splitlines() if re.search(r"\| [1-5] · ", row)]
@@ -155,10 +157,13 @@ def test_the_first_cell_clones_and_installs_in_a_fresh_place_and_does_nothing_at
 
 # ------------------------------------------------------------------------------------------------ ideas in ten lines
 
-IDEAS = ROOT / "notebooks" / "ideas"
-IDEAS_PAGE = (ROOT / "notebooks" / "IDEAS.md").read_text(encoding="utf-8")
-DIFFS = [options for options in measure.IDEAS.values() if isinstance(options, str)]
-FUNCTIONS = [options for options in measure.IDEAS.values() if options and not isinstance(options, str)]
+
+@pytest.fixture(scope="module")
+def file_of_ideas(tmp_path_factory):
+    """The page's functions in one file, and the code with the page's diff, as `notebooks/ideas.py` makes them."""
+    folder = tmp_path_factory.mktemp("ideas")
+    ideas.copy_of_the_code(folder, "4 · Another template assignment")
+    return folder / "ideas.py"
 
 
 def rollouts(rewards, lengths=None):
@@ -179,52 +184,48 @@ def rollouts(rewards, lengths=None):
     ]
 
 
-def test_there_are_five_and_the_page_shows_each_as_it_is():
-    assert len(DIFFS) + len(FUNCTIONS) == 5
-    for diff in DIFFS:
-        lines = (IDEAS / diff).read_text().splitlines()
-        changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
-        assert diff in IDEAS_PAGE and all(line in IDEAS_PAGE for line in changed), (
-            f"{diff}: the page shows another diff"
-        )
-    for options in FUNCTIONS:
-        assert " ".join(options) in IDEAS_PAGE
-        assert (ROOT / options[1].partition(":")[0]).read_text().strip() in IDEAS_PAGE, (
-            f"{options[1]}: the page shows another"
-        )
+def test_there_are_five_ideas_each_with_options_that_the_command_line_knows(file_of_ideas):
+    assert [name[0] for name in ideas.options()] == list("012345")
+    for options in ideas.options().values():
+        for option, value in zip(options[::2], options[1::2], strict=False):
+            if value.startswith("ideas.py:"):
+                function = find(option[2:], value.replace("ideas.py", str(file_of_ideas)))
+                assert len(inspect.getsource(function).splitlines()) <= 10
+        fields = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
+        assert all(hasattr(p2o.Config, name) for name in fields), options
 
 
-def test_the_page_shows_the_measured_table():
-    assert (IDEAS / "results.md").read_text(encoding="utf-8").strip() in IDEAS_PAGE
+def test_the_table_has_a_row_for_each_idea():
+    page = ideas.PAGE.read_text(encoding="utf-8")
+    for name in ideas.options():
+        assert page.count(f"| {name} |") == 1, name
 
 
-@pytest.mark.parametrize("diff", DIFFS)
-def test_a_diff_applies_compiles_and_changes_at_most_two_lines(diff, tmp_path):
-    lines = (IDEAS / diff).read_text().splitlines()
-    assert sum(line.startswith("+") and not line.startswith("+++") for line in lines) == 1
-    name = lines[1].removeprefix("+++ b/")
-    shutil.copy(ROOT / name, tmp_path / name)
-    result = subprocess.run(["git", "apply", str(IDEAS / diff)], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / name).read_text() != (ROOT / name).read_text()
-    compile((tmp_path / name).read_text(), name, "exec")
+def test_the_diff_leaves_every_other_rollout_bare(file_of_ideas):
+    spec = importlib.util.spec_from_file_location("gepa_loop_with_diff", file_of_ideas.parent / "gepa_loop.py")
+    changed = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = changed  # its dataclasses look themselves up there
+    try:
+        spec.loader.exec_module(changed)
+    finally:
+        del sys.modules[spec.name]
+    evolution = changed.Evolution(["", "z"], [[None], [0]], [[0.0], [1.0]], ["dev"], ["train"], [1], 0, 0, None)
+    cfg = changed.EvolutionConfig(leave_one_bare=True)
+    assigned = changed.assign_templates(evolution, 6, random.Random(0), cfg)
+    assert assigned == {"dev": ["", "z"] * 3, "train": ["", "z"] * 3}
+    with pytest.raises(ValueError, match="not there exactly once"):
+        ideas.apply(ideas.blocks("diff")[0], file_of_ideas.parent / "gepa_loop.py")  # it is applied already
 
 
-@pytest.mark.parametrize("options", FUNCTIONS, ids=lambda options: options[0][2:])
-def test_a_function_is_found_by_its_option_and_is_at_most_ten_lines(options):
-    function = find(options[0][2:], str(ROOT / options[1]), None)
-    assert len(inspect.getsource(function).splitlines()) <= 10
-
-
-def test_leave_one_out_is_the_centred_reward_times_g_over_g_minus_one():
-    mine = find("advantage", str(IDEAS / "1_advantage.py:leave_one_out"), None)(rollouts([1.0, 0, 0, 0, 0, 0]))
+def test_leave_one_out_is_the_centred_reward_times_g_over_g_minus_one(file_of_ideas):
+    mine = find("advantage", f"{file_of_ideas}:leave_one_out")(rollouts([1.0, 0, 0, 0, 0, 0]))
     reference = grpo.group_advantages(torch.tensor([1.0, 0, 0, 0, 0, 0]), 6, scale_by_std=False) * 6 / 5
     assert mine == pytest.approx(reference.tolist())
 
 
-def test_one_ratio_for_a_response_does_not_weigh_responses_by_length():
+def test_one_ratio_for_a_response_does_not_weigh_responses_by_length(file_of_ideas):
     """With seq-mean-token-mean, GSPO's mean over responses: a response of one token counts as much as one of four."""
-    whole_response = find("ratio", str(IDEAS / "2_ratio.py:whole_response"), None)
+    whole_response = find("ratio", f"{file_of_ideas}:whole_response")
     mask = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]])
     new = torch.tensor([[0.1, -0.1, 0.3, 0.1], [0.05, 0, 0, 0]]) * mask
     loss, _ = grpo.policy_loss(
@@ -233,7 +234,12 @@ def test_one_ratio_for_a_response_does_not_weigh_responses_by_length():
     assert loss.item() == pytest.approx(-(torch.tensor(0.1).exp() + torch.tensor(0.05).exp()).item() / 2)
 
 
-def test_a_price_on_length_gives_failures_of_unequal_length_an_advantage():
-    price = find("advantage", str(IDEAS / "5_reward.py:price_on_length"), None)
+def test_a_group_with_up_to_half_successes_is_hard(file_of_ideas):
+    is_hard = find("mine", f"{file_of_ideas}:up_to_half")
+    assert [is_hard(rollouts([1.0] * k + [0.0] * (6 - k))) for k in (0, 3, 4)] == [True, True, False]
+
+
+def test_a_price_on_length_gives_failures_of_unequal_length_an_advantage(file_of_ideas):
+    price = find("advantage", f"{file_of_ideas}:price_on_length")
     assert price(rollouts([0.0, 0.0], [3, 3])) == [0.0, 0.0]
     assert price(rollouts([0.0, 0.0], [3, 4]))[0] > 0.5

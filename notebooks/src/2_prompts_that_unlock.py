@@ -23,6 +23,7 @@ import gepa_loop
 import grpo
 import verify
 from support.data import load_questions
+from support.reflection import parse_reflection
 from tiny.problems import FAMILIES
 
 torch.set_num_threads(1)
@@ -131,7 +132,7 @@ def reflect_batch(policy, prompts, seed):
 
 
 for reply in reflect_batch(united, [prompt] * 6, seed=0):
-    child = gepa_loop.parse_reflection(reply)  # what stands between the ``` marks; None if there is nothing
+    child = parse_reflection(reply)  # what stands between the ``` marks; None if there is nothing
     if child is None:
         print("rejected: no instruction in the reply", repr(reply))
         continue
