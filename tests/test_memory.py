@@ -4,6 +4,7 @@ import dataclasses
 import os
 import runpy
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import gepa_loop
 import grpo
 import p2o
-from support import memory, pretrained
+from support import memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.memory import adamw, longest_sequence
 from support.vllm_engine import VllmEngine
@@ -71,6 +72,47 @@ def test_nothing_is_tried_again_inside_generate(served):
     with pytest.raises(UserError, match="ran out of memory while sampling: lower --sample-batch"):
         grpo.sample(policy, [[5]] * 2, seed=None, adapter=False)
     assert policy.engine.llm.calls == ["wake", "generate"]
+
+
+class StartedLLM(FakeLLM):
+    """vLLM's class, as the engine starts it: keeps what it was asked for."""
+
+    def __init__(self, **asked):
+        super().__init__()
+        self.asked, self.ended = asked, False
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: setattr(self, "ended", True)))
+
+
+def started(policy, monkeypatch, **settings):
+    monkeypatch.setattr(vllm_engine, "import_vllm", lambda on_gpu: StartedLLM)
+    cfg = dataclasses.replace(policy.cfg, **settings)
+    return VllmEngine(policy.model, policy.tokenizer, cfg, max_model_len=200)
+
+
+def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):
+    assert started(tiny_policy, monkeypatch).llm.asked["dtype"] == "float32"
+    assert started(tiny_policy, monkeypatch, dtype="float16").llm.asked["dtype"] == "float16"
+
+
+def test_engines_that_are_there_at_exit_are_shut_down(tiny_policy, monkeypatch):
+    engine = started(tiny_policy, monkeypatch)
+    vllm_engine.shut_down()  # atexit calls it
+    assert engine.llm.ended
+
+
+def test_the_copy_of_the_same_model_gets_the_same_path_unless_it_is_in_use(tiny_policy, monkeypatch, tmp_path):
+    """vLLM finds by the path what it has compiled, and two runs must not write one folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "own").mkdir()
+    first = vllm_engine.folder_for_copy(tiny_policy.model, tmp_path / "own")
+    assert first.parent == tmp_path and vllm_engine.folder_for_copy(tiny_policy.model, tmp_path / "own") != first
+    first.rmdir()
+    assert vllm_engine.folder_for_copy(tiny_policy.model, tmp_path / "own") == first
+    first.rmdir()
+    weight = next(p for p in tiny_policy.model.parameters() if not p.requires_grad)
+    with monkeypatch.context() as patch:
+        patch.setattr(weight, "data", weight.data + 1)
+        assert vllm_engine.folder_for_copy(tiny_policy.model, tmp_path / "own") != first  # another model
 
 
 def test_adam_has_its_state_before_the_first_update_and_steps_as_if_it_had_not():
