@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from support import fast, pretrained
 from support.fast import roomy_cache
-from support.memory import halve_when_out_of_memory, micro_batches, padded
+from support.memory import LossScale, halve_when_out_of_memory, micro_batches, padded
 from support.messages import as_messages, encode_chat
 from support.seams import variant
 from support.settings import Settings, at_least, require
@@ -370,6 +370,9 @@ class PolicyConfig(Settings):
     lora_alpha: int = 32
     # Load the base model in NF4 with double quantization (bitsandbytes, also on a CPU).
     load_in_4bit: bool = False
+    # Number format of the layers. The adapter, its gradients and AdamW are float32. auto: bfloat16 on a card that has
+    # it, float16 on an older card, float32 on a CPU.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # Keep no activations for the backward pass, but compute them again: less memory, a third more time.
     gradient_checkpointing: bool = False
     # Temperature of sampling, and of every log-probability.
@@ -530,9 +533,7 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
     distinct = {context: row for row, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
     batch = policy.tokenizer.pad({"input_ids": [list(c) for c in distinct]}, return_tensors="pt").to(policy.device)
     mask, cache = batch.attention_mask, roomy_cache(policy.model.config)  # [C, W]
-    positions = (mask.cumsum(dim=1) - 1).clamp(
-        min=0
-    )  # a context begins at position 0, however much padding is in front
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # a context begins at 0, however much padding is in front
     logits = _next_token_logits(policy, batch.input_ids, mask, positions, cache)  # [C, V]
 
     # Expand. From here on a row of the batch is a response; it starts from a copy of its context's keys and values.
@@ -807,12 +808,14 @@ def update_policy(
     update_size = UpdateSize(len(rollouts), tokens_in_update, policy.cfg.max_response_tokens)
     metrics = Counter(loss=0.0, clip_fraction=0.0, approx_kl=0.0, dual_clip_fraction=0.0, masked=0.0)
     optimizer.zero_grad(set_to_none=True)  # an earlier try may have run out of memory halfway
+    scale = LossScale(policy.model, optimizer)  # float16's gradients are made larger on their way; 1 elsewhere
     lengths = [len(r.trained_context) + len(r.response_ids) for r in with_gradient]
     # Each micro-batch frees its activations before the next one begins. Gradients add up in the weights' .grad.
     for batch in micro_batches(lengths, policy.cfg.micro_batch_tokens):
         loss, batch_metrics = loss_of(policy, [with_gradient[i] for i in batch], cfg, update_size)
-        loss.backward()
+        scale.backward(loss)
         metrics.update(batch_metrics)  # a Counter adds; each is already divided by the size of the update
+    scale.take_out()
     # One wild response cannot throw the adapter far: a gradient longer than max_grad_norm is shortened to it.
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.trainable, cfg.max_grad_norm).item()
     metrics["skipped"] = float(not math.isfinite(metrics["loss"] + metrics["grad_norm"]))

@@ -91,12 +91,18 @@ def save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[st
 
 def save_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
     state = optimizer.state_dict()["state"]
-    save_tensors({f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}, file)
+    tensors = {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}
+    if "loss_scale" in optimizer.param_groups[0]:  # of float16: memory.LossScale
+        tensors["loss_scale"] = torch.tensor(optimizer.param_groups[0]["loss_scale"])
+    save_tensors(tensors, file)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(file).items():
+    tensors = load_file(file)
+    if "loss_scale" in tensors:
+        optimizer.param_groups[0]["loss_scale"] = tensors.pop("loss_scale").item()
+    for key, value in tensors.items():
         index, name = key.split(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

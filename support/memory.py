@@ -25,6 +25,35 @@ def adamw(parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Adam
     return optimizer
 
 
+class LossScale:
+    """Keep float16's gradients out of its gaps: the loss is multiplied on the way into backward, the gradient divided.
+
+    float16 knows no number below 6e-8. The gradients that flow back through the layers are smaller, for the loss is a
+    mean over thousands of tokens, and would become 0. bfloat16 and float32 reach down to 1e-38 and need no scale.
+
+    The optimizer keeps the scale, so that a checkpoint holds it. It never grows: it is halved when a number overflows,
+    and that update is left out.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
+        self.groups, self.scale = optimizer.param_groups, 1.0
+        if any(p.dtype == torch.float16 for p in model.parameters()):
+            self.scale = self.groups[0].setdefault("loss_scale", 2.0**16)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * self.scale).backward()
+
+    def take_out(self) -> None:
+        """Divide the gradients by the scale, before anything looks at their length; halve it if one overflowed."""
+        gradients = [p.grad for group in self.groups for p in group["params"] if p.grad is not None]
+        if self.scale == 1.0 or not gradients:
+            return
+        torch._foreach_div_(gradients, self.scale)
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            self.groups[0]["loss_scale"] = self.scale / 2
+            print(f"a gradient overflowed float16: the loss scale goes down to {self.scale / 2:g}")
+
+
 def longest_sequence(cfg) -> int:
     """Tokens of a rollout, or of a reflection with the minibatch of prompts and responses that it quotes."""
     quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + min(cfg.reflection_quote, cfg.max_response_tokens))

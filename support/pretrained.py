@@ -19,16 +19,15 @@ from support.errors import UserError
 from support.messages import need_system_role
 
 
-def compute_dtype() -> torch.dtype:
-    """What the passes are computed in: bfloat16 on a card that has it, else float32.
-
-    Not float16 on older cards: its gradients underflow without loss scaling. float32 is right there, and slow.
-    """
-    if torch.cuda.is_available() and has_bfloat16():
-        return torch.bfloat16
-    if torch.cuda.is_available():
-        print(f"{torch.cuda.get_device_name()} has no bfloat16: computing in float32, which is right and slow")
-    return torch.float32
+def compute_dtype(asked: str = "auto") -> torch.dtype:
+    """What the layers compute in (--dtype). auto: float32 on a CPU, bfloat16 on a card that has it, else float16."""
+    if asked == "auto":
+        if not torch.cuda.is_available():
+            return torch.float32
+        asked = "bfloat16" if has_bfloat16() else "float16"
+    if asked == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
+        raise UserError(f"--dtype bfloat16: {torch.cuda.get_device_name()} has none; take float16, or float32")
+    return getattr(torch, asked)
 
 
 def has_bfloat16() -> bool:
@@ -45,7 +44,7 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
     if cfg.system_prompt:
         need_system_role(tokenizer, "--system-prompt")
     config = load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
-    base, stop_ids = load_base(cfg.model, config, tokenizer, cfg.load_in_4bit)
+    base, stop_ids = load_base(cfg.model, config, tokenizer, cfg.load_in_4bit, compute_dtype(cfg.dtype))
     if cfg.gradient_checkpointing:
         checkpoint_activations(base)
     return base, tokenizer, stop_ids
@@ -94,12 +93,14 @@ def switch_dropout_off(config) -> None:
             setattr(config, name, 0.0)
 
 
-def load_base(model: str, config, tokenizer, load_in_4bit: bool) -> tuple[torch.nn.Module, list[int]]:
+def load_base(
+    model: str, config, tokenizer, load_in_4bit: bool, dtype: torch.dtype
+) -> tuple[torch.nn.Module, list[int]]:
     """The base model, frozen, and the token ids that end a response."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
-    dtype, quantization = compute_dtype(), None
+    quantization = None
     if load_in_4bit:
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
@@ -157,7 +158,7 @@ def body_of(causal_lm: torch.nn.Module) -> torch.nn.Module:
 
 
 def mix_precision(model: torch.nn.Module) -> None:
-    """Run a bf16 peft model's layers under autocast, where flash attention finds its 16 bits, and its head in float32.
+    """Run a 16-bit model's layers under autocast, where flash attention finds its 16 bits, and its head in float32.
 
     peft's prepare_model_for_kbit_training would make everything that is not quantized float32, attention's queries and
     keys among it, which flash attention refuses: what runs then takes memory quadratic in the length. The adapter's
@@ -181,7 +182,7 @@ def mix_precision(model: torch.nn.Module) -> None:
     embedding.register_forward_hook(lambda module, inputs, hidden: hidden.to(dtype))
     head.register_forward_pre_hook(lambda module, inputs: inputs[0].float())
     if torch.cuda.is_available():
-        # Products of bf16 numbers are exact in TF32: tensor cores run the head, and nothing is lost. By this function
+        # Products of 16-bit numbers are exact in TF32: tensor cores run the head, and nothing is lost. By this function
         # and no other: torch.compile, which vLLM uses, cannot read what the newer settings say.
         torch.set_float32_matmul_precision("high")
 
@@ -257,6 +258,19 @@ def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -
 
 
 @torch.no_grad()
+def refuse_if_it_overflows(model: torch.nn.Module, ids: list[int]) -> None:
+    """UserError if some activation is beyond 65,504, the largest number of float16. Some models have such ones."""
+    if all(p.dtype != torch.float16 for p in model.parameters()):
+        return
+    tokens = torch.tensor([ids], device=next(model.parameters()).device)
+    if not model(input_ids=tokens, use_cache=False).logits.isfinite().all():
+        raise UserError(
+            f"--model {model.config.name_or_path}: its activations overflow float16; take --dtype bfloat16, or float32 "
+            "on a card without bfloat16"
+        )
+
+
+@torch.no_grad()
 def refuse_if_it_reads_ahead(model: torch.nn.Module, ids: list[int]) -> None:
     """UserError for a masked model such as BERT: with another last token, the logits in front of it change."""
     another = next(token for token in ids if token != ids[-1])
@@ -304,11 +318,13 @@ def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Calla
         trained += logprobs_of(policy, contexts[: len(samples)], [s.response_ids for s in samples])
         sampled += [s.sampled_logprobs for s in samples]
     gap = (torch.tensor(sum(trained, [])) - torch.tensor(sum(sampled, []))).abs()
-    # How far rounding takes the two apart, in nats. In bf16 every family that is right stays below the limit, and
+    # How far rounding takes the two apart, in nats. In 16 bits every family that is right stays below the limit, and
     # every one that is wrong comes out above it (tests/test_families.py).
     dtypes = {p.dtype for p in policy.model.parameters()}
-    if dtypes & {torch.bfloat16, torch.float16}:
+    if torch.bfloat16 in dtypes:
         worst, limit = gap.mean().item(), 0.06
+    elif torch.float16 in dtypes:  # three more bits than bfloat16: rounding is an eighth
+        worst, limit = gap.mean().item(), 0.0075
     elif dtypes != {torch.float32}:  # 4 bits on a CPU, where bitsandbytes takes 16 for a batch of one token
         worst, limit = gap.mean().item(), 0.005
     else:
@@ -427,6 +443,7 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
     contexts = [ids[: policy.cfg.max_prompt_tokens] for ids in contexts]  # vLLM takes no more
     with or_refused(policy.cfg.model, policy.model.get_base_model()):
         refuse_if_an_adapter_is_lost(policy.model)
+        refuse_if_it_overflows(policy.model, contexts[-1])
         refuse_if_it_reads_ahead(policy.model, contexts[-1])
         policy.head = find_head(policy.model, contexts[-1])
         with moved_adapter(policy.model):

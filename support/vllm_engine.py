@@ -8,24 +8,37 @@ again with the trainer, and logs the difference.
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
 
 from support.errors import UserError
-from support.pretrained import has_bfloat16
+from support.pretrained import compute_dtype, fingerprint, has_bfloat16
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks that vLLM has kernels for
 
 # What one step may prefill sets how much vLLM keeps free for activations instead of the KV cache.
-CARD = {"dtype": "bfloat16", "enable_sleep_mode": True, "max_num_batched_tokens": 4096}
+CARD = {"enable_sleep_mode": True, "max_num_batched_tokens": 4096}
 # A prompt prefilled in pieces takes back a step of its seeded generator, which torch has on GPUs only.
-CPU = {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
+CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
+
+_engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def shut_down() -> None:
+    """End what vLLM has begun, in its order: torch warns of a process group that is still there at exit."""
+    for engine in list(_engines):
+        engine.llm.llm_engine.engine_core.shutdown()
+    if VllmEngine.started and torch.distributed.is_initialized():  # left by an engine that is gone
+        torch.distributed.destroy_process_group()
 
 
 def import_vllm(on_gpu: bool) -> type:
@@ -56,25 +69,36 @@ class VllmEngine:
     has the card.
     """
 
-    def __init__(self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0):
+    started = False  # any in this process
+
+    def __init__(
+        self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0,
+        enforce_eager: bool = False,
+    ):  # fmt: skip
+        """`enforce_eager` compiles nothing: a faster start, and slower tokens (lab/gpu.py measures both)."""
         on_gpu = next(peft_model.parameters()).is_cuda
         if on_gpu and not has_bfloat16():
-            raise UserError(f"--engine vllm: {torch.cuda.get_device_name()} has no bfloat16; use --engine hf")
+            raise UserError(
+                f"--engine vllm: {torch.cuda.get_device_name()} is older than Ampere, where this was never tried; use "
+                "--engine hf"
+            )
         LLM = import_vllm(on_gpu)
         self.peft_model, model = peft_model, cfg.model
         self._folder = tempfile.TemporaryDirectory(prefix="p2o-vllm-")  # removed with the engine
-        self._adapter, copied = Path(self._folder.name) / "adapter", Path(self._folder.name) / "base"
+        self._adapter, copied = Path(self._folder.name) / "adapter", None
+        dtype = compute_dtype(cfg.dtype)
         self._version, self._request, self.handovers = None, None, 0
         self._sleeps = on_gpu  # vLLM knows sleep mode on GPUs only
         if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
-            model = dequantized_copy(peft_model, tokenizer, copied)
+            copied = folder_for_copy(peft_model, self._folder.name)
+            model = dequantized_copy(peft_model, tokenizer, copied, dtype)
         longest = min(max_model_len, peft_model.config.max_position_embeddings)
-        machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory} if on_gpu else CPU
+        machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory, "enforce_eager": enforce_eager} if on_gpu else CPU
         rank = next(r for r in RANKS if r >= peft_model.peft_config["default"].r)
         try:
             self.llm = LLM(
                 model=model, max_model_len=longest, max_num_seqs=cfg.sample_batch, seed=seed, enable_lora=True,
-                max_loras=1, max_lora_rank=rank, **machine,
+                max_loras=1, max_lora_rank=rank, dtype=str(dtype).removeprefix("torch."), **machine,
                 # The default, "auto", would sample with the top-k, top-p and penalties of the model's own config.
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",  # the default is those of the untempered logits
@@ -87,7 +111,10 @@ class VllmEngine:
                 f"tokens; python p2o.py fit says what needs how much ({error})"
             ) from error
         finally:
-            shutil.rmtree(copied, ignore_errors=True)  # gigabytes that nobody needs once they are loaded
+            if copied:
+                shutil.rmtree(copied, ignore_errors=True)  # gigabytes that nobody needs once they are loaded
+        _engines.add(self)
+        VllmEngine.started = True
         self._sleep()
 
     def sample(
@@ -170,7 +197,23 @@ class VllmEngine:
         return sum(m.value for m in self.llm.get_metrics() if m.name == "vllm:num_preemptions")
 
 
-def dequantized_copy(peft_model: torch.nn.Module, tokenizer, folder: Path) -> str:
+def folder_for_copy(peft_model: torch.nn.Module, otherwise: str) -> Path:
+    """A new folder for the dequantized copy, with the same path whenever it is a copy of the same model.
+
+    vLLM keeps what it has compiled, and finds it again by the model's path among others: under a path that nobody has
+    seen, it compiles for a minute once more. Where that folder is in use, or left by a run that was killed, the copy
+    goes into `otherwise`.
+    """
+    same = Path(tempfile.gettempdir()) / f"p2o-vllm-of-{fingerprint(peft_model)}"
+    try:
+        same.mkdir(mode=0o700)
+    except FileExistsError:
+        same = Path(otherwise) / "base"
+        same.mkdir()
+    return same
+
+
+def dequantized_copy(peft_model: torch.nn.Module, tokenizer, folder: Path, dtype: torch.dtype) -> str:
     """Write the base weights as the 4-bit trainer sees them, in full width, where vLLM can load them; the folder.
 
     vLLM no longer reads NF4 itself, and weights that were never quantized would be another policy than the one that is
@@ -180,14 +223,12 @@ def dequantized_copy(peft_model: torch.nn.Module, tokenizer, folder: Path) -> st
     from huggingface_hub import save_torch_state_dict
 
     base = peft_model.get_base_model()
-    dtype = torch.bfloat16 if next(base.parameters()).is_cuda else torch.float32
     weights = {}
     for name, parameter in base.named_parameters():  # a tied head is listed once, as the embedding
         if "lora_" not in name:
             state = getattr(parameter, "quant_state", None)
             full = parameter if state is None else dequantize_4bit(parameter.data, state)
             weights[name.replace(".base_layer", "")] = full.detach().to("cpu", dtype).contiguous()
-    folder.mkdir()
     save_torch_state_dict(weights, folder)
     config = base.config.to_dict()
     config.pop("quantization_config", None)

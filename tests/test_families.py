@@ -382,22 +382,21 @@ def test_dropout_is_off_in_layers_that_are_recomputed(kind, tmp_path):
 
 
 @pytest.mark.families
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.kind)
-def test_sixteen_bits_are_told_from_what_is_wrong(family, tmp_path, monkeypatch):
+def test_sixteen_bits_are_told_from_what_is_wrong(family, dtype, tmp_path):
     """As on a card: the rounding of every family that is right is accepted, and nothing else."""
     if family.refused == TWO_PARTS:
         pytest.skip("refused before it has any bits")
-    monkeypatch.setattr(pretrained, "compute_dtype", lambda: torch.bfloat16)
     folder = make_family(tmp_path / "base", family.kind, family.extra)
     with pytest.raises(UserError, match=family.refused) if family.refused else nullcontext():
-        load(folder)
+        load(folder, dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", ["opt", "modernbert-decoder", "gemma2", "granite"])
-def test_sixteen_bits_reach_every_part_of_a_model_and_its_head_is_float32(kind, tmp_path, monkeypatch):
+def test_sixteen_bits_reach_every_part_of_a_model_and_its_head_is_float32(kind, tmp_path):
     """As on a card. OPT passes its body by, ModernBERT's decoder has layers behind it, the others scale or cap."""
-    monkeypatch.setattr(pretrained, "compute_dtype", lambda: torch.bfloat16)
-    policy = load(make_family(tmp_path / "base", kind, of_kind(kind).extra))
+    policy = load(make_family(tmp_path / "base", kind, of_kind(kind).extra), dtype="bfloat16")
     contexts = some_contexts()
     samples = grpo.sample(policy, contexts, seed=0)
     trained = grpo.logprobs_of(policy, contexts, [s.response_ids for s in samples])

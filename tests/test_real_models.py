@@ -6,12 +6,14 @@ import json
 import os
 import runpy
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -19,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 import gepa_loop
 import grpo
 import p2o
-from support import memory, pretrained
+from support import checkpoint, memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.fast import RoomyLayer, roomy_cache
 from support.memory import adamw, longest_sequence
@@ -156,19 +158,15 @@ def test_sampling_first_does_not_change_the_gradients_in_four_bits(qwen3):
     assert all(g.norm() > 0 for g in before.values())
 
 
-def load_bf16(model, monkeypatch, **settings):
-    """As on a card: bf16 layers under autocast. (bf16 is a CPU's option, too, only not the one that is taken there.)"""
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrained, "compute_dtype", lambda: torch.bfloat16)
-        return load(model, **settings)
-
-
 @pytest.mark.parametrize("four_bit", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_attention_is_16_bit_and_causal_without_a_mask_and_the_head_float32(tmp_path, monkeypatch, four_bit, tied):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_attention_is_16_bit_and_causal_without_a_mask_and_the_head_float32(
+    tmp_path, monkeypatch, four_bit, tied, dtype
+):
     """What flash attention takes, in the first pass and in the checkpoints' second; everything else would be O(L^2)."""
     model = make_model(tmp_path, tie_word_embeddings=tied)
-    policy = load_bf16(model, monkeypatch, load_in_4bit=four_bit, gradient_checkpointing=True)
+    policy = load(model, dtype=dtype, load_in_4bit=four_bit, gradient_checkpointing=True)
     attention, calls, heads = torch.nn.functional.scaled_dot_product_attention, [], []
 
     def watched(query, key, value, **how):
@@ -179,32 +177,118 @@ def test_attention_is_16_bit_and_causal_without_a_mask_and_the_head_float32(tmp_
     head = policy.model.get_base_model().get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, logits: heads.append((inputs[0].dtype, logits.dtype)))
     found = gradients(policy)
-    assert len(calls) == 4 and set(calls) == {(torch.bfloat16,) * 3 + (None, True)}  # two layers, twice
+    sixteen = getattr(torch, dtype)
+    assert len(calls) == 4 and set(calls) == {(sixteen,) * 3 + (None, True)}  # two layers, twice
     grpo.sample(policy, [[5, 6], [5, 6, 7]], seed=0)  # a batch of unequal prompts needs a mask; its dtypes are the same
-    assert {call[:3] for call in calls} == {(torch.bfloat16,) * 3}
+    assert {call[:3] for call in calls} == {(sixteen,) * 3}
     assert set(heads) == {(torch.float32, torch.float32)}
     assert {t.dtype for t in [*policy.trainable, *found.values()]} == {torch.float32}
 
 
+def cosine(some, others):
+    one, other = (torch.cat([g[name].flatten().double() for name in sorted(some)]) for g in (some, others))
+    return torch.cosine_similarity(one, other, dim=0).item()
+
+
 @pytest.mark.parametrize("four_bit", [False, True])
-def test_bf16_gradients_point_where_float32_gradients_point(tmp_path, monkeypatch, four_bit):
-    """And sampler and trainer agree in bf16. The 4-bit reference has the same rounded weights."""
+def test_16_bit_gradients_point_where_float32_gradients_point(tmp_path, four_bit):
+    """And sampler and trainer agree, in float16 five times as closely. The 4-bit reference has the same weights."""
     model = make_model(tmp_path, hidden_size=128, intermediate_size=256, num_hidden_layers=4)
-    policy = load_bf16(model, monkeypatch, load_in_4bit=four_bit)
-    exact, rounded = gradients(load(model, load_in_4bit=four_bit)), gradients(policy)
-    assert not torch.equal(exact[min(exact)], rounded[min(exact)])  # it is not the same computation
-    one, other = (torch.cat([g[name].flatten() for name in sorted(exact)]) for g in (exact, rounded))
-    assert torch.cosine_similarity(one, other, dim=0) > 0.99
-    assert grpo.mismatch(policy, rollouts(policy))[0] < 0.02
+    exact, gaps = gradients(load(model, load_in_4bit=four_bit)), {}
+    for dtype, least in (("bfloat16", 0.99), ("float16", 0.999)):
+        policy = load(model, dtype=dtype, load_in_4bit=four_bit)
+        rounded = gradients(policy)
+        assert not torch.equal(exact[min(exact)], rounded[min(exact)])  # it is not the same computation
+        assert cosine(exact, rounded) >= least
+        gaps[dtype] = grpo.mismatch(policy, rollouts(policy))[0]
+    assert gaps["bfloat16"] < 0.02 and gaps["float16"] < gaps["bfloat16"] / 5
 
 
-def test_a_card_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, capsys):
+def test_float16_gradients_need_the_loss_scale_and_an_update_takes_it_out(tmp_path, monkeypatch):
+    """As in an update of a hundred thousand tokens: each one's share of the loss, and of the gradient, is small."""
+    model = make_model(tmp_path)
+    updates, share = {}, 1e-5
+    plain = grpo.loss_of
+
+    def small(*args):
+        loss, metrics = plain(*args)
+        return loss * share, metrics
+
+    monkeypatch.setattr(grpo, "loss_of", small)
+    for name in ("float32", "float16", "float16 without a scale"):
+        policy = load(model, dtype=name.split()[0])
+        gradients(policy)  # moves the adapter off zero
+        optimizer = adamw(policy.trainable, 1e-3)
+        if "without" in name:
+            optimizer.param_groups[0]["loss_scale"] = 1.0
+        with monkeypatch.context() as patch:
+            patch.setattr(optimizer, "step", lambda: None)
+            patch.setattr(optimizer, "zero_grad", lambda set_to_none: None)  # so that the gradient can be seen
+            policy.model.zero_grad()
+            metrics = grpo.update_policy(policy, optimizer, same_rollouts(policy), grpo.UpdateConfig(max_grad_norm=1e9))
+        updates[name] = {n: p.grad for n, p in policy.model.named_parameters() if p.requires_grad}
+        assert metrics["skipped"] == 0
+    assert cosine(updates["float32"], updates["float16"]) >= 0.999
+    lengths = [torch.cat([g.flatten() for g in updates[name].values()]).norm().item() for name in updates]
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.01)  # so max_grad_norm means the same
+    assert cosine(updates["float32"], updates["float16 without a scale"]) < 0.99
+
+
+def same_rollouts(policy):
+    """The same ones whatever the policy draws; old log-probs as the policy's own pass finds them."""
+    context = grpo.chat_ids(policy, "What is 2 + 2?")
+    return [
+        grpo.Rollout(
+            response_ids=[8, 9, 10 + i], sampled_logprobs=[-5.0] * 3, truncated=False, text="", question_id="q",
+            sampled_context=context, trained_context=context, advantage=(-1.0) ** i,
+        )
+        for i in range(6)
+    ]  # fmt: skip
+
+
+def test_an_overflow_halves_the_scale_leaves_the_update_out_and_a_resumed_run_keeps_the_scale(tmp_path, capsys):
+    policy = load(make_model(tmp_path / "base"), dtype="float16")
+    optimizer = adamw(policy.trainable, 1e-3)
+    optimizer.param_groups[0]["loss_scale"] = 2.0**40  # far too much
+    before = {n: p.clone() for n, p in policy.model.named_parameters() if p.requires_grad}
+    metrics = grpo.update_policy(policy, optimizer, same_rollouts(policy), grpo.UpdateConfig())
+    assert metrics["skipped"] == 1 and optimizer.param_groups[0]["loss_scale"] == 2.0**39
+    assert all(torch.equal(p, before[n]) for n, p in policy.model.named_parameters() if p.requires_grad)
+    assert "overflowed float16" in capsys.readouterr().out
+    checkpoint.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    resumed = adamw(policy.trainable, 1e-3)
+    checkpoint.load_optimizer(resumed, tmp_path / "optimizer.safetensors")
+    assert resumed.param_groups[0]["loss_scale"] == 2.0**39
+    for _ in range(40):
+        metrics = grpo.update_policy(policy, resumed, same_rollouts(policy), grpo.UpdateConfig())
+    scale = resumed.param_groups[0]["loss_scale"]
+    assert metrics["skipped"] == 0 and 1 < scale < 2.0**39
+    assert any(not torch.equal(p, before[n]) for n, p in policy.model.named_parameters() if p.requires_grad)
+
+
+def test_a_model_whose_activations_overflow_float16_is_refused(tmp_path):
+    model = make_model(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in weights:
+        if "down_proj" in name or "up_proj" in name:
+            weights[name] *= 1e4
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load(model, dtype="bfloat16")
+    with pytest.raises(UserError, match="activations overflow float16; take --dtype bfloat16"):
+        load(model, dtype="float16")
+
+
+def test_a_card_computes_in_bfloat16_or_else_in_float16(monkeypatch):
+    assert pretrained.compute_dtype() == torch.float32  # a CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    for capability, dtype in [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]:
+    for capability, dtype in [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
         assert pretrained.compute_dtype() == dtype
-        assert ("Tesla T4 has no bfloat16" in capsys.readouterr().out) == (dtype == torch.float32)
+        assert pretrained.compute_dtype("float32") == torch.float32
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(UserError, match="--dtype bfloat16: Tesla T4 has none"):
+        pretrained.compute_dtype("bfloat16")
 
 
 @pytest.mark.parametrize("four_bit", [False, True])
@@ -236,7 +320,7 @@ def test_a_card_takes_the_whole_model_in_its_16_bits(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
     with pytest.raises(LookupError):
-        pretrained.load_base("some/model", None, None, load_in_4bit=False)
+        pretrained.load_base("some/model", None, None, False, pretrained.compute_dtype())
     assert asked == {
         "model": "some/model", "config": None, "device_map": {"": 0}, "dtype": torch.bfloat16,
         "quantization_config": None, "output_loading_info": True, "ignore_mismatched_sizes": True,
@@ -439,6 +523,47 @@ def test_nothing_is_tried_again_inside_generate(served):
     with pytest.raises(UserError, match="ran out of memory while sampling: lower --sample-batch"):
         grpo.sample(policy, [[5]] * 2, seed=None, adapter=False)
     assert policy.engine.llm.calls == ["wake", "generate"]
+
+
+class StartedLLM(FakeLLM):
+    """vLLM's class, as the engine starts it: keeps what it was asked for."""
+
+    def __init__(self, **asked):
+        super().__init__()
+        self.asked, self.ended = asked, False
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: setattr(self, "ended", True)))
+
+
+def started(policy, monkeypatch, **settings):
+    monkeypatch.setattr(vllm_engine, "import_vllm", lambda on_gpu: StartedLLM)
+    cfg = dataclasses.replace(policy.cfg, **settings)
+    return VllmEngine(policy.model, policy.tokenizer, cfg, max_model_len=200)
+
+
+def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):
+    assert started(tiny_policy, monkeypatch).llm.asked["dtype"] == "float32"
+    assert started(tiny_policy, monkeypatch, dtype="float16").llm.asked["dtype"] == "float16"
+
+
+def test_engines_that_are_there_at_exit_are_shut_down(tiny_policy, monkeypatch):
+    engine = started(tiny_policy, monkeypatch)
+    vllm_engine.shut_down()  # atexit calls it
+    assert engine.llm.ended
+
+
+def test_the_copy_of_the_same_model_gets_the_same_path_unless_it_is_in_use(tiny_policy, monkeypatch, tmp_path):
+    """vLLM finds by the path what it has compiled, and two runs must not write one folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "own").mkdir()
+    first = vllm_engine.folder_for_copy(tiny_policy.model, tmp_path / "own")
+    assert first.parent == tmp_path and vllm_engine.folder_for_copy(tiny_policy.model, tmp_path / "own") != first
+    first.rmdir()
+    assert vllm_engine.folder_for_copy(tiny_policy.model, tmp_path / "own") == first
+    first.rmdir()
+    weight = next(p for p in tiny_policy.model.parameters() if not p.requires_grad)
+    with monkeypatch.context() as patch:
+        patch.setattr(weight, "data", weight.data + 1)
+        assert vllm_engine.folder_for_copy(tiny_policy.model, tmp_path / "own") != first  # another model
 
 
 def test_adam_has_its_state_before_the_first_update_and_steps_as_if_it_had_not():

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -140,6 +143,7 @@ def test_evaluation_by_vllm_finds_what_transformers_finds(model, tmp_path):
 def test_the_copy_for_vllm_is_deleted_once_it_is_loaded(model):
     policy = load(model, load_in_4bit=True, engine="vllm")
     assert [p.name for p in Path(policy.engine._folder.name).iterdir()] == []
+    assert not list(Path(tempfile.gettempdir()).glob("p2o-vllm-of-*"))
     assert gap(policy, contexts(policy, 4), grpo.sample(policy, contexts(policy, 4), seed=0)) < 1e-3
 
 
@@ -148,8 +152,22 @@ def test_a_four_bit_policy_is_served_as_its_trainer_sees_it(model, tmp_path):
     from support.vllm_engine import dequantized_copy
 
     policy = load(model, load_in_4bit=True)
-    copied = load(dequantized_copy(policy.model, policy.tokenizer, tmp_path / "base"))
+    copied = load(dequantized_copy(policy.model, policy.tokenizer, tmp_path, torch.float32))
     prompts = contexts(policy, 8)
     samples = grpo.sample(policy, prompts, seed=0)
     assert gap(copied, prompts, samples) < 1e-4
     assert gap(load(model), prompts, samples) > 1e-3
+
+
+def test_at_exit_vllm_is_shut_down_and_nothing_is_said_of_process_groups(model):
+    """Whether the engine is still there then, or gone like one of a function that has returned."""
+    code = (
+        "import sys, torch, atexit, grpo\n"
+        "atexit.register(lambda: print('left:', torch.distributed.is_initialized()))\n"  # runs after all later ones
+        "policy = grpo.load_policy(grpo.PolicyConfig(model=sys.argv[1], engine='vllm'))\n"
+        "if sys.argv[2] == 'gone':\n    del policy\n"
+    )
+    for engine in ("there", "gone"):
+        done = subprocess.run([sys.executable, "-c", code, model, engine], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "left: False" in done.stdout, done.stdout + done.stderr
+        assert "destroy_process_group" not in done.stderr and "Traceback" not in done.stderr
