@@ -84,11 +84,6 @@ def spent(epoch: dict) -> int:
     return epoch["rollouts"] + epoch["gepa_calls"]
 
 
-def is_going(run: dict) -> bool:
-    """Has the run epochs to come? It may have been stopped, too."""
-    return not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]
-
-
 def held_out_names(runs: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for e in run["epochs"] for name in e["accuracy"]))
 
@@ -105,22 +100,22 @@ def verdict(run: dict, name: str) -> str:
         return f"accuracy is {before:.2f} before training. No epoch is done yet."
     moved = "rose" if now - before > MIN_CHANGE else "fell" if before - now > MIN_CHANGE else "hardly moved"
     text = f"accuracy {moved}: {before:.2f} before training, {now:.2f} after epoch {course[-1]['epoch']}."
-    templated = [e["epoch"] for e in trained if e["templated"]]
+    first_templated = next((e["epoch"] for e in trained if e["templated"]), math.inf)
     for a, b in pairwise(trained):
-        if templated[:1] == [b["epoch"]]:
+        if b["epoch"] == first_templated:
             text += f" Templates came in epoch {b['epoch']}. Groups of equal rewards, which teach nothing, went from "
             text += f"{a['zero_advantage']:.0%} to {b['zero_advantage']:.0%}."
     if moved == "rose":
-        a, b = max(pairwise(course), key=lambda step: step[1]["accuracy"][name] - step[0]["accuracy"][name])
+        steps = [(b["accuracy"][name] - a["accuracy"][name], a, b) for a, b in pairwise(course)]
+        _, a, b = max(steps, key=lambda step: step[0])
         text += f" The largest step, {a['accuracy'][name]:.2f} to {b['accuracy'][name]:.2f}, came in epoch {b['epoch']}"
-        bare = templated and b["epoch"] > templated[0] and not b["templated"]
-        text += (", which was sampled bare: GRPO finished what the templates had begun" if bare else "") + "."
+        if b["epoch"] > first_templated and not b["templated"]:
+            text += ", which was sampled bare: GRPO finished what the templates had begun"
+        return text + "."
     equal = statistics.fmean(e["zero_advantage"] for e in trained)
-    if moved != "rose" and not templated and equal > 0.5:
-        text += (
-            f" In {equal:.1%} of the groups all rewards were equal. Then every advantage is 0, and nothing is learned: "
-        )
-        text += "advantage collapse."
+    if first_templated == math.inf and equal > 0.5:
+        text += f" In {equal:.1%} of the groups all rewards were equal. Then every advantage is 0, and nothing is "
+        text += "learned: advantage collapse."
     return text
 
 
@@ -156,7 +151,8 @@ def warnings(runs: list[dict]) -> list[tuple[str, str, list[int]]]:
             if line["kind"] == "warning" and not any(words in line["text"] for words in expected):
                 key = run["name"], re.sub(r"\d[\d.]*", "#", line["text"])
                 *_, epochs = found.setdefault(key, (run["name"], line["text"], []))
-                epochs += [line["epoch"]] if line.get("epoch") not in (None, *epochs) else []
+                if "epoch" in line and line["epoch"] not in epochs:
+                    epochs.append(line["epoch"])
     return list(found.values())
 
 
@@ -354,10 +350,11 @@ def transcripts(runs: list[dict]) -> list[dict]:
         lines, rewards = run["transcripts"], defaultdict(set)
         for line in lines:
             rewards[line["epoch"], line["id"]].add(line["reward"])
-        for i in sorted(random.Random(0).sample(range(len(lines)), min(MAX_TRANSCRIPTS, len(lines)))):
-            contrast = len(rewards[lines[i]["epoch"], lines[i]["id"]]) > 1
-            coloured = coloured_tokens(lines[i], run["config"])
-            shown.append(lines[i] | {"run": run["name"], "coloured": coloured, "contrast": contrast})
+        kept = sorted(random.Random(0).sample(range(len(lines)), min(MAX_TRANSCRIPTS, len(lines))))
+        for line in (lines[i] for i in kept):
+            contrast = len(rewards[line["epoch"], line["id"]]) > 1
+            coloured = coloured_tokens(line, run["config"])
+            shown.append(line | {"run": run["name"], "coloured": coloured, "contrast": contrast})
     return sorted(shown, key=lambda line: not line["contrast"])
 
 
@@ -377,7 +374,7 @@ def write_report(folders: list[Path], out: Path, by: str = "family", live: bool 
         runs=runs,
         reload_seconds=RELOAD_SECONDS if live else 0,
         verdicts=verdicts(runs),
-        going=[run for run in runs if is_going(run)],
+        going=[run for run in runs if not run["epochs"] or run["epochs"][-1]["epoch"] < run["config"]["epochs"]],
         warnings=warnings(runs),
         comparison=comparison(runs),
         learning=list(learning_curves(runs)),
