@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from lab import gpu
@@ -30,33 +31,49 @@ def test_on_a_bare_machine_it_measures_what_it_can_and_names_what_is_missing(tmp
     code = RUN.format(missing=BEYOND_BARE, arguments=["--out", str(out)])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(out.read_text())
+    [found] = json.loads(out.read_text())
     assert [name for name, r in found.items() if isinstance(r, dict) and r.get("verdict") == "good"] == [
-        "kernels", "gradient", "speed",
+        "kernels", "gradient", "speed", "agreement",
     ]  # fmt: skip
-    assert "flash" in str(found["kernels"]["update"]) and found["gradient"]["cosine"] > 0.99
-    assert set(found["speed"]["minutes_per_batch"]) == {"sampling", "scoring", "update", "all"}
+    assert "flash" in str(found["kernels"]["update"]) and found["gradient"]["cosine"]["float16"] > 0.999
+    assert set(found["minutes_per_batch"]) == {"sampling", "scoring", "update", "all"}
+    assert 0 < found["speed"]["share_of_peak"] < 1 and found["agreement"]["transformers, float16"] < 0.005
     assert found["memory"]["why"] == "a card missing" and "gepa" in found["tiny_world"]["why"]
     assert "trl" in found["beside_trl"]["why"] and "vllm and bitsandbytes" in found["vllm"]["why"]
-    assert found["versions"]["torch"] and found["card"] == "none"
+    assert found["versions"]["torch"] and found["card"] == "none" and found["date"]
 
 
-def test_where_bitsandbytes_is_there_it_measures_four_bits(tmp_path, monkeypatch):
+def test_where_bitsandbytes_is_there_it_measures_four_bits_and_earlier_records_stay(tmp_path, monkeypatch):
     out = tmp_path / "gpu.json"
+    out.write_text('[{"card": "another"}]')
     monkeypatch.setattr(sys, "argv", ["lab/gpu.py", "--smoke", "--only", "gradient", "--out", str(out)])
     assert gpu.main() == 0
-    found = json.loads(out.read_text())
+    another, found = json.loads(out.read_text())
+    assert another == {"card": "another"}
     assert found["gradient"]["nf4"] and found["gradient"]["verdict"] == "good"
 
 
-def test_a_measurement_in_a_process_of_its_own_gives_the_same_figures(tmp_path, monkeypatch):
-    """As on a card; also one whose process dies."""
+def test_measurements_in_a_process_of_their_own_come_one_by_one_and_one_that_dies_takes_no_other(tmp_path, monkeypatch):
+    """As on a card."""
     shape = dataclasses.replace(gpu.fit.KNOWN["Qwen/Qwen3-0.6B"], layers=1, hidden=64, intermediate=64, vocabulary=2000)
     setup = gpu.Setup(shape, gpu.random_model(shape, tmp_path / "model"), 8, 32, True)
-    one, other = gpu.alone(gpu.kernels, setup), gpu.judged(gpu.kernels, setup)
-    assert one["verdict"] == "good" and one["update"] == other["update"]
+    kept = []
+    gpu.in_a_process(["memory", "kernels"], setup, lambda *result: kept.append(result))
+    assert [name for name, _ in kept] == ["memory", "kernels"] and kept[0][1]["verdict"] == "skipped"
+    assert kept[1][1]["verdict"] == "good" and kept[1][1]["update"] == gpu.judged(gpu.kernels, setup)["update"]
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    assert gpu.alone(gpu.kernels, setup)["why"] == "ended with 1"
+    dead = []
+    gpu.in_a_process(["memory", "kernels"], setup, lambda *result: dead.append(result))
+    assert [(name, record["why"]) for name, record in dead] == [("memory", "ended with 1"), ("kernels", "ended with 1")]
+
+
+def test_a_shallow_copy_of_the_saved_model_is_its_first_layers(tmp_path):
+    shape = dataclasses.replace(gpu.fit.KNOWN["Qwen/Qwen3-0.6B"], layers=3, hidden=64, intermediate=64, vocabulary=2000)
+    setup = gpu.Setup(shape, gpu.random_model(shape, tmp_path / "model"), 8, 32, True)
+    one, three = (s.policy(load_in_4bit=False).model.get_base_model() for s in (gpu.shallow(setup, 1), setup))
+    assert len(one.model.layers) == 1 and len(three.model.layers) == 3
+    weights = three.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in one.state_dict().items() if "lora" not in name)
 
 
 @pytest.mark.parametrize("figure, verdict", [(0.5, "NOT GOOD"), (2.0, "good")])

@@ -2,6 +2,7 @@
 allocation), and against a count of the tensors of the real ones."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 import weakref
@@ -12,9 +13,11 @@ import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from test_real_models import load, make_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM, masking_utils
 
 import grpo
@@ -103,9 +106,8 @@ def on_paper(shape, rank):
     pretrained.checkpoint_activations(base)
     model = get_peft_model(base, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
     pretrained.mix_precision(model)
-    return grpo.Policy(
-        model.train(), SimpleNamespace(pad_token_id=0), grpo.PolicyConfig(), [0], head=base.get_output_embeddings()
-    )
+    tokenizer, head = SimpleNamespace(pad_token_id=0), base.get_output_embeddings()
+    return grpo.Policy(model.train(), tokenizer, grpo.PolicyConfig(), [0], head=head)
 
 
 @pytest.mark.parametrize("name", fit.KNOWN)
@@ -185,7 +187,37 @@ def test_hours_count_the_responses_of_a_run():
     for part in ("sampling", "scoring", "update"):
         assert twice[part] == pytest.approx(2 * once[part])
     # 12,000 responses, half of the groups taught, of 2,248 tokens; 6 operations for each of 4.02e9 weights
-    assert once["update"] == pytest.approx(6 * 4.02e9 * 6000 * 2248 / (165e12 * 0.35) / 3600, rel=0.01)
+    assert once["update"] == pytest.approx(6 * 4.02e9 * 6000 * 2248 / (165e12 * 0.2) / 3600, rel=0.01)
+
+
+def h200():
+    """The record of the H200 with the speeds, in lab/results/gpu.json."""
+    records = json.loads((ROOT / "lab" / "results" / "gpu.json").read_text())
+    return next(r for r in records if "H200" in r["card"] and "speed" in r)
+
+
+def test_the_hours_rest_on_the_measured_rates():
+    cfg, shape, rates = p2o.PRESETS["qwen3-4b-24gb"], fit.KNOWN["Qwen/Qwen3-4B"], h200()["speed"]["tokens_per_second"]
+    seconds = {name: 3600 * value for name, value in fit.hours(cfg, shape, fit.CARDS["H200"], 8 * fit.GIB).items()}
+    trained = 6000 * 2248
+    assert trained / seconds["update"] == pytest.approx(rates["update"], rel=0.1)
+    assert trained / 2 / seconds["scoring"] == pytest.approx(rates["scoring"], rel=0.1)
+    six = dataclasses.replace(cfg, engine="hf", sample_batch=6)
+    sampled = 12_000 * 2048 / (3600 * fit.hours(six, shape, fit.CARDS["H200"], 24 * fit.GIB)["sampling"])
+    assert sampled == pytest.approx(rates["sampling"], rel=0.1)
+
+
+def test_the_operations_of_an_update_are_those_that_torch_counts(tmp_path):
+    model = make_model(tmp_path, **(SHAPE | {"num_hidden_layers": 8}))
+    for checkpointing in (False, True):
+        policy = load(model, gradient_checkpointing=checkpointing, lora_rank=8)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            grpo.token_logprobs(policy, [[5] * 100], [[7] * 300]).sum().backward()
+        parts = fit.update_flops(fit.architecture(model), policy.cfg, 100, 300)
+        # The math kernel computes what the causal mask drops, too. (The first layer's input needs no gradient.)
+        counted = sum(parts.values()) + parts["attention"]
+        assert counter.get_total_flops() == pytest.approx(counted, rel=0.05)
+        assert min(parts.values()) > 0.02 * counted  # so that an error in any of them would show
 
 
 # ----------------------------------------------------- lab/scale_costs.py: the arithmetic of docs/scale.md, many GPUs

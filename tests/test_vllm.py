@@ -142,7 +142,7 @@ def test_evaluation_by_vllm_finds_what_transformers_finds(model, tmp_path):
 
 def test_the_copy_for_vllm_is_deleted_once_it_is_loaded(model):
     policy = load(model, load_in_4bit=True, engine="vllm")
-    assert [p.name for p in Path(policy.engine._folder.name).iterdir()] == []
+    assert [p.name for p in Path(policy.engine._folder.name).iterdir()] == ["adapter"]
     assert not list(Path(tempfile.gettempdir()).glob("p2o-vllm-of-*"))
     assert gap(policy, contexts(policy, 4), grpo.sample(policy, contexts(policy, 4), seed=0)) < 1e-3
 

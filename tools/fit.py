@@ -1,9 +1,11 @@
 """`python p2o.py fit`: what a run will need of the card's memory and how long it will take; and what to lower.
 
 Estimates from the architecture alone, before anything is loaded. tests/test_fit.py holds the memory of training to a
-count of every tensor that the real architectures' passes make, and to measured peaks of small models on a CPU. Nothing
-holds the hours to anything but what a card's data sheet says. lab/gpu.py measures both on the card at hand, where
-there may be neither gepa nor tyro: so what needs them is imported where it is used.
+count of every tensor that the real architectures' passes make, and to measured peaks of small models on a CPU. The
+hours of scoring and updates, and of sampling by transformers, rest on rates that were measured on one H200
+(lab/results/gpu.json) and are scaled to other cards by what their data sheets say. Sampling by vLLM rests on data
+sheets alone. lab/gpu.py measures all of it on the card at hand, where there may be neither gepa nor tyro: so what needs
+them is imported where it is used.
 """
 
 from __future__ import annotations
@@ -27,9 +29,13 @@ CARDS = {
     "RTX 3090": (936, 71), "RTX 4090": (1008, 165), "RTX 5090": (1792, 210), "L4": (300, 121), "A10": (600, 125),
     "A100": (1555, 312), "H100": (3350, 989), "H200": (4800, 989),
 }  # fmt: skip
-# What the hours assume, by experience with such programs in general, not with this one.
-BANDWIDTH_USED, ARITHMETIC_USED = 0.6, 0.35  # shares of the above
-STEP_SECONDS = {"vllm": 0.005, "hf": 0.06}  # of each sampled token on top: launching kernels, Python
+# Measured on an H200 with Qwen3-4B in NF4, while another job ran beside it (lab/results/gpu.json; tests/test_fit.py
+# holds these numbers to that file). Other cards: the same share of their arithmetic, and the same launches.
+ARITHMETIC_USED = 0.20  # scoring and update, of the data sheet's peak
+LAYER_SECONDS = 0.0036  # of each token that transformers samples, for each layer: launching kernels, Python
+# Assumed for vLLM, whose speed has not been measured yet.
+BANDWIDTH_USED = 0.6  # share of the data sheet's
+STEP_SECONDS = 0.005  # of each sampled token on top
 PROMPT_TOKENS, RESPONSE_SHARE = 200, 0.5  # a bare question; a response's mean length, as a share of the longest
 TAUGHT = 0.5  # share of the groups that have any advantage
 HELD_OUT = {"aime24": 30, "aime25": 30, "amc23": 40, "math500": 500, "minerva": 272, "olympiadbench": 674}  # questions
@@ -83,7 +89,8 @@ def estimate(cfg, model: Architecture, card: float, on_gpu: bool = True) -> dict
     """
     linear = model.layers * sum(a * b for a, b in model.linear)
     table = model.vocabulary * model.hidden
-    width = 2 if on_gpu else 4  # bf16 or float32
+    sixteen_bits = on_gpu if cfg.dtype == "auto" else cfg.dtype != "float32"
+    width = 2 if sixteen_bits else 4
     nf4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # half a byte, one byte of scale per 64 weights, four per 256 scales
     # The head is float32, and so is the embedding that is the same table.
     parts = {"weights": linear * (nf4 if cfg.load_in_4bit else width) + table * (4 if model.tied else 4 + width)}
@@ -148,7 +155,7 @@ def responses_of(cfg) -> dict[str, float]:
 
 
 def hours(cfg, model: Architecture, speed: tuple[float, float], room: float) -> dict[str, float]:
-    """Hours of a run by part; `speed`: a card of CARDS; `room`: bytes of KV cache. An estimate, and a coarse one."""
+    """Hours of a run by part; `speed`: a card of CARDS; `room`: bytes of KV cache. A coarse estimate."""
     bandwidth, arithmetic = speed[0] * 1e9 * BANDWIDTH_USED, speed[1] * 1e12 * ARITHMETIC_USED
     weights = model.layers * sum(a * b for a, b in model.linear) + model.vocabulary * model.hidden
     response = RESPONSE_SHARE * cfg.max_response_tokens
@@ -156,7 +163,8 @@ def hours(cfg, model: Architecture, speed: tuple[float, float], room: float) -> 
     # Sampling reads the weights once for each token of all sequences together, and each one's keys and values.
     kv = 4 * model.layers * model.kv_heads * model.head_dim * (PROMPT_TOKENS + response)  # of one sequence, in bf16
     together = max(1.0, min(cfg.sample_batch, room / kv))
-    step = (2 * weights + together * kv) / bandwidth + STEP_SECONDS[cfg.engine]
+    launches = STEP_SECONDS if cfg.engine == "vllm" else LAYER_SECONDS * model.layers
+    step = (2 * weights + together * kv) / bandwidth + launches
     seconds = {name: count * response * step / together for name, count in responses.items()}
     # A pass forward takes two operations for each weight and token, and so does the one backward: to the activations
     # alone, since the weights are frozen. Checkpointing goes forward twice.
@@ -165,6 +173,25 @@ def hours(cfg, model: Architecture, speed: tuple[float, float], room: float) -> 
     seconds["scoring"] = 2 * later * trained * weights / arithmetic
     seconds["update"] = (6 if cfg.gradient_checkpointing else 4) * trained * weights / arithmetic
     return {name: value / 3600 for name, value in seconds.items()}
+
+
+def update_flops(model: Architecture, cfg, context: int, response: int) -> dict[str, float]:
+    """Floating-point operations of one sequence in an update: forward, recomputation and backward, by what for.
+
+    A product of matrices takes two operations for each weight and token. The layers' weights and the head are frozen,
+    so their backward pass has one product, and the adapter's has two. Attention's has four for the forward pass's two.
+    """
+    length, forward = context + response, 2 if cfg.gradient_checkpointing else 1  # forward passes of the layers
+    linear = sum(a * b for a, b in model.linear)
+    adapter = sum(cfg.lora_rank * (a + b) for a, b in model.linear)
+    # Scores and weighted values: a token looks at half of the sequence on average.
+    attention = 2 * 2 * model.heads * model.head_dim * length / 2
+    return {
+        "linear": 2 * model.layers * length * linear * (forward + 1),
+        "adapter": 2 * model.layers * length * adapter * (forward + 2),
+        "attention": model.layers * length * attention * (forward + 2),
+        "head": 2 * response * model.vocabulary * model.hidden * 3,  # its chunks are computed twice: token_logprobs
+    }
 
 
 def advice(cfg, parts: dict[str, float], card: float) -> list[str]:
@@ -225,6 +252,7 @@ def say(cfg, card: float | None = None) -> None:
     totals = {key: sum(by_part.values()) for key, by_part in by_card.items()}
     told = ", ".join(f"{part} {value:.1f}" for part, value in by_card[known[-1]].items())
     print(f"estimated hours on an {known[-1]}: {totals[known[-1]]:.1f} ({told})")
+    print("  by rates measured on an H200, and for vLLM by data sheets; scaled to each card by what it is sold with")
     print("  with as much memory on: " + ", ".join(f"{key} {total:.0f}" for key, total in totals.items()))
     if totals[known[-1]] > 24:
         print("lower --train-questions, --epochs or --max-response-tokens to end within a day")
