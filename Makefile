@@ -33,7 +33,7 @@ resolve: .venv/installed  ## do the requirements resolve on each supported Pytho
 lint: .venv/installed
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
-notebooks: .venv/installed  ## build the notebooks from notebooks/src/ and execute them
+notebooks: .venv/installed  ## execute the notebooks anew, in place
 	$(PY) notebooks/build.py
 
 assignment: .venv/installed  ## the student's version of the code, into student/ (or STUDENT=folder)

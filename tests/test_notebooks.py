@@ -1,7 +1,7 @@
 """The notebooks run: every code cell of each committed notebook, in order, in one namespace, as a kernel would; then
 the folded solutions of its exercises.
 
-`make notebooks` builds and executes them in real kernels; here the cells run in this process, which spares five starts
+`make notebooks` executes them in real kernels; here the cells run in this process, which spares five starts
 of torch and needs no Jupyter.
 """
 
@@ -36,6 +36,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHORTER = {
     "1": [
         ("logit=1.0, count=1000)", "logit=1.0, count=200)"),
+        ("for _ in range(2000)", "for _ in range(100)"),
+        ("100_000", "10_000"),
+        ("for seed in range(10)])", "for seed in range(2)])"),
+        ("steps=300, G=6", "steps=20, G=6"),
         ("questions[:48], questions[144:]", "questions[:12], questions[144:154]"),
     ],
     "2": [
@@ -47,10 +51,13 @@ SHORTER = {
         ("passes=3", "passes=1"),
         ('train.jsonl")[:48]', 'train.jsonl")[:16]'),
         ('hard.jsonl")[:60]', 'hard.jsonl")[:20]'),
+        ("held_out[:40]", "held_out[:5]"),
         ("held_out[:20]) / 20", "held_out[:5]) / 5"),
     ],
     "4": [
-        ("epochs=4,", "epochs=3,"),
+        ("    epochs=4,", "    epochs=3,"),
+        ("rate=5e-4, epochs=5, searches=1", "rate=5e-4, epochs=3, searches=1"),
+        ("range(1, 6)", "range(1, 4)"),
         ('gepa_budget="250"', 'gepa_budget="100"'),
         ('hard.jsonl")[:50]', 'hard.jsonl")[:20]'),
         ('train.jsonl")[:64]', 'train.jsonl")[:32]'),
@@ -59,32 +66,36 @@ SHORTER = {
 }
 
 
-def source_of(cell):
-    return "".join(cell["source"])
+def codes_of(path):
+    return [text for kind, text in build.read(path) if kind == "code"]
 
 
-def outputs_of(notebook):
-    return [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+def headings_of(path):
+    """{heading of a text cell}; a code cell's comments are none."""
+    texts = [text for kind, text in build.read(path) if kind == "markdown"]
+    return re.findall(r"^#+ (.*)", "\n".join(texts), re.M)
 
 
-def test_there_are_five_built_from_their_sources():
-    assert [path.stem for path in NOTEBOOKS] == [path.stem for path in build.sources()]
+def test_there_are_five_and_all_begin_alike():
     assert len(NOTEBOOKS) == 5
+    assert len({codes_of(path)[0] for path in NOTEBOOKS}) == 1
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_what_its_source_says_and_was_executed(path):
+def test_a_notebook_was_executed_from_top_to_bottom(path):
     """If this fails: `make notebooks`."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    cells = [(cell["cell_type"], source_of(cell)) for cell in notebook["cells"]]
-    assert cells == build.cells_of((ROOT / "notebooks" / "src" / f"{path.stem}.py").read_text(encoding="utf-8"))
-    counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert counts == list(range(1, len(counts) + 1))
-    outputs = outputs_of(notebook)
+    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     text = json.dumps([{k: v for k, v in o.items() if k != "data"} for o in outputs])
     assert not re.search(r"/(home|root|work|tmp|Users)/", text), "a machine's path stands in an output"
     assert path.stem.startswith("5") or any("image/png" in o.get("data", {}) for o in outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_goes_through_a_text_unchanged(path):
+    assert build.cells_of(build.as_text(build.read(path))) == build.read(path)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -94,7 +105,7 @@ def test_a_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     namespace = {"__name__": "__main__"}
     try:
-        cells = build.cells_of((ROOT / "notebooks" / "src" / f"{path.stem}.py").read_text(encoding="utf-8"))
+        cells = build.read(path)
         solutions = [code for kind, text in cells if kind == "markdown" for code in build.solutions_of(text)]
         codes = [text for kind, text in cells if kind == "code"] + solutions
         for long, short in SHORTER.get(path.stem[0], []):
@@ -118,9 +129,7 @@ def test_what_the_paper_page_names_is_there():
         assert name == "py" or hasattr(importlib.import_module(module), name), f"{module}.{name}"
     known = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
     rows = [row for row in page.splitlines() if re.search(r"\| [1-5] · ", row)]
-    headings = {
-        path.stem[0]: re.findall(r"^# #+ (.*)", path.read_text(encoding="utf-8"), re.M) for path in build.sources()
-    }
+    headings = {path.stem[0]: headings_of(path) for path in NOTEBOOKS}
     for row in rows:
         *_, test, cell = row.strip("| ").split(" | ")
         for name in re.findall(r"`(\w+)`", test):
@@ -136,9 +145,9 @@ def test_the_first_cell_clones_and_installs_in_a_fresh_place_and_does_nothing_at
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *command], cwd=origin, check=True)
 
     def run(folder, **environment):
-        code = f"{build.START}\nprint(os.getcwd()); import grpo"
+        code = f"{codes_of(NOTEBOOKS[0])[0]}\nprint(os.getcwd()); import grpo"
         command, environment = [sys.executable, "-c", code], os.environ | environment
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
     origin, fresh, fake_pip = tmp_path / "origin", tmp_path / "fresh", tmp_path / "site" / "pip"
     for folder in (origin / "notebooks", fresh, fake_pip):
@@ -150,9 +159,21 @@ def test_the_first_cell_clones_and_installs_in_a_fresh_place_and_does_nothing_at
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         git(*command)
     installed = run(fresh, P2O_REPOSITORY=str(origin), PYTHONPATH=str(fake_pip.parent))
-    assert installed.splitlines() == ["pip install --quiet -r p2o/requirements.txt", str(fresh / "p2o")]
+    assert installed.stdout.splitlines() == ["pip install --quiet -r p2o/requirements.txt", str(fresh / "p2o")]
     for home in (origin, origin / "notebooks"):
-        assert run(home).strip() == str(origin)
+        assert run(home).stdout.strip() == str(origin)
+
+
+def test_the_first_cell_asks_for_an_address_in_one_line_and_build_puts_one_in(tmp_path):
+    cells = build.read(NOTEBOOKS[0])
+    environment = {name: value for name, value in os.environ.items() if name != "P2O_REPOSITORY"}
+    command = [sys.executable, "-c", cells[1][1]]
+    asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert asked.returncode == 1 and len(asked.stderr.splitlines()) == 1 and "REPOSITORY = " in asked.stderr
+    named = build.with_address(cells, "https://github.com/me/p2o", "1.ipynb")
+    assert 'REPOSITORY = "https://github.com/me/p2o"  # address' in named[1][1]
+    assert "colab.research.google.com/github/me/p2o/blob/main/notebooks/1.ipynb" in named[0][1]
+    assert build.with_address(named, "", "1.ipynb") == cells  # and takes it out again
 
 
 # ------------------------------------------------------------------------------------------------ ideas in ten lines

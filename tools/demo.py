@@ -10,6 +10,11 @@ from tools import cli, report
 
 # P2O has solved the tiny world after three. An option of the user's own comes later on the command line, and wins.
 EPOCHS = ("--epochs", "4")
+HOW_TO_READ = """\
+An epoch with "templated 0%" is plain GRPO, in P2O as well. Templates give the bare policy its first successes; the
+epochs after them show what GRPO makes of these. The hard set was collected during the last epoch, from sampled
+responses, while the policy moved. The accuracies were measured after that epoch, by greedy decoding.
+So the two need not agree."""
 
 
 def main(argv: list[str]) -> None:
@@ -29,4 +34,6 @@ def side_by_side(options: list[str], name: str) -> None:
             p2o.train(replace(cfg, method=folder.name, runs=str(base), name=folder.name))
             report.write_report([folder], folder)
     print("\n" + report.comparison_table(folders))
+    print("
+" + HOW_TO_READ)
     print(f"\nreport: {base / 'report.html'}")
