@@ -119,7 +119,7 @@ def test_a_study_that_is_stopped_has_written_the_runs_that_had_ended(small_study
     for ended in (1, 2):
         with pytest.raises(SystemExit, match="130"):
             p2o.main([*arguments, "--kept"])
-        results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
+        results = json.loads((tmp_path / "results" / "studies.json").read_text())["small"]["results"]
         assert sum(map(len, results.values())) == ended
         for folder in (tmp_path / "runs").rglob("summary.json"):
             folder.unlink()  # the machine is another one: only results/ came along
