@@ -45,11 +45,10 @@ from support.errors import UserError
 from support.gepa_glue import text_limits
 from support.memory import adamw, longest_sequence
 from support.messages import need_system_role
-from support.reflection import read_wording
+from support.reflection import read_wording, teacher
 from support.run import RUNS, Run, seed_for
 from support.seams import check_variants, variant
 from support.settings import QWEN3, at_least, require
-from support.teacher import teacher
 
 
 def train(cfg: Config) -> dict:

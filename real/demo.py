@@ -56,7 +56,7 @@ def words_of(argv: list[str]) -> list[str]:
 
 def train_both(argv: list[str]) -> None:
     make_model()
-    from tools.demo import side_by_side  # loads torch, which takes seconds
+    from tools.cli import side_by_side  # loads torch, which takes seconds
 
     side_by_side(words_of(argv), "real")
 

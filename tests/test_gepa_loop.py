@@ -28,7 +28,7 @@ from gepa_loop import EvolutionConfig
 from support import checkpoint, gepa_glue
 from support.data import Question
 from support.messages import as_messages
-from support.teacher import teacher
+from support.reflection import teacher
 
 CASES = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())
 

@@ -413,17 +413,16 @@ def live_report(folders: list[Path], out: Path) -> Iterator[None]:
             write(live=False)
 
 
+def sha256(text: str) -> str:
+    """As a page's Content-Security-Policy names the one script that it may run."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 def write_page(file: Path, **fields) -> Path:
     """tools/page/NAME of the file's name, filled in with the fields, which are escaped."""
-    script = (PAGE / "page.js").read_text(encoding="utf-8")
     pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    pages.filters["said"] = said
-    html = pages.get_template(file.name).render(
-        style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **fields,
-    )
+    pages.filters |= {"said": said, "sha256": sha256}
+    html = pages.get_template(file.name).render(**fields)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(html, encoding="utf-8", errors="replace")  # a lone surrogate, which JSON can hold, has no UTF-8
     return file

@@ -1,6 +1,6 @@
 """Pictures for the report as inline SVG: curves, sparklines, the lineage of templates.
 
-They have classes rather than colours (tools/page/style.css), so that they follow the page into the dark and onto paper.
+They have classes rather than colours (tools/page/base.html), so that they follow the page into the dark and onto paper.
 All text goes through Markup.format, which escapes it.
 """
 
