@@ -399,12 +399,14 @@ def live_report(folders: list[Path], out: Path) -> Iterator[None]:
     def write(live: bool = True) -> None:
         try:
             there = [folder for folder in folders if (folder / "config.json").exists()]
-            written.append(write_report(there, out, live=live))
+            page = write_report(there, out, live=live)
+            if not written:
+                tqdm.write(f"report, anew after each epoch: {page}")
+            written.append(page)
         except Exception as error:  # whatever is wrong with the page, it must not end the run
             tqdm.write(f"  the report was not written: {error!r}")
 
     RunLog.after_epoch = staticmethod(write)
-    print(f"report, anew after each epoch: {out / 'report.html'}")
     try:
         yield
     finally:
