@@ -1,21 +1,27 @@
-"""Grade a student's folder, a submission.zip, or a folder of zips: points for each part, what is wrong, and a hint.
+"""Grade a student's folder, a submission.zip, or a folder of them: points for each part, what is wrong, and a hint.
 
     python assignment/grade.py student               # points, student/grade.xml, student/submission.zip
     python assignment/grade.py student --part 2      # one part, with the tracebacks
     python assignment/grade.py submission.zip        # the instructor's side
-    python assignment/grade.py handed-in/            # a folder of zips: grades.csv, similar.csv, an XML for each
+    python assignment/grade.py handed-in/            # zips or clones: grades.csv, similar.csv, an XML for each
 
-The student's code runs in a process of its own, which holds no reference and no expected values (runner.py, jail.py).
-It is asked call by call; its outputs come back as data and are compared here. The instructor's inputs are drawn under a
-secret seed; a student's folder has cases.json, drawn once. A part has its points if all its checks pass. Parts 1 to 7
-run on the student's modules; part 8 runs the student's p2o.py on the reference's other modules, so that an earlier
-mistake costs its points once (in a student's folder, on the student's own).
+The exit code is 0 for all points, 1 if any is lost, 2 if there was nothing to grade.
+
+The student's code runs in a process of its own, which holds no expected values (process.py). It is asked call by call;
+its outputs come back as data and are compared here. The instructor's inputs are drawn under a secret seed; a student's
+folder has cases.json, drawn once. Parts 1 to 7 run on the student's modules. Part 8 runs the student's p2o.py on the
+reference's other modules, so that an earlier mistake costs its points once (in a student's folder, on the student's
+own). What part 8 says is kept short, and holds nothing that the submission could have put there.
 """
 
 from __future__ import annotations
 
 import argparse
+import builtins
+import csv
 import json
+import math
+import re
 import secrets
 import sys
 import tempfile
@@ -23,20 +29,127 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
-import marks  # noqa: E402
-from compare import difference, hint_of  # noqa: E402
-from marks import PARTS  # noqa: E402
-from process import HERE, ROOT, SUBMITTED, Process  # noqa: E402
+from process import HERE, ROOT, SUBMITTED, NotLocked, Process  # noqa: E402
 
 BELOW = ("grpo.py", "gepa_loop.py", "verify.py")  # what part 8 stands on
-LIMIT = 60  # seconds of processor time for a part
+LIMIT = 20  # seconds of processor time for a part
 RUN_LIMIT = 180  # for part 8, which trains
 OPEN_CASES = HERE / "cases.json"
 Mistaken = Callable[[dict], list]  # a case -> (hint, output) of the known mistakes
+
+# ------------------------------------------------------------------------------------------------ comparing two outputs
+
+# The first figure in which a run differs says most about what its loop left out.
+FIGURES = {
+    "hard_set": "state.hard holds the hard questions of this epoch: emptied at its first batch, no question twice.",
+    "templated": "Hard questions are sampled under state.templates, which an epoch's first batch has evolved.",
+    "gepa_calls": "Templates are evolved at an epoch's first batch, on last epoch's hard questions, for P2O only.",
+    "masked": "grpo.score_old finds old log-probs and token weights, before the first update of a batch.",
+    "old_logprobs": "grpo.score_old comes before the first update: what was distilled needs its bare log-probs.",
+    "token_weight": "grpo.score_old weighs the tokens of what was distilled, before the first update.",
+    "approx_kl": "grpo.score_old comes before the first update, and every update knows its rollouts' old log-probs.",
+    "clip_fraction": "The second update of a batch is off-policy: score_old first, then the updates in their order.",
+    "loss": "Updates: those that choose_rollouts keeps, split_into_updates' parts, at grpo.learning_rate_at's rate.",
+    "grad_norm": "The learning rate is grpo.learning_rate_at of the share of all steps that is done with this one.",
+    "entropy": "Same texts, other probabilities: the weights differ since the update before. The learning rate is "
+    "grpo.learning_rate_at of the share of all steps that is done with this one, and every update takes one step.",
+    "history": "remember_success_rates(state, rollouts) is what --select goes by.",
+    "states": "run.save(state) ends each step, and state.step counts the steps that are done.",
+    "unfinished": "A saved step leaves no journal of its rollouts: run.keep_rollouts keeps them until run.save.",
+    "calls": "Something ran more or less often: run.keep_rollouts keeps a batch's rollouts, and run.load_rollouts "
+    "finds them, so that a resumed run samples only what was not sampled.",
+    "reward": "Each step has its own seed, seed_for(cfg, 'rollout', step), and the questions that choose_questions "
+    "finds with state.history.",
+    "tokens": "Each step has its own seed, seed_for(cfg, 'rollout', step), and the questions of choose_questions.",
+    "kind": "The lines of a run come in the order of the loop: an accuracy before training, then for each step "
+    "evolution if it is due, rollouts, updates, and the epoch's line behind its last one.",
+    "epoch": "Epochs are logged from 1; 0 is the accuracy before training, which is measured once.",
+    "transcripts": "Each step has its own seed, its chosen questions and their templates.",
+}
+
+
+def difference(expected: object, got: object, tolerance: float, closed: bool = False) -> str | None:
+    """The first place where they differ, in words, or None. Numbers may differ by the tolerance, absolute or relative.
+
+    `closed`: of what a submission gave, only numbers are shown.
+
+    >>> difference({"loss": [0.5, 1.0]}, {"loss": [0.5, 2.0]}, 1e-5)
+    'loss[1]: expected 1, got 2'
+    >>> difference({"text": "a"}, {"text": "b"}, 1e-5, closed=True)
+    "text: expected 'a', got another str"
+    >>> difference([1.0], [1.0 + 1e-7], 1e-5) is None
+    True
+    """
+    gap = first_gap(expected, got, tolerance, "")
+    if gap is None:
+        return None
+    where, wanted, given = gap
+    said = shown(given)
+    if closed and not isinstance(given, int | float | None | Nothing):
+        said = f"another {type(given).__name__}"
+    return f"{where or 'output'}: expected {shown(wanted)}, got {said}"
+
+
+class Nothing:
+    """Stands for what one of the two outputs does not have."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+Gap = tuple[str, object, object]  # where, what was expected there, what was given
+
+
+def first_gap(expected: object, got: object, tolerance: float, where: str) -> Gap | None:
+    if isinstance(expected, dict) and isinstance(got, dict):
+        prefix = f"{where} ({expected['kind']})." if "kind" in expected else f"{where}." if where else ""
+        for name in expected:
+            gap = first_gap(expected[name], got.get(name, Nothing()), tolerance, f"{prefix}{name}")
+            if gap:
+                return gap
+        more = [name for name in got if name not in expected]
+        return (f"{prefix}(one more)", Nothing(), more[0]) if more else None
+    if isinstance(expected, list) and isinstance(got, list):
+        for i, (wanted, given) in enumerate(zip(expected, got, strict=False)):
+            gap = first_gap(wanted, given, tolerance, f"{where}[{i}]")
+            if gap:
+                return gap
+        return (f"{where} (how many)", len(expected), len(got)) if len(expected) != len(got) else None
+    return None if same(expected, got, tolerance) else (where, expected, got)
+
+
+def same(expected: object, got: object, tolerance: float) -> bool:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (expected, got))
+    if not numbers:
+        return type(expected) is type(got) and expected == got
+    both_nan = math.isnan(expected) and math.isnan(got)
+    return both_nan or math.isclose(expected, got, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def shown(value: object) -> str:
+    """Short enough for a line."""
+    text = f"{value:.6g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
+    """The known mistake that gives just this answer; else what the first wrong figure says, or the case's own hint."""
+    for hint, output in mistaken:
+        if difference(output, got, case["tol"]) is None:
+            return hint
+    place = message.partition(":")[0]
+    if case["call"] == "train":
+        names = place.replace("[", ".").split(".")
+        return next((FIGURES[name] for name in reversed(names) if name in FIGURES), case["hint"])
+    return case["hint"]
+
+
+# ------------------------------------------------------------------------------------------------------------ grading
 
 
 class Grader:
@@ -46,41 +159,66 @@ class Grader:
         """`below`: the folder of the modules that part 8 stands on; None for the submission's own."""
         self.process, self.cases, self.mistaken, self.below = process, cases, mistaken, below
 
-    def grade(self, folder: Path, parts: tuple[int, ...] = tuple(PARTS), limit: int | None = None) -> dict:
+    def grade(self, folder: Path, parts: tuple[int, ...] | None = None, limit: int | None = None) -> dict:
         """{part: outcomes of its checks}"""
-        return {part: self.outcomes(folder, part, limit) for part in parts}
+        return {part: self.outcomes(folder, part, limit) for part in parts or tuple(PARTS)}
 
     def outcomes(self, folder: Path, part: int, limit: int | None = None) -> list[dict]:
         """The outcome of each check of a part; a process that has died ends them."""
         limit = limit or (RUN_LIMIT if part == 8 else LIMIT)
-        given = self.below if part == 8 and self.below else folder
+        below = self.below if part == 8 else None
         files = {
-            name: ((given if name in BELOW else folder) / name).read_text("utf-8", "replace") for name in SUBMITTED
+            name: (folder / name).read_text("utf-8", "replace") for name in SUBMITTED if not (below and name in BELOW)
         }
         cases = [case for case in self.cases if case["part"] == part]
         replies, started = [], time.monotonic()
-        for reply in self.process.replies(self.process.folder(files), cases, limit):
+        for reply in self.process.replies(self.process.folder(files), cases, limit, below):
             replies.append((reply, time.monotonic() - started))
             started = time.monotonic()
         # Not before they all are there: a diagnosis asks the same process.
-        return [
+        outcomes = [
             self.outcome(case, reply) | {"seconds": seconds}
             for case, (reply, seconds) in zip(cases, replies, strict=False)
         ]
+        # Checks that a process did not live to see are lost, too.
+        not_asked = {"died": "not asked: the process had ended before"}
+        return outcomes + [self.outcome(case, not_asked) | {"seconds": 0.0} for case in cases[len(outcomes) :]]
 
     def outcome(self, case: dict, reply: dict) -> dict:
+        closed = bool(self.below) and case["part"] == 8
         outcome = {"name": case["name"], "call": case["call"], "passed": False, "hint": "", "traceback": ""}
         if "unwritten" in reply:
-            return outcome | {"message": "not written yet", "hint": str(reply["unwritten"])}
+            return outcome | {"message": "not written yet"}
         if "died" in reply:
             return outcome | {"message": reply["died"], "hint": "Does a loop never end? Does your code call exit()?"}
         if "output" not in reply:
-            trace = {"hint": case["hint"], "traceback": str(reply.get("traceback", ""))}
-            return outcome | {"message": str(reply.get("error", "no output"))} | trace
-        message = difference(case["expected"], reply["output"], case["tol"])
+            trace = str(reply.get("traceback", ""))[-MOST_OF_A_TRACEBACK:]
+            error = str(reply.get("error", "no output"))[:MOST_OF_A_MESSAGE]
+            if closed:
+                error, trace = where_it_failed(error, trace), ""
+            return outcome | {"message": error, "hint": case["hint"], "traceback": trace}
+        message = difference(case["expected"], reply["output"], case["tol"], closed)
         if message is None:
             return outcome | {"passed": True, "message": ""}
         return outcome | {"message": message, "hint": hint_of(case, reply["output"], self.mistaken(case), message)}
+
+
+MOST_OF_A_MESSAGE, MOST_OF_A_TRACEBACK = 300, 3000  # characters
+
+
+def where_it_failed(error: str, trace: str) -> str:
+    """An exception of part 8 without a word that the submission could have chosen.
+
+    Part 8 stands on the reference's modules. Their files cannot be read there, but a message is a way out.
+
+    >>> where_it_failed("KeyError: 'secret'", '  File "/tmp/x/p2o.py", line 12, in train\\n    secret')
+    'KeyError at line 12 of p2o.py'
+    """
+    name = error.partition(":")[0]
+    known = isinstance(getattr(builtins, name, None), type)
+    places = re.findall(r'File "[^"\n]{1,200}/(p2o|adapters)\.py", line ([0-9]{1,5}), in', trace)
+    at = f" at line {places[-1][1]} of {places[-1][0]}.py" if places else ""
+    return f"{name if known else 'an exception of its own'}{at}"
 
 
 def open_grader(process: Process) -> Grader:
@@ -89,12 +227,148 @@ def open_grader(process: Process) -> Grader:
     return Grader(process, cases, lambda case: case["mistaken"], below=None)
 
 
-def secret_grader(process: Process, seed: int, parts: tuple[int, ...] = tuple(PARTS)) -> Grader:
+def secret_grader(process: Process, seed: int, parts: tuple[int, ...] | None = None) -> Grader:
     """The instructor's: cases under this seed, answered by the reference."""
-    from exam import Diagnosis, fresh  # a student's folder has neither
+    from make import Diagnosis, fresh, reference  # a student's folder has none of them
 
-    cases = fresh(process, seed, parts)
-    return Grader(process, cases, Diagnosis(process, cases), below=ROOT)
+    cases = fresh(process, seed, parts or tuple(PARTS))
+    below = process.folder({name: source for name, source in reference().items() if name in BELOW})
+    below.chmod(0o711)
+    for name in BELOW:
+        (below / name).chmod(0o600)
+    return Grader(process, cases, Diagnosis(process, cases), below)
+
+
+# -------------------------------------------------------------------------------------------- points, and where they go
+
+PARTS = {  # part -> (title, {function: points})
+    1: ("group advantages", {"group_advantages": 10}),
+    2: ("policy loss", {"aggregate": 4, "importance_ratio": 1, "surrogate": 4, "policy_loss": 6}),
+    3: ("template-ratio weight", {"template_ratio_weight": 10}),
+    4: ("log-probs", {"token_logprobs": 15}),
+    5: ("greedy cover", {"greedy_cover": 10}),
+    6: ("template assignment", {"assign_templates": 10}),
+    7: ("reward", {"grade_batch": 10}),
+    8: ("the alternating loop", {"mine_hard": 3, "sample_groups": 7, "train": 10}),
+}
+WORTH = {part: sum(each.values()) for part, (_, each) in PARTS.items()}
+HALF = 2 / 3  # share of a function's checks that earns half of its points
+Outcomes = dict[int, list[dict]]  # part -> outcomes of its checks
+
+
+def points_of(checks: list[dict], worth: int) -> int:
+    """What a function has earned: all, or half rounded down if at least two thirds of its checks passed, or nothing.
+
+    >>> [points_of([{"passed": n < passed} for n in range(6)], 7) for passed in (6, 5, 4, 3)]
+    [7, 3, 3, 0]
+    """
+    passed = sum(check["passed"] for check in checks)
+    if checks and passed == len(checks):
+        return worth
+    return worth // 2 if checks and passed >= HALF * len(checks) else 0
+
+
+def by_function(part: int, checks: list[dict]) -> dict[str, tuple[int, int, list[dict]]]:
+    """{function: (points, worth, its checks)} of a part."""
+    found = {}
+    for function, worth in PARTS[part][1].items():
+        own = [check for check in checks if check["call"] == function]
+        found[function] = (points_of(own, worth), worth, own)
+    return found
+
+
+def points(outcomes: Outcomes) -> dict[int, int]:
+    """{part: its points}"""
+    return {
+        part: sum(earned for earned, _, _ in by_function(part, checks).values()) for part, checks in outcomes.items()
+    }
+
+
+def report(outcomes: Outcomes, tracebacks: bool = False) -> str:
+    """Points for each part, and of each check that failed the numbers and a hint."""
+    earned, lines = points(outcomes), []
+    for part, checks in outcomes.items():
+        title, worth = PARTS[part][0], WORTH[part]
+        failed = [check for check in checks if not check["passed"]]
+        counted = f"{len(checks) - len(failed)} of {len(checks)} checks"
+        lines.append(f"part {part}  {title:<22} {earned[part]:>3} of {worth:<3} ({counted})")
+        if failed and all(check["message"] == "not written yet" for check in checks):
+            lines.append("        not written yet")
+            continue
+        for check in failed:
+            lines.append(f"      - {check['call']}, {check['name']}: {check['message'][:200]}")
+            lines.append(f"        hint: {check['hint']}")
+            lines += ["        " + line for line in check["traceback"].splitlines() if tracebacks]
+    lines.append(f"total   {sum(earned.values()):>26} of {sum(WORTH[part] for part in outcomes)}")
+    return "\n".join(lines)
+
+
+def line(name: str, outcomes: Outcomes | str) -> str:
+    """One submission in one line; a string says why there is nothing to grade."""
+    if isinstance(outcomes, str):
+        return f"{name}: {outcomes}"
+    earned = points(outcomes)
+    return f"{name}: {sum(earned.values())} points ({' '.join(map(str, earned.values()))})"
+
+
+def write_csv(graded: dict[str, Outcomes | str], file: Path) -> None:
+    """A row for each submission: points of each part, their sum, and why, if nothing could be graded."""
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["submission", *(f"part {part}" for part in PARTS), "total", "note"])
+        for name, outcomes in graded.items():
+            note, earned = (outcomes, {}) if isinstance(outcomes, str) else ("", points(outcomes))
+            writer.writerow([name, *(earned.get(part, 0) for part in PARTS), sum(earned.values()), note])
+
+
+def write_junit(outcomes: Outcomes | str, file: Path) -> None:
+    """A suite for each part, with its points as a property, and a case for each check."""
+    suites = ElementTree.Element("testsuites")
+    for part, checks in ({} if isinstance(outcomes, str) else outcomes).items():
+        title, worth = PARTS[part][0], WORTH[part]
+        failures = str(sum(not check["passed"] for check in checks))
+        named = {"name": f"part {part}: {title}", "tests": str(len(checks)), "failures": failures}
+        suite = ElementTree.SubElement(suites, "testsuite", named)
+        properties = ElementTree.SubElement(suite, "properties")
+        for name, value in (("points", points({part: checks})[part]), ("worth", worth)):
+            ElementTree.SubElement(properties, "property", name=name, value=str(value))
+        for check in checks:
+            named = {"classname": f"part{part}.{check['call']}", "name": check["name"]}
+            case = ElementTree.SubElement(suite, "testcase", named, time=f"{check['seconds']:.3f}")
+            if not check["passed"]:
+                failure = ElementTree.SubElement(case, "failure", message=xml_text(check["message"]))
+                failure.text = xml_text(f"{check['hint']}\n{check['traceback']}")
+    if isinstance(outcomes, str):
+        suite = ElementTree.SubElement(suites, "testsuite", name="submission", tests="1", errors="1")
+        case = ElementTree.SubElement(suite, "testcase", classname="submission", name="five files")
+        ElementTree.SubElement(case, "error", message=xml_text(outcomes))
+    ElementTree.ElementTree(suites).write(file, encoding="utf-8", xml_declaration=True)
+
+
+def write_results(outcomes: Outcomes | str, file: Path) -> None:
+    """Gradescope's results.json: a test for each function, with its points. Students see the points and the hints.
+
+    They see no numbers: by asking often enough, they could draw the expected ones out of the grader.
+    """
+    if isinstance(outcomes, str):
+        tests = [{"name": "submission", "score": 0, "max_score": sum(WORTH.values()), "output": outcomes}]
+    else:
+        tests = []
+        for part, checks in outcomes.items():
+            for number, (function, (score, worth, own)) in enumerate(by_function(part, checks).items(), start=1):
+                failed = [check for check in own if not check["passed"]]
+                output = [f"{len(own) - len(failed)} of {len(own)} checks passed"]
+                output += [f"- {check['name']}: {check['hint'] or check['message']}" for check in failed[:3]]
+                test = {"number": f"{part}.{number}", "name": f"{PARTS[part][0]}: {function}", "score": score}
+                tests.append(test | {"max_score": worth, "output": "\n".join(output)})
+    tests = [test | {"visibility": "visible"} for test in tests]
+    results = {"score": sum(test["score"] for test in tests), "tests": tests, "stdout_visibility": "hidden"}
+    file.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def xml_text(text: str) -> str:
+    """Without the control characters that XML cannot hold."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 # ------------------------------------------------------------------------------------------------- what was handed in
@@ -113,13 +387,19 @@ LARGEST = 1 << 20  # bytes of a file that is handed in
 
 
 def unpack(file: Path, folder: Path) -> Path:
-    """The five files of a submission, and nothing else that may be in the zip."""
+    """The five files of a submission, and nothing else that may be in the zip. They may stand in a folder in it."""
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(file) as archive:
+        inside = [path for path in map(PurePosixPath, archive.namelist()) if path.parts[0] != "__MACOSX"]
+        places = {path.parent for path in inside if path.name == "p2o.py" and "grader" not in path.parts}
+        if len(places) > 1:
+            raise OSError(f"{file}: p2o.py stands in several folders of it: {', '.join(sorted(map(str, places)))}")
+        place = places.pop() if places else PurePosixPath(".")
         for name in SUBMITTED:
-            if archive.getinfo(name).file_size > LARGEST:
-                raise OSError(f"{name} is larger than {LARGEST} bytes")
-            (folder / name).write_bytes(archive.read(name))
+            entry = str(place / name)
+            if archive.getinfo(entry).file_size > LARGEST:
+                raise OSError(f"{file}: {name} is larger than {LARGEST} bytes")
+            (folder / name).write_bytes(archive.read(entry))
     return folder
 
 
@@ -131,60 +411,77 @@ def submission(path: Path, scratch: Path) -> Path:
     except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged, or encrypted
         raise OSError(f"{path}: not a submission ({error})") from None
     if missing:
-        raise OSError(f"{path}: not a submission, no {', '.join(missing)}; `make assignment` writes one")
+        raise OSError(f"{path}: not a submission, no {', '.join(missing)}; `make grade` writes submission.zip")
+    large = [name for name in SUBMITTED if (folder / name).stat().st_size > LARGEST]
+    if large:
+        raise OSError(f"{path}: {', '.join(large)}: larger than {LARGEST} bytes")
     return folder
 
 
+def handed_in(folder: Path) -> list[Path]:
+    """The zips of a folder and its folders with a p2o.py (clones); empty if it is itself a student's folder."""
+    if (folder / "adapters.py").exists() or not folder.is_dir():
+        return []
+    return sorted([*folder.glob("*.zip"), *(file.parent for file in folder.glob("*/p2o.py"))])
+
+
 def grade_all(grader: Grader, folder: Path, scratch: Path) -> None:
-    """Every zip of a folder. A bad one has no points and a note, and stops nothing."""
-    import similarity
+    """Every submission of a folder, on the same inputs. A bad one has no points and a note, and stops nothing."""
+    from make import write_similar
 
     graded, sources = {}, {}
-    for file in sorted(folder.glob("*.zip")):
+    for path in handed_in(folder):
         try:
-            handed_in = submission(file, scratch / file.stem)
-            graded[file.name] = grader.grade(handed_in)
-            sources[file.name] = handed_in
+            found = submission(path, scratch / path.stem)
+            graded[path.name] = grader.grade(found)
+            sources[path.name] = found
         except OSError as error:
-            graded[file.name] = str(error)
-        marks.write_junit(graded[file.name], file.with_suffix(".xml"))
-        print(marks.line(file.name, graded[file.name]), flush=True)
-    marks.write_csv(graded, folder / "grades.csv")
-    similarity.write_note(sources, ROOT, folder / "similar.csv")
+            graded[path.name] = str(error)
+        write_junit(graded[path.name], folder / f"{path.stem}.xml")
+        print(line(path.name, graded[path.name]), flush=True)
+    write_csv(graded, folder / "grades.csv")
+    write_similar(sources, ROOT, folder / "similar.csv")
     print(f"{folder / 'grades.csv'} and {folder / 'similar.csv'} written")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="a student's folder, a submission.zip, or a folder of zips")
+    parser.add_argument("path", type=Path, help="a student's folder, a submission.zip, or a folder of them")
     parser.add_argument("--part", type=int, choices=PARTS, help="grade one part only, and show the tracebacks")
     parser.add_argument("--seed", type=int, help="the instructor's: draw the inputs that this seed gives")
+    parser.add_argument("--results", type=Path, help="also write Gradescope's results.json there")
+    parser.add_argument(
+        "--unlocked", action="store_true", help="run submissions although nothing keeps them from this machine's files"
+    )
     arguments = parser.parse_args()
     path, parts = arguments.path, (arguments.part,) if arguments.part else tuple(PARTS)
-    many = path.is_dir() and any(path.glob("*.zip")) and not (path / "adapters.py").exists()
-    with tempfile.TemporaryDirectory() as scratch, Process() as process:
+    # A student runs no stranger's code.
+    unlocked = arguments.unlocked or OPEN_CASES.exists()
+    with tempfile.TemporaryDirectory() as scratch, Process(unlocked) as process:
         try:
+            many = bool(handed_in(path))
             folder = path if many else submission(path, Path(scratch) / "one")
-        except OSError as error:
-            print(error, file=sys.stderr)
-            return 2
-        seed = secrets.randbits(48) if arguments.seed is None else arguments.seed
-        grader = open_grader(process) if OPEN_CASES.exists() else secret_grader(process, seed, parts)
-        if many:
-            grade_all(grader, folder, Path(scratch))
-        else:
+            seed = secrets.randbits(48) if arguments.seed is None else arguments.seed
+            grader = open_grader(process) if OPEN_CASES.exists() else secret_grader(process, seed, parts)
+            if many:
+                grade_all(grader, folder, Path(scratch))
+                print(f"inputs drawn under --seed {seed}")
+                return 0
             outcomes = grader.grade(folder, parts)
-            print(marks.report(outcomes, tracebacks=bool(arguments.part)))
-            if not arguments.part:
-                marks.write_junit(outcomes, path.with_suffix(".xml") if folder != path else folder / "grade.xml")
-                print(f"{pack(folder)} is what to hand in" if folder == path else "")
-        if not process.locked:
-            print(
-                "this system cannot lock a process up (jail.py): grade strangers' work in a container", file=sys.stderr
-            )
-        if not OPEN_CASES.exists():
-            print(f"inputs drawn under --seed {seed}")
-    return 0
+        except (OSError, NotLocked) as error:
+            print(error, file=sys.stderr)
+            if arguments.results:
+                write_results(str(error), arguments.results)
+            return 2
+    print(report(outcomes, tracebacks=bool(arguments.part)))
+    if arguments.results:
+        write_results(outcomes, arguments.results)
+    elif not arguments.part:
+        write_junit(outcomes, path.with_suffix(".xml") if folder != path else folder / "grade.xml")
+        print(f"{pack(folder)} is what to hand in" if folder == path else "")
+    if not OPEN_CASES.exists():
+        print(f"inputs drawn under --seed {seed}")
+    return 0 if all(check["passed"] for checks in outcomes.values() for check in checks) else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Write a student's version of the code from the reference.
+"""The instructor's side: the student's folder, the reference's answers, Gradescope's zip, and what submissions share.
 
-    python assignment/make.py student
+    python assignment/make.py student                       # a student's folder, made from the reference
+    python assignment/make.py --gradescope autograder.zip   # what Gradescope wants; --seed N sets the class's seed
 
 A function of the reference that holds a marker line, `# --- solution: part N ---`, loses everything from there to its
 end and raises NotImplementedError instead. Its signature and its docstring stay. So there is no second copy to keep.
@@ -11,25 +12,78 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
+import io
 import json
+import keyword
 import re
+import secrets
 import shutil
 import sys
+import tokenize
+import zipfile
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-MODULES = ("grpo.py", "gepa_loop.py", "verify.py", "p2o.py")
-GIVEN = ("support", "tools", "tiny")  # what the modules need to run; nothing in there is part of the assignment
-GRADER = ("grade.py", "marks.py", "compare.py", "process.py", "runner.py", "calls.py", "seams.py", "jail.py")
-BESIDE = {
-    "adapters.py": "adapters.py",
-    "HANDOUT.md": "HANDOUT.md",
-    "student.mk": "Makefile",
-    "final.toml": "final.toml",
-}
+sys.path[:0] = [str(HERE)]
+
+from cases import draw, is_telling, redraw  # noqa: E402
+from mistakes import MISTAKES, plant  # noqa: E402
+from process import GIVEN, SUBMITTED, Process  # noqa: E402
+
+MODULES = SUBMITTED[:-1]
+GRADER = ("grade.py", "process.py", "calls.py", "final.py")  # what a student gets of this folder
 OPEN_SEED = 1  # of the students' own grader
 MARKER = re.compile(r"^ +# --- solution: part (\d+) ---$")
+LIMIT = 600  # seconds for the reference's answers
+
+# ------------------------------------------------------------------------------------------------ the student's folder
+
+MAKEFILE = """\
+# make grade works as the first command typed in here.
+PYTHON ?= python3
+PY = .venv/bin/python
+
+.PHONY: grade run final
+
+grade: .venv/installed  ## points and hints, and submission.zip; PART=2 for one part in detail
+	$(PY) grader/grade.py . $(if $(PART),--part $(PART))
+
+run: .venv/installed  ## P2O on the tiny model, with your code
+	$(PY) p2o.py
+
+final: .venv/installed  ## the final task: your line against the baseline's (half an hour)
+	$(PY) grader/final.py
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \\
+		{ echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "installing into .venv (a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+"""
+
+# GitHub Classroom runs this for every push: green when all parts have all their points.
+WORKFLOW = """\
+name: grade
+on: push
+jobs:
+  grade:
+    runs-on: ubuntu-latest
+    timeout-minutes: 20
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with: {python-version: "3.12", cache: pip}
+      - run: make grade
+      - uses: actions/upload-artifact@v4
+        if: always()
+        with: {name: grade, path: grade.xml}
+"""
 
 
 def solutions(source: str) -> list[tuple[int, int, int, str]]:
@@ -67,43 +121,213 @@ def without_solutions(source: str) -> str:
 
 def make(folder: Path, solved: bool = False) -> None:
     """Write the student's folder; with `solved`, the reference itself (for trying out the grader)."""
-    folder.mkdir(parents=True)
+    (folder / "grader").mkdir(parents=True)
     for name in MODULES:
         source = (ROOT / name).read_text(encoding="utf-8")
         (folder / name).write_text(source if solved else without_solutions(source), encoding="utf-8")
-    for name, named in BESIDE.items():
-        shutil.copy(HERE / name, folder / named)
+    (folder / "Makefile").write_text(MAKEFILE, encoding="utf-8")
+    workflow = folder / ".github" / "workflows" / "grade.yml"
+    workflow.parent.mkdir(parents=True)
+    workflow.write_text(WORKFLOW, encoding="utf-8")
+    (folder / ".gitignore").write_text(".venv/\n__pycache__/\nruns/\ngrade.xml\nsubmission.zip\n", encoding="utf-8")
+    for name in ("HANDOUT.md", "adapters.py"):
+        shutil.copy(HERE / name, folder / name)
     shutil.copy(ROOT / "requirements.txt", folder / "requirements.txt")
-    ignored = shutil.ignore_patterns("__pycache__", "*.tmp", "*.pt")
     for name in GIVEN:
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    (folder / "grader").mkdir()
-    for name in (*GRADER, "final.py"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.tmp", "*.pt"))
+    for name in GRADER:
         shutil.copy(HERE / name, folder / "grader" / name)
 
 
 def write_cases(folder: Path, parts: tuple[int, ...] = tuple(range(1, 9))) -> None:
     """The open cases of the students' grader: inputs, the reference's answers, and those of known mistakes."""
-    from exam import public
-    from process import Process
-
-    with Process() as process:
+    with Process(unlocked=True) as process:  # it runs nothing but the reference
         cases = public(process, OPEN_SEED, parts)
     (folder / "grader" / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
 
 
+# --------------------------------------------------------------------------------------------- the reference's answers
+
+# The reference answers through the same door as a submission: in a process of its own, call by call.
+
+
+def reference() -> dict[str, str]:
+    """The files of a submission that is right."""
+    sources = {name: (ROOT / name).read_text(encoding="utf-8") for name in MODULES}
+    return sources | {"adapters.py": (HERE / "adapters.py").read_text(encoding="utf-8")}
+
+
+def fresh(process: Process, seed: int, parts: tuple[int, ...]) -> list[dict]:
+    """The cases of these parts, with the reference's outputs as `expected`."""
+    cases = answered(process, [case for case in draw(seed) if case["part"] in parts])
+    for attempt in range(1, 20):
+        # A run in which nothing happens (no template is found, say) would pass a loop that does nothing there.
+        silent = [n for n, case in enumerate(cases) if case["call"] == "train" and not is_telling(case)]
+        if not silent:
+            return cases
+        for n, case in zip(silent, answered(process, [redraw(cases[n], seed, attempt) for n in silent]), strict=True):
+            cases[n] = case
+    raise RuntimeError(f"--seed {seed} gives no runs that show what a loop does; take another")
+
+
+def answered(process: Process, cases: list[dict]) -> list[dict]:
+    """The cases with the reference's outputs."""
+    replies = list(process.replies(process.folder(reference()), cases, LIMIT))
+    failed = [reply for reply in replies if "output" not in reply]
+    if failed:
+        raise RuntimeError(f"the reference does not answer: {failed[0]}")
+    return [case | {"expected": reply["output"]} for case, reply in zip(cases, replies, strict=True)]
+
+
+class Diagnosis:
+    """What each known mistake answers to a case: [(hint, output)]. Each one is asked all cases of its part, once."""
+
+    def __init__(self, process: Process, cases: list[dict]):
+        self.process, self.cases = process, [case for case in cases if case["call"] != "train"]  # a run takes too long
+        self.known: dict[int, dict[str, list]] = {}
+
+    def __call__(self, case: dict) -> list[tuple[str, object]]:
+        part = case["part"]
+        if part not in self.known:
+            self.known[part] = self.answers([each for each in self.cases if each["part"] == part], part)
+        return self.known[part].get(case["name"], [])
+
+    def answers(self, cases: list[dict], part: int) -> dict[str, list[tuple[str, object]]]:
+        found: dict[str, list] = {case["name"]: [] for case in cases}
+        for mistake in (each for each in MISTAKES if each.part == part and each.hint):
+            folder: Path = self.process.folder(plant(reference(), mistake))
+            replies = self.process.replies(folder, cases, LIMIT)
+            for case, reply in zip(cases, replies, strict=False):
+                if reply.get("output", case["expected"]) != case["expected"]:
+                    found[case["name"]].append((mistake.hint, reply["output"]))
+        return found
+
+
+def public(process: Process, seed: int, parts: tuple[int, ...]) -> list[dict]:
+    """The cases of the students' own grader, with their answers and what known mistakes answer."""
+    cases = fresh(process, seed, parts)
+    diagnosis = Diagnosis(process, cases)
+    return [case | {"mistaken": diagnosis(case)} for case in cases]
+
+
+# ---------------------------------------------------------------------------------------------- what submissions share
+
+# Which submissions have more in common than the assignment explains? A note for a conversation, not a verdict.
+
+LENGTH = 6  # tokens in a row
+LEAST = 0.5  # share of common rows from which on a pair is written down
+COMMON = 0.3  # a row that more than this share of a class has is the usual way to write it
+
+
+def shingles(source: str) -> set[tuple[str, ...]]:
+    """Rows of LENGTH tokens, in which every name is alike: renaming hides nothing.
+
+    >>> shingles("a = b + c * d") == shingles("x = y + z * w  # mine")
+    True
+    """
+    words = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.NAME:
+                words.append(token.string if keyword.iskeyword(token.string) else "name")
+            elif token.type in (tokenize.OP, tokenize.NUMBER):
+                words.append(token.string)
+    except (tokenize.TokenError, IndentationError, SyntaxError):
+        pass  # as far as it goes
+    return {tuple(words[i : i + LENGTH]) for i in range(len(words) - LENGTH + 1)}
+
+
+def pairs(sources: dict[str, set], known: set) -> list[tuple[float, str, str]]:
+    """(share of the smaller one's own rows that the other has, one, other), the most alike first.
+
+    `known` is what was given out and what the reference says: in a right solution that proves nothing.
+    """
+    seen = Counter(row for rows in sources.values() for row in rows)
+    most = max(2, COMMON * len(sources))
+    own = {name: {row for row in rows - known if seen[row] <= most} for name, rows in sources.items()}
+    found = []
+    for one, other in combinations(own, 2):
+        smaller = min(len(own[one]), len(own[other]))
+        share = len(own[one] & own[other]) / smaller if smaller else 0.0
+        if share >= LEAST:
+            found.append((share, one, other))
+    return sorted(found, reverse=True)
+
+
+def write_similar(folders: dict[str, Path], reference: Path, file: Path) -> None:
+    """similar.csv: pairs of submissions, and how much of what is neither given nor usual they share."""
+
+    def rows_of(folder: Path) -> set:
+        return set().union(*(shingles((folder / name).read_text("utf-8", "replace")) for name in MODULES))
+
+    found = pairs({name: rows_of(folder) for name, folder in folders.items()}, rows_of(reference))
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["share", "one", "other"])
+        writer.writerows([f"{share:.2f}", one, other] for share, one, other in found)
+
+
+# ---------------------------------------------------------------------------------------------------------- Gradescope
+
+# setup.sh runs when Gradescope builds its image, run_autograder for each submission. Only root can read the solution
+# there, so a submission cannot, even where the kernel has no Landlock.
+SETUP = """\
+#!/usr/bin/env bash
+set -e
+apt-get update && apt-get install -y python3 python3-venv
+python3 -m venv /autograder/venv
+/autograder/venv/bin/pip install --quiet -r /autograder/source/requirements.txt
+chmod -R go= /autograder/source
+"""
+RUN_AUTOGRADER = """\
+#!/usr/bin/env bash
+autograder=${AUTOGRADER:-/autograder}
+chmod -R go= "$autograder/source"
+cd "$autograder/source"
+python=$autograder/venv/bin/python
+"$python" assignment/grade.py "$autograder/submission" --seed SEED --results "$autograder/results/results.json"
+exit 0  # points lost are no failure of the grader
+"""
+
+
+def write_gradescope(file: Path, seed: int) -> None:
+    """The zip for Gradescope: the grader, the reference, and the two scripts. All of a class have the same inputs."""
+    scripts = {"setup.sh": SETUP, "run_autograder": RUN_AUTOGRADER.replace("SEED", str(seed))}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in scripts.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o755 << 16
+            archive.writestr(entry, text)
+        paths = [ROOT / name for name in (*MODULES, "requirements.txt")]
+        for folder in (*GIVEN, "assignment"):
+            paths += [path for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+        for path in paths:
+            if "__pycache__" not in path.parts and path.suffix not in (".tmp", ".pt"):
+                archive.write(path, path.relative_to(ROOT))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="the student's folder to write")
     parser.add_argument("--solved", action="store_true", help="write the reference, solutions included")
+    parser.add_argument("--gradescope", type=Path, metavar="ZIP", help="write the zip for Gradescope")
+    parser.add_argument("--seed", type=int, help="of the inputs of a class, for Gradescope; drawn if you name none")
     arguments = parser.parse_args()
-    if arguments.folder.exists():
-        print(f"{arguments.folder} is there already; nobody's work is written over", file=sys.stderr)
-        return 2
-    make(arguments.folder, arguments.solved)
-    print("drawing the questions of your grader (a minute) ...", flush=True)
-    write_cases(arguments.folder)
-    print(f"{arguments.folder}/HANDOUT.md says what to do; `make grade` in there says how far you are")
+    if not arguments.folder and not arguments.gradescope:
+        parser.error("name a folder for the student's version, or --gradescope FILE.zip")
+    for path in filter(None, (arguments.folder, arguments.gradescope)):
+        if path.exists():
+            print(f"{path} is there already; nobody's work is written over", file=sys.stderr)
+            return 2
+    if arguments.gradescope:
+        seed = secrets.randbits(48) if arguments.seed is None else arguments.seed
+        write_gradescope(arguments.gradescope, seed)
+        print(f"{arguments.gradescope} written; all submissions get the inputs of --seed {seed}. Keep it secret")
+    if arguments.folder:
+        make(arguments.folder, arguments.solved)
+        print("drawing the questions of your grader (a minute) ...", flush=True)
+        write_cases(arguments.folder)
+        print(f"{arguments.folder}/HANDOUT.md says what to do; `make grade` in there says how far you are")
     return 0
 
 

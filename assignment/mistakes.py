@@ -56,16 +56,15 @@ MISTAKES = [
         "The smaller loss: that is the optimistic clip. Max of losses is min of objectives.",
     ),
     Mistake(
-        2, "grpo.py", "torch.where(advantages < 0, torch.min(-advantages * dual_clip, pessimistic), pessimistic)",
-        "torch.min(-advantages * dual_clip, pessimistic)",
+        2, "grpo.py", "torch.where(advantages < 0, bounded, pessimistic)", "bounded",
         "The dual clip acts where A > 0, too: only negative advantages have a loss without a bound.",
     ),
     Mistake(
-        2, "grpo.py", "torch.where(advantages < 0, torch.min(-advantages * dual_clip, pessimistic), pessimistic)",
-        "pessimistic", "There is no dual clip: where A < 0 the loss is at most -A c.",
+        2, "grpo.py", "torch.where(advantages < 0, bounded, pessimistic)", "pessimistic",
+        "There is no dual clip: where A < 0 the loss is at most -A c.",
     ),
     Mistake(
-        2, "grpo.py", "ratio.clamp(1 - clip_low, 1 + clip_high))", "ratio.clamp(1 - clip_low, 1 + clip_low))",
+        2, "grpo.py", "* ratio.clamp(1 - clip_low, 1 + clip_high)", "* ratio.clamp(1 - clip_low, 1 + clip_low)",
         "clip_high is ignored: the two bounds may differ.",
     ),
     Mistake(
@@ -93,12 +92,13 @@ MISTAKES = [
         "The ratio is upside down: bare above, templated below.",
     ),
     Mistake(
-        3, "grpo.py", "(bounded == ratio).to(ratio.dtype)", "(bounded == ratio) * ratio",
+        3, "grpo.py", "(bounded == template_ratio).to(template_ratio.dtype)",
+        "(bounded == template_ratio) * template_ratio",
         "Inside the range you give the ratio itself: the weight says whether a token counts, and is 1.",
     ),
     Mistake(
-        3, "grpo.py", "(bounded == ratio).to(ratio.dtype)",
-        "((ratio > ratio_min) & (ratio < ratio_max)).to(ratio.dtype)",
+        3, "grpo.py", "(bounded == template_ratio).to(template_ratio.dtype)",
+        "((template_ratio > ratio_min) & (template_ratio < ratio_max)).to(template_ratio.dtype)",
         "The interval is open: a ratio on a bound is still inside.",
     ),
     Mistake(
@@ -106,20 +106,20 @@ MISTAKES = [
         "(bare_logprobs - templated_logprobs).exp()", "The difference is not clamped: +-20, before exp.",
     ),
     Mistake(
-        3, "grpo.py", "return bounded / ratio if soft", "return bounded if soft",
-        "The soft clip gives the bounded ratio: it is bound / rho, so that rho times the weight is the bound.",
+        3, "grpo.py", "return bounded / template_ratio", "return bounded",
+        "The soft clip gives the bounded ratio: it is bound / s, so that s times the weight is the bound.",
     ),
     Mistake(
-        3, "grpo.py", "return bounded / ratio if soft else (bounded == ratio).to(ratio.dtype)",
-        "return (bounded == ratio).to(ratio.dtype)", "`soft` is ignored.",
+        3, "grpo.py", "    if soft:\n        return bounded / template_ratio\n", "", "`soft` is ignored.",
     ),
     Mistake(
-        4, "grpo.py", "positions = [len(contexts[b]) - 1 + t for", "positions = [len(contexts[b]) + t - 2 for",
+        4, "grpo.py", "range(len(context) - 1, len(context) - 1 + len(response))",
+        "range(len(context) - 2, len(context) - 2 + len(response))",
         "One position too early: take len(context) - 1 + t.",
     ),
     Mistake(
-        4, "grpo.py", "positions = [len(contexts[b]) - 1 + t for",
-        "positions = [min(len(contexts[b]) + t, width - 1) for",
+        4, "grpo.py", "range(len(context) - 1, len(context) - 1 + len(response))",
+        "[min(p, longest - 1) for p in range(len(context), len(context) + len(response))]",
         "One position too late: a token is predicted by the position before it, len(context) - 1 + t.",
     ),
     Mistake(
@@ -144,7 +144,7 @@ MISTAKES = [
         "The last one wins on ties: it is the first.",
     ),
     Mistake(
-        5, "gepa_loop.py", "enumerate(scores) if value > 0}", "enumerate(scores) if value >= 1}",
+        5, "gepa_loop.py", "enumerate(scores) if score > 0}", "enumerate(scores) if score >= 1}",
         "Only a full score counts as solved: any above 0 does.",
     ),
     Mistake(
@@ -179,7 +179,7 @@ MISTAKES = [
         "One draw for the whole group: each rollout has its own, but with cfg.one_template_per_group.",
     ),
     Mistake(
-        6, "gepa_loop.py", '[*templates[:-1], ""] if cfg.leave_one_bare else templates', "templates",
+        6, "gepa_loop.py", '[*templates[:-1], ""]', "templates",
         "cfg.leave_one_bare is ignored.",
     ),
     Mistake(
@@ -199,14 +199,14 @@ MISTAKES = [
         "Answers were compared as strings: 0.5 is \\frac{1}{2}.",
     ),
     Mistake(
-        7, "verify.py", "questions, _verdicts(pairs), strict",
+        7, "verify.py", "questions, same_answers(pairs), strict",
         "questions, (lambda known: [known[a] for a, _ in pairs])"
-        "({a: v for (a, _), v in reversed(list(zip(pairs, _verdicts(pairs))))}), strict",
+        "({a: v for (a, _), v in reversed(list(zip(pairs, same_answers(pairs))))}), strict",
         "Verdicts were kept by the answer alone: the same answer may be right for one question and wrong for another.",
     ),
     Mistake(
-        7, "verify.py", "questions, _verdicts(pairs), strict",
-        "questions, _verdicts([pair[::-1] for pair in pairs]), strict",
+        7, "verify.py", "questions, same_answers(pairs), strict",
+        "questions, same_answers([pair[::-1] for pair in pairs]), strict",
         "The arguments are swapped: the answer comes first, then the reference.",
     ),
     Mistake(
@@ -214,36 +214,36 @@ MISTAKES = [
         "A box among the thoughts is no answer: _after_thinking(response) is what counts.",
     ),
     Mistake(
-        7, "verify.py", " and not _is_copied(answer, reference, question)", "",
-        "A formula that was copied from the question earns the reward: _is_copied tells.",
+        7, "verify.py", " and not is_copied(answer, reference, question)", "",
+        "A formula that was copied from the question earns the reward: is_copied tells.",
     ),
     Mistake(
-        8, "p2o.py", "most = 1 if cfg.near_hard else 0", "most = 1",
+        8, "p2o.py", "most_successes = 1 if cfg.near_hard else 0", "most_successes = 1",
         "Near-hard questions count whatever cfg.near_hard says.",
     ),
     Mistake(
-        8, "p2o.py", "sum(r.reward for r in group) <= most", "sum(r.reward for r in group) == most",
+        8, "p2o.py", "for rollout in group) <= most_successes", "for rollout in group) == most_successes",
         "Exactly that many successes are too few questions: up to that many.",
     ),
     Mistake(
-        8, "p2o.py", "trained = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled",
-        "trained = sampled", "The templated context is trained: with distillation it is the bare question.",
+        8, "p2o.py", "[grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled_contexts",
+        "sampled_contexts", "The templated context is trained: with distillation it is the bare question.",
     ),
     Mistake(
-        8, "p2o.py", "if cfg.distill else sampled", "",
+        8, "p2o.py", "if cfg.distill else sampled_contexts", "",
         "cfg.distill is ignored: without it the sampled context is trained.",
     ),
     Mistake(
-        8, "p2o.py", "judge = verify.judge_of(cfg.reward)\n", "judge = verify.judge\n",
+        8, "p2o.py", "judge = verify.judge_of(cfg.reward)\n    verdicts", "judge = verify.judge\n    verdicts",
         "cfg.reward is ignored: verify.judge_of(cfg.reward) knows it.",
     ),
     Mistake(
-        8, "p2o.py", "grpo.advantages_of, cfg=cfg", "grpo.advantages_of, cfg=Config()",
+        8, "p2o.py", "advantages_of(group, cfg, ", "advantages_of(group, Config(), ",
         "Advantages are scaled whatever cfg.scale_by_std says: hand cfg on.",
     ),
     Mistake(
-        8, "p2o.py", "samples = grpo.sample(policy, sampled, seed=seed)",
-        "samples = grpo.sample(policy, trained, seed=seed)",
+        8, "p2o.py", "grpo.sample(policy, sampled_contexts, seed=seed)",
+        "grpo.sample(policy, trained_contexts, seed=seed)",
         "Responses are sampled from the bare question: it is the template that unlocks them.",
     ),
     # What only a run shows: the hint is then that of the first figure that differs.
@@ -252,16 +252,16 @@ MISTAKES = [
     Mistake(8, "p2o.py", "chosen, state.templates, cfg, seed", "chosen, {}, cfg, seed", ""),
     Mistake(8, "p2o.py", "        run.save(state)\n", "", ""),
     Mistake(8, "p2o.py", "        state.step = step + 1\n", "", ""),
-    Mistake(8, "p2o.py", "rollouts = run.once(step, grpo.Rollout, sampling)", "rollouts = sampling()", ""),
-    Mistake(8, "p2o.py", "        grpo.score_old(policy, updates, cfg)  # before it moves\n", "", ""),
-    Mistake(8, "p2o.py", "        remember(state, rollouts)\n", "", ""),
+    Mistake(8, "p2o.py", "rollouts = run.load_rollouts(step, grpo.Rollout)", "rollouts = None", ""),
+    Mistake(8, "p2o.py", "        grpo.score_old(policy, updates, cfg)", "        ", ""),
+    Mistake(8, "p2o.py", "        remember_success_rates(state, rollouts)\n", "", ""),
     Mistake(
-        8, "p2o.py", "kept += choose_rollouts(rollouts, cfg, policy=policy, questions=chosen)", "kept += rollouts", ""
+        8, "p2o.py", "kept += choose_rollouts(rollouts, cfg, policy, chosen)", "kept += rollouts", ""
     ),
     Mistake(8, "p2o.py", 'hard, cfg, epoch, run) if cfg.method == "p2o" else {}', "hard, cfg, epoch, run)", ""),
     Mistake(
-        8, "p2o.py", "update_policy(policy, optimizer, part, cfg, rate), part",
-        "update_policy(policy, optimizer, part, cfg), part", "",
+        8, "p2o.py", "grpo.update_policy(policy, optimizer, update, cfg, rate)",
+        "grpo.update_policy(policy, optimizer, update, cfg)", "",
     ),
 ]  # fmt: skip
 

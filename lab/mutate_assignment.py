@@ -22,10 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "assignment")]
 
-import exam  # noqa: E402
 import grade  # noqa: E402
 import make  # noqa: E402
-from compare import difference  # noqa: E402
+from grade import difference  # noqa: E402
 from process import Process  # noqa: E402
 
 SEED = 20260321
@@ -34,7 +33,7 @@ EQUIVALENT = (  # (function, its line holds this, the change; "" for every chang
     ("surrogate", "torch.where(advantages < 0", "-> `advantages <= 0`", "where A is 0, both losses are 0"),
     ("policy_loss", "dual_clip_fraction", "-> `advantages <= 0`", "where A is 0, no loss is beyond the dual clip's"),
     ("token_logprobs", "fast.can_share_prompts", "", "both ways give the same log-probs; one is faster"),
-    ("token_logprobs", "use_cache=False", "-> `True`", "a cache that nobody reads: memory, no number"),
+    ("_hidden_states", "use_cache=False", "-> `True`", "a cache that nobody reads: memory, no number"),
     ("token_logprobs", "chunk = max(1,", "", "how many tokens the head takes at once: memory, no number"),
     ("token_logprobs", "torch.is_grad_enabled()", "", "checkpointing or not: memory, no number"),
     ("token_logprobs", "use_reentrant=False", "-> `True`", "another implementation of checkpointing, same numbers"),
@@ -193,7 +192,7 @@ def lost(grader: grade.Grader, part: int, file: str, source: str) -> dict[int, d
     One process for all parts of a file, since students' processes are not what is measured here; a part ends with its
     first check that fails.
     """
-    folder = grader.process.folder(exam.reference() | {file: source})
+    folder = grader.process.folder(make.reference() | {file: source})
     cases = sorted((c for c in grader.cases if c["part"] in FILES[file]), key=lambda case: case["part"] != part)
     found: dict[int, tuple[dict, dict]] = {}
     while cases:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -14,20 +15,16 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "assignment"))
 
 import cases  # noqa: E402
-import exam  # noqa: E402
 import final  # noqa: E402
 import grade  # noqa: E402
-import jail  # noqa: E402
 import make  # noqa: E402
-import marks  # noqa: E402
-import similarity  # noqa: E402
 from mistakes import MISTAKES, plant  # noqa: E402
 from process import Process  # noqa: E402
 
 from lab.mutate_assignment import EQUIVALENT, FILES, graded_mutants, lost, mutants, why_equivalent  # noqa: E402
 
-FULL = {part: worth for part, (_, worth) in marks.PARTS.items()}
-REFERENCE = exam.reference()
+FULL = grade.WORTH
+REFERENCE = make.reference()
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +57,14 @@ def changed(file, right, wrong):
 
 def test_the_reference_gets_full_marks(grader, tmp_path):
     outcomes = grader.grade(submission(tmp_path / "student"))
-    assert marks.points(outcomes) == FULL and sum(FULL.values()) == 100
+    assert grade.points(outcomes) == FULL and sum(FULL.values()) == 100
 
 
 def test_the_empty_version_gets_none(grader, tmp_path):
     empty = {name: make.without_solutions(REFERENCE[name]) for name in make.MODULES}
     outcomes = grader.grade(submission(tmp_path / "student", REFERENCE | empty))
-    assert set(marks.points(outcomes).values()) == {0}
-    assert marks.report(outcomes).count("not written yet") == len(marks.PARTS)
+    assert set(grade.points(outcomes).values()) == {0}
+    assert grade.report(outcomes).count("not written yet") == len(grade.PARTS)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.part}: {m.hint[:50] or m.right.strip()[:50]}")
@@ -84,19 +81,19 @@ def test_a_loop_without_end_and_a_dead_process_cost_their_part(grader, tmp_path)
     files |= {"verify.py": REFERENCE["verify.py"] + "\n\ndef grade_batch(*_):\n    __import__('os')._exit(3)\n"}
     folder = submission(tmp_path / "student", files)
     outcomes = {5: grader.outcomes(folder, 5, limit=1)} | grader.grade(folder, (7, 6))
-    assert marks.points(outcomes) == {5: 0, 7: 0, 6: 10}
-    assert "it took longer than " in marks.report(outcomes) and "ended with code 3" in marks.report(outcomes)
+    assert grade.points(outcomes) == {5: 0, 7: 0, 6: 10}
+    assert "it took longer than " in grade.report(outcomes) and "ended with code 3" in grade.report(outcomes)
 
 
 def test_memory_has_a_limit(grader, tmp_path):
     greedy = REFERENCE["gepa_loop.py"] + "\n\ndef greedy_cover(_):\n    return len(bytearray(64 << 30))\n"
     outcomes = grader.grade(submission(tmp_path / "student", REFERENCE | {"gepa_loop.py": greedy}), (5,))
-    assert marks.points(outcomes) == {5: 0} and "MemoryError" in outcomes[5][0]["message"]
+    assert grade.points(outcomes) == {5: 0} and "MemoryError" in outcomes[5][0]["message"]
 
 
 def test_messages_show_where_and_both_numbers(grader, tmp_path):
     files = changed("grpo.py", "groups.std(dim=1, keepdim=True)", "groups.std(dim=1, keepdim=True, correction=0)")
-    report = marks.report(grader.grade(submission(tmp_path / "student", files), (1,)))
+    report = grade.report(grader.grade(submission(tmp_path / "student", files), (1,)))
     assert "group_advantages, scaled: [0]: expected " in report and ", got " in report
     assert "hint: That is the population's standard deviation" in report
 
@@ -115,7 +112,7 @@ SPY = """
 import gc, os, sys, types
 from pathlib import Path
 gc.unfreeze()
-found = [name for name, module in sys.modules.items() if name in ("exam", "cases", "mistakes", "grade", "pytest")]
+found = [name for name, module in sys.modules.items() if name in ("make", "cases", "mistakes", "grade", "pytest")]
 found += [o for o in gc.get_objects() if isinstance(o, types.FunctionType) and o.__name__ == "group_advantages"
           and o.__module__ not in ("calls", "adapters")]
 def reach(path):
@@ -144,7 +141,7 @@ def test_the_reference_is_not_within_reach_on_the_disk_either(grader, tmp_path):
         str(ROOT / "grpo.py"),
         str(ROOT / "assignment" / "cases.py"),
         "/proc/1/environ",
-        f"/proc/{jail.os.getpid()}/maps",
+        f"/proc/{os.getpid()}/maps",
     ]
     spying = SPY + f"def greedy_cover(_):\n    raise RuntimeError([len(reach(path)) for path in {paths}])\n"
     outcomes = answers(grader, tmp_path, spying, 5)
@@ -169,11 +166,11 @@ for name in calls.CALLS:
 
 def test_recorded_outputs_cannot_be_given_back(grader, process, tmp_path):
     """Answers to the open questions are known to every student; the secret ones are others."""
-    recorded = {json.dumps(c["inputs"]): c["expected"] for c in exam.public(process, make.OPEN_SEED, (5,))}
+    recorded = {json.dumps(c["inputs"]): c["expected"] for c in make.public(process, make.OPEN_SEED, (5,))}
     replaying = f"import json\nKNOWN = {recorded!r}\n"
     replaying += "def greedy_cover(dev_scores):\n    return KNOWN.get(json.dumps({'dev_scores': dev_scores}), [0])\n"
     outcomes = answers(grader, tmp_path, replaying, 5)
-    assert marks.points({5: outcomes}) == {5: 0}
+    assert grade.points({5: outcomes}) == {5: 0}
     assert sum(outcome["passed"] for outcome in outcomes) < len(outcomes) / 2
 
 
@@ -183,7 +180,7 @@ def test_what_is_no_reply_is_no_answer(grader, tmp_path):
     )
     forging += "    except OSError:\n        pass\n"
     outcomes = answers(grader, tmp_path, forging, 5)
-    assert marks.points({5: outcomes}) == {5: 0}
+    assert grade.points({5: outcomes}) == {5: 0}
 
 
 # ----------------------------------------------------------------------------------- from the folder to the spreadsheet
@@ -200,7 +197,7 @@ def folder(tmp_path_factory, process):
     folder = tmp_path_factory.mktemp("made") / "student"
     make.make(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("process.Process", lambda: nullcontext(process))  # another takes seconds to start
+        patch.setattr("make.Process", lambda **_: nullcontext(process))  # another takes seconds to start
         make.write_cases(folder, parts=(1, 5))
     return folder
 
@@ -214,8 +211,8 @@ def test_nothing_of_the_solution_is_in_the_students_folder(folder):
             kept = "\n".join(lines[:first] + lines[last:])
             assert not [line for line in body if line not in kept and any(line in text for text in texts)]
     names = {file.name for file in folder.rglob("*")}
-    assert not names & {"IDEAS.md", "exam.py", "cases.py", "mistakes.py", "INSTRUCTOR.md", "tests", "notebooks"}
-    assert {"Makefile", "requirements.txt", "HANDOUT.md", "cases.json", "final.toml"} <= names
+    assert not names & {"IDEAS.md", "make.py", "cases.py", "mistakes.py", "INSTRUCTOR.md", "tests", "notebooks"}
+    assert {"Makefile", "requirements.txt", "HANDOUT.md", "cases.json", "grade.yml"} <= names
 
 
 def test_the_students_own_grader(folder):
@@ -260,22 +257,18 @@ def test_similarity_sees_through_new_names_and_not_what_was_given():
     mine = "def f(a, b):\n    c = [a[i] * b for i in range(3)]\n    return sum(c) / (len(c) + 7) - min(b, 4) ** 2\n"
     renamed = mine.replace("a", "x").replace("c", "total").replace("rxnge", "range").replace("xmin", "min")
     other = "def f(a, b):\n    while b > 0:\n        a, b = b, a % b\n    return a if a else not b\n"
-    sources = {
-        "one": similarity.shingles(mine),
-        "two": similarity.shingles(renamed),
-        "three": similarity.shingles(other),
-    }
-    found = similarity.pairs(sources, known=set())
+    sources = {"one": make.shingles(mine), "two": make.shingles(renamed), "three": make.shingles(other)}
+    found = make.pairs(sources, known=set())
     assert [(one, other) for _, one, other in found] == [("one", "two")]
-    assert similarity.pairs(sources, known=similarity.shingles(mine)) == []
+    assert make.pairs(sources, known=make.shingles(mine)) == []
 
 
 def test_the_students_own_adapters_are_used(grader, tmp_path):
     files = changed("grpo.py", "def group_advantages(", "def my_advantages(")
-    assert marks.points(grader.grade(submission(tmp_path / "one", files), (1,))) == {1: 0}
+    assert grade.points(grader.grade(submission(tmp_path / "one", files), (1,))) == {1: 0}
     adapters = files["adapters.py"].replace("return grpo.group_advantages(", "return grpo.my_advantages(")
     files |= {"adapters.py": adapters}
-    assert marks.points(grader.grade(submission(tmp_path / "two", files), (1,))) == {1: 10}
+    assert grade.points(grader.grade(submission(tmp_path / "two", files), (1,))) == {1: 10}
 
 
 def test_the_final_score_counts_responses_and_refuses_other_options(tmp_path):
@@ -304,7 +297,7 @@ def test_a_marker_in_a_wrong_place_is_refused():
 
 def test_every_part_has_a_marker_an_adapter_and_a_file():
     found = {part: name for file in make.MODULES for *_, part, name in make.solutions(REFERENCE[file])}
-    assert set(found) == set(marks.PARTS) == {part for parts in FILES.values() for part in parts}
+    assert set(found) == set(grade.PARTS) == {part for parts in FILES.values() for part in parts}
     assert all(f"def {name}(" in REFERENCE["adapters.py"] for name in found.values() if not name.startswith("_"))
 
 
@@ -315,7 +308,7 @@ def test_mutants_change_one_thing_and_stay_programs():
         ("x < 2 and y", "not (x < 2 and y)"), ("x < 2 and y", "x < 2 or y"), ("x < 2", "x <= 2"), ("2", "3"),
         ("x += 1", "x = 1"), ("1", "2"), ("max", "min"), ("-y", "y"),
     ]  # fmt: skip
-    for _, _, mutant in graded_mutants(set(marks.PARTS)):
+    for _, _, mutant in graded_mutants(set(grade.PARTS)):
         compile(mutant.source, mutant.function, "exec")
-    reasons = {why_equivalent(mutant) for _, _, mutant in graded_mutants(set(marks.PARTS))}
+    reasons = {why_equivalent(mutant) for _, _, mutant in graded_mutants(set(grade.PARTS))}
     assert {reason for *_, reason in EQUIVALENT} == reasons - {""}, "a reason for a mutant that is no more"
