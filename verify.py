@@ -61,7 +61,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from support.answers.boxes import boxes_in
+from support.answers.places import boxes_in
 from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 from support.data import Question
 from support.seams import find, rewarded

@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from support import gym
-from support.answers.boxes import boxes_in
+from support.answers.places import boxes_in
 from support.errors import UserError
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 
-from support.answers import prose, sandbox
-from support.answers.boxes import boxes_in
+from support.answers import places, sandbox
 from support.answers.equivalence import number, quick, same_choice, words
 from support.answers.latex import canonical, tidy
+from support.answers.places import boxes_in
 
 MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
 MAX_TEXT = 20_000  # characters of a whole response given to `equivalent`; the end counts
@@ -44,9 +44,9 @@ def unboxed(text: str) -> str:
 
 
 def find_answer(text: str) -> str:
-    """The answer in any text: what is boxed at its end, else what `support.answers.prose` takes for the answer."""
-    text = prose.ending(text[-MAX_TEXT:])
-    return unboxed(text) if boxes_in(text) else prose.locate(text)
+    """The answer in any text: what is boxed at its end, else what `support.answers.places` takes for the answer."""
+    text = places.ending(text[-MAX_TEXT:])
+    return unboxed(text) if boxes_in(text) else places.locate(text)
 
 
 # --- what an answer is ------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
-r"""Where does the answer stand in a text that boxes none? Training has no use for this, since only boxes earn a reward;
-`verify.equivalent` compares whatever it is given, as math-verify does.
+r"""Where does the answer stand in a text: in a box, or if there is none, in its last formula or number?
+
+Only boxes earn a reward, so training has no use for the latter; `verify.equivalent` compares whatever it is given, as
+math-verify does.
 
     >>> locate("So $a=3$, and the area is $12$."), locate("The area is 12 square metres."), locate(r"\frac12")
     ('$12$', '12', '\\frac12')
@@ -12,10 +14,30 @@ import re
 from support.answers.equivalence import number, words
 from support.answers.latex import tidy
 
+_BOX_TOKEN = re.compile(r"\\\\?boxed\s*\{|\\.|[{}]", re.DOTALL)  # `\\.` skips the braces in \{ and \}
 _FORMULA = r"(?:(?<!\\)\$\$.+?\$\$|(?<!\\)\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
 _PLAIN = r"[-+]?[$€£]?(?:\d[\d,. ]*\d|\d|\.\d+)(?:/\d+)?(?:\s?\\?%|\s(?:percent|pct)\b)?"
 _CANDIDATE = re.compile(rf"{_FORMULA}(?:\s*(?:,?\s*(?:and|or)|,)?\s*{_FORMULA})*|{_PLAIN}", re.DOTALL)
 _FINALLY = re.compile(r"(?is).*final (answer.*?\d.*?)(?:I hope it is correct.*)?$")
+
+
+def boxes_in(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, contents) of the outermost closed, non-empty boxes, in one pass however many braces are open."""
+    open_braces: list[tuple[int, int] | None] = []  # a box as (start, start of its contents); another brace as None
+    boxes: list[tuple[int, int, str]] = []
+    for token in _BOX_TOKEN.finditer(text):
+        kind = token.group()
+        if kind == "{":
+            open_braces.append(None)
+        elif kind == "}" and open_braces:
+            box = open_braces.pop()
+            if box and (contents := text[box[1] : token.start()].strip()):
+                while boxes and boxes[-1][0] > box[0]:
+                    boxes.pop()  # it lies inside this one
+                boxes.append((box[0], token.end(), contents))
+        elif kind.endswith("{") and "boxed" in kind:
+            open_braces.append((token.start(), token.end()))
+    return boxes
 
 
 def ending(text: str) -> str:

@@ -1,8 +1,14 @@
-"""How cost grows: CPU seconds and peak memory of sampling, scoring and one update, along one axis at a time.
+"""What it costs: where a run's time goes, and how seconds and memory grow.
 
-    python lab/growth.py               # every axis; tables, and lab/results/growth.json; about ten minutes
-    python lab/growth.py --threads     # instead: one round on 1, 2 and 4 threads
+    python lab/costs.py parts                    # P2O, tiny preset
+    python lab/costs.py parts --method grpo      # any option of p2o.py
+    python lab/costs.py growth                   # every axis; tables, and lab/results/growth.json; about ten minutes
+    python lab/costs.py threads                  # one round on 1, 2 and 4 threads
 
+**parts**: CPU seconds of one run, by part. The parts are the loop's functions; what one calls of another counts for the
+inner one only. Prints a Markdown table.
+
+**growth**: CPU seconds and peak memory of sampling, scoring and one update, along one axis at a time.
 The model is a random one of the tiny model's shape (its vocabulary is an axis, so nothing depends on what it says), the
 questions are random tokens. Along each axis all else stays at 4 questions, G = 8, prompts and responses of 64 tokens
 and 402 words. An exponent is the slope of log cost over log size across the last three sizes; beneath it stands that of
@@ -13,7 +19,6 @@ memory stops growing at --micro-batch-tokens, as it should.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -21,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +46,7 @@ AXES = {
     "prompt": ("tokens of a prompt", [16, 64, 256, 512, 1024]),
     "vocabulary": ("words of the vocabulary", [402, 4_096, 32_768, 65_536, 151_936]),
 }
-PARTS = ("sampling", "scoring", "update")
+STEPS = ("sampling", "scoring", "update")
 QWEN3 = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
          "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936}  # the shape of Qwen3-0.6B  # fmt: skip
 
@@ -100,7 +106,7 @@ def measure(size: dict[str, int], threads: int, rounds: int = 3, four_bits: bool
 
 
 def in_a_process(**asked) -> dict[str, list[float]]:
-    command = [sys.executable, __file__, "--one", json.dumps(asked)]
+    command = [sys.executable, __file__, "one", json.dumps(asked)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
@@ -135,15 +141,15 @@ def work_of(size: dict[str, int]) -> float:
 
 
 def table(axis: str, sizes: list[int], points: list[dict]) -> str:
-    header = f"| {AXES[axis][0]} | " + " | ".join(f"{part}, s | MiB" for part in PARTS) + " |"
-    lines = [header, "| ---: " * (1 + 2 * len(PARTS)) + "|"]
+    header = f"| {AXES[axis][0]} | " + " | ".join(f"{part}, s | MiB" for part in STEPS) + " |"
+    lines = [header, "| ---: " * (1 + 2 * len(STEPS)) + "|"]
     for size, point in zip(sizes, points, strict=True):
-        costs = [f"{seconds:.2f} | {peak:.0f}" for seconds, peak in (point[part] for part in PARTS)]
+        costs = [f"{seconds:.2f} | {peak:.0f}" for seconds, peak in (point[part] for part in STEPS)]
         lines.append(f"| {size:,} | {' | '.join(costs)} |")
-    slopes = [exponent(sizes[-3:], [point[part][k] for point in points[-3:]]) for part in PARTS for k in (0, 1)]
+    slopes = [exponent(sizes[-3:], [point[part][k] for point in points[-3:]]) for part in STEPS for k in (0, 1)]
     work = exponent(sizes[-3:], [work_of(USUAL | {axis: size}) for size in sizes[-3:]])
     lines.append(f"| exponent | {' | '.join(map(str, slopes))} |")
-    return "\n".join([*lines, f"| of the work | {' | '.join([f'{work} | '] * len(PARTS))} |"])
+    return "\n".join([*lines, f"| of the work | {' | '.join([f'{work} | '] * len(STEPS))} |"])
 
 
 def growth() -> None:
@@ -157,25 +163,87 @@ def growth() -> None:
 
 def threads() -> None:
     """Wall seconds of one round of the tiny model's shape, and of Qwen3-0.6B's in 4 bits."""
-    lines = ["| model | threads | " + " | ".join(f"{part}, s" for part in PARTS) + " |", "| --- " * 5 + "|"]
+    lines = ["| model | threads | " + " | ".join(f"{part}, s" for part in STEPS) + " |", "| --- " * 5 + "|"]
     few = USUAL | {"group": 2, "response": 8}
     works = {"tiny": {"size": USUAL}, "0.6B, 4 bits": {"size": few, "rounds": 1, "four_bits": True, **QWEN3}}
     for name, work in works.items():
         for count in (1, 2, 4):
             found = in_a_process(threads=count, **work)
-            lines.append(f"| {name} | {count} | " + " | ".join(f"{found[part][0]:.2f}" for part in PARTS) + " |")
+            lines.append(f"| {name} | {count} | " + " | ".join(f"{found[part][0]:.2f}" for part in STEPS) + " |")
             print(lines[-1], flush=True)
 
 
+# -------------------------------------------------------------------------------------------------------------- by part
+
+PARTS = {  # what is measured -> what the table calls it
+    "p2o.prepare": "loading",
+    "p2o.sample_groups": "sampling rollouts",
+    "grpo.mismatch": "sampler against trainer",
+    "grpo.score_old": "log-probs of the bare question",
+    "grpo.update_policy": "update",
+    "p2o.evolve_templates": "prompt evolution",
+    "p2o.held_out_accuracy": "evaluation",
+    "verify.grade_batch": "grading",
+    "support.run.Run.save": "checkpoints",
+    "support.run.Run.keep_rollouts": "journal of rollouts",
+    "support.run.Run.log_rollouts": "log",
+    "support.run.Run.log_epoch": "log",
+}
+
+
+def timed(work: Callable, part: str, seconds: Counter, stack: list[str]) -> Callable:
+    """`work`, its CPU time booked on `part` and taken from the part that called it."""
+
+    def run(*args, **kwargs):
+        started = time.process_time()
+        stack.append(part)
+        try:
+            return work(*args, **kwargs)
+        finally:
+            stack.pop()
+            spent = time.process_time() - started
+            seconds[part] += spent
+            if stack:
+                seconds[stack[-1]] -= spent
+
+    return run
+
+
+def seconds_by_part(arguments: list[str]) -> Counter:
+    """CPU seconds by part of one run."""
+    import grpo
+    import p2o
+    import support.run
+    import verify
+    from tools import cli
+
+    modules = {"p2o": p2o, "grpo": grpo, "verify": verify, "support.run.Run": support.run.Run}
+    seconds, stack = Counter(), []
+    for name, part in PARTS.items():
+        owner, _, function = name.rpartition(".")
+        setattr(modules[owner], function, timed(getattr(modules[owner], function), part, seconds, stack))
+    with tempfile.TemporaryDirectory() as folder:
+        timed(p2o.train, "everything else", seconds, stack)(cli.parse_config([*arguments, "--runs", folder]))
+    return seconds
+
+
+def parts(arguments: list[str]) -> None:
+    seconds = seconds_by_part(arguments)
+    total = sum(seconds.values())
+    rows = [f"| {part} | {value:.1f} | {value / total:.0%} |" for part, value in seconds.most_common()]
+    print("\n".join(["| part | CPU seconds | share |", "| --- | --- | --- |", *rows, f"| all | {total:.1f} | |"]))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", action="store_true", help="wall seconds on 1, 2 and 4 threads instead")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one is not None:
-        print(json.dumps(measure(**args.one)))
+    name, *arguments = sys.argv[1:] or [""]
+    if name == "one":  # a size, in a process of its own
+        print(json.dumps(measure(**json.loads(arguments[0]))))
+    elif name == "parts":
+        parts(arguments)
+    elif name in ("growth", "threads"):
+        {"growth": growth, "threads": threads}[name]()
     else:
-        threads() if args.threads else growth()
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
