@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
-from tools import cli, compare, figures, studies, study
+from tools import cli, compare, studies, study
 
 # ----------------------------------------------------------------------------------------------------- one small study
 
@@ -329,15 +329,15 @@ def test_whatever_accuracy_was_measured_of_is_in_the_table():
 @pytest.mark.parametrize("count, seeds", [(1, 1), (3, 1), (16, 3)])
 def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
     results = made_up({f"variant {i}": [i / 16 + seed / 50 for seed in range(seeds)] for i in range(count)})
-    figures.draw_study(results, dict.fromkeys(results, "variant 0"), tmp_path / "figure.png")
+    compare.draw_study(results, dict.fromkeys(results, "variant 0"), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
 def test_nothing_that_a_figure_says_is_cut_off(tmp_path, monkeypatch):
     made, names = [], ["P2O", "P2O, --no-scale-by-std --aggregation seq-mean-token-sum-norm"]
-    monkeypatch.setattr(figures, "Figure", lambda **size: made.append(Figure(**size)) or made[0])
+    monkeypatch.setattr("matplotlib.figure.Figure", lambda **size: made.append(Figure(**size)) or made[0])
     results = made_up({name: [0.5, 0.6, 0.7] for name in names})
-    figures.draw_study(results, dict.fromkeys(results, "P2O"), tmp_path / "figure.png")
+    compare.draw_study(results, dict.fromkeys(results, "P2O"), tmp_path / "figure.png")
     (figure,) = made
     figure.draw_without_rendering()
     for text in figure.findobj(lambda part: isinstance(part, Text) and len(part.get_text()) > 6):  # ticks are shorter

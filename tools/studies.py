@@ -14,14 +14,15 @@ from tools.compare import (
     NOTE,
     Cell,
     Comparison,
+    bounds,
     caption,
     compare,
     comparison_rows,
     curve_of,
     files_of,
+    mean_curve,
     shared_budget,
 )
-from tools.figures import bounds, mean_curve
 from tools.report import write_page
 from tools.study import ROOT, baselines_of, read_results, study_table
 

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from support.checkpoint import write_whole
 from support.errors import UserError
-from tools import compare, figures
+from tools import compare
 from tools.compare import Cell
 from tools.report import read_run, spent
 
@@ -355,7 +355,7 @@ def write_results(file: Path, study: Study, results: dict[str, list[dict]], fail
     table = compare.markdown(*study_table(record["results"]))
     parts = [f"Made by `{record['command']}`.", table, compare.NOTE, *comparisons(record["results"], study.baselines)]
     out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    figures.draw_study(record["results"], study.baselines, out.with_suffix(".png"))
+    compare.draw_study(record["results"], study.baselines, out.with_suffix(".png"))
     return f"{table}\n\nwritten to {out}, with the raw results and a figure beside it"
 
 
