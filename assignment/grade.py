@@ -233,10 +233,15 @@ def secret_grader(process: Process, seed: int, parts: tuple[int, ...] | None = N
 
     cases = fresh(process, seed, parts or tuple(PARTS))
     below = process.folder({name: source for name, source in reference().items() if name in BELOW})
-    below.chmod(0o711)
-    for name in BELOW:
-        (below / name).chmod(0o600)
+    hide(below)
     return Grader(process, cases, Diagnosis(process, cases), below)
+
+
+def hide(folder: Path) -> None:
+    """Only this user reads the files of a folder; others find what it links to."""
+    folder.chmod(0o711)
+    for name in BELOW:
+        (folder / name).chmod(0o600)
 
 
 # -------------------------------------------------------------------------------------------- points, and where they go

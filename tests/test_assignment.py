@@ -19,7 +19,7 @@ import final  # noqa: E402
 import grade  # noqa: E402
 import make  # noqa: E402
 from mistakes import MISTAKES, plant  # noqa: E402
-from process import Process  # noqa: E402
+from process import NotLocked, Process  # noqa: E402
 
 from lab.mutate_assignment import EQUIVALENT, FILES, graded_mutants, lost, mutants, why_equivalent  # noqa: E402
 
@@ -174,6 +174,63 @@ def test_recorded_outputs_cannot_be_given_back(grader, process, tmp_path):
     assert sum(outcome["passed"] for outcome in outcomes) < len(outcomes) / 2
 
 
+LEAK = """
+import inspect, sys
+from pathlib import Path
+import grpo
+found = []
+for read in (lambda: inspect.getsource(grpo), lambda: Path(grpo.__file__).read_text()):
+    try:
+        found.append(read())
+    except OSError:
+        found.append("")
+class policy_loss(Exception):
+    pass
+def mine_hard(*_):
+    return ["SECRET", *found]
+def sample_groups(*_):
+    raise policy_loss(f"SECRET {[len(text) for text in found]} {grpo.policy_loss.__code__.co_names}")
+def train(*_):
+    raise NotImplementedError("SECRET") if any(found) else KeyError("SECRET")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="both locks are Linux's")
+@pytest.mark.parametrize("by", ["kernel", "user"])
+def test_part_8_can_neither_read_the_reference_nor_say_what_it_likes(by, grader, tmp_path, monkeypatch):
+    if by == "user":
+        if os.geteuid() != 0:
+            pytest.skip("only root can become another user")
+        monkeypatch.setenv("NO_LANDLOCK", "1")
+        process = Process()
+        process.hidden = []  # this checkout may be readable for all; the folder that part 8 stands on is not
+        below = process.folder({name: REFERENCE[name] for name in grade.BELOW})
+        grade.hide(below)
+        grader = grade.Grader(process, [case for case in grader.cases if case["part"] == 8], lambda case: [], below)
+    outcomes = answers(grader, tmp_path, LEAK, 8)
+    assert grader.process.locked == by
+    assert "SECRET" not in json.dumps(outcomes) and "co_names" not in json.dumps(outcomes)
+    lines = LEAK.splitlines()
+
+    def line_of(function):  # the one line of its body
+        return 2 + next(n for n, line in enumerate(lines) if line.startswith(f"def {function}("))
+
+    messages = {outcome["call"]: outcome["message"] for outcome in outcomes}
+    assert messages["mine_hard"].endswith("got another str")
+    assert messages["sample_groups"] == f"an exception of its own at line {line_of('sample_groups')} of adapters.py"
+    assert messages["train"] == f"KeyError at line {line_of('train')} of adapters.py"
+    if by == "user":
+        grader.process.__exit__()
+
+
+def test_where_nothing_can_be_locked_up_nothing_is_graded(monkeypatch):
+    monkeypatch.setenv("NO_LANDLOCK", "1")
+    with Process() as other:
+        other.hidden = [ROOT / "README.md"]  # anybody reads it
+        with pytest.raises(NotLocked, match="--unlocked"):
+            list(other.replies(other.folder(REFERENCE), [], 5))
+
+
 def test_what_is_no_reply_is_no_answer(grader, tmp_path):
     forging = (
         "import os\nfor handle in range(3, 20):\n    try:\n        os.write(handle, b'[1]\\n{\"output\": []}\\n')\n"
@@ -225,7 +282,7 @@ def test_the_students_own_grader(folder):
     hole = '    raise NotImplementedError("part 1: group_advantages")\n'
     (folder / "grpo.py").write_text(source.replace(hole, refused + solved + "    return centred.view(-1)\n"))
     result = run(folder / "grader" / "grade.py", folder)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr  # other parts are not written
     assert "part 1  group advantages        10 of 10" in result.stdout and "           10 of 100" in result.stdout
     suites = ElementTree.parse(folder / "grade.xml").getroot()
     assert [int(suite.get("failures")) > 0 for suite in suites][:5] == [False, False, False, False, True]
@@ -251,6 +308,51 @@ def test_a_folder_of_zips_is_graded_with_one_command(grader, tmp_path, monkeypat
     suites = ElementTree.parse(handed_in / "ben.xml").getroot()
     assert [suite.get("failures") != "0" for suite in suites] == [True, False]
     assert ElementTree.parse(handed_in / "eve.xml").getroot().find(".//error") is not None
+
+
+def test_a_submission_may_stand_in_a_folder_of_its_zip(tmp_path):
+    def zipped(name, entries):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for entry, text in entries.items():
+                archive.writestr(entry, text)
+        return tmp_path / name
+
+    nested = {f"ada/p2o/{name}": source for name, source in REFERENCE.items()}
+    found = grade.submission(zipped("one.zip", nested | {"__MACOSX/ada/p2o/._p2o.py": ""}), tmp_path / "one")
+    assert {file.name: file.read_text() for file in found.iterdir()} == REFERENCE
+    twice = nested | {f"old/{name}": source for name, source in REFERENCE.items()}
+    with pytest.raises(OSError, match="several folders of it: ada/p2o, old"):
+        grade.submission(zipped("two.zip", twice), tmp_path / "two")
+
+
+def test_points_are_given_by_function(grader, tmp_path):
+    files = changed("grpo.py", "torch.where(advantages < 0, bounded, pessimistic)", "pessimistic")
+    outcomes = grader.grade(submission(tmp_path / "student", files), (2,))
+    by = {name: (earned, worth) for name, (earned, worth, _) in grade.by_function(2, outcomes[2]).items()}
+    assert by["aggregate"] == (4, 4) and by["importance_ratio"] == (1, 1)
+    assert by["surrogate"][0] < 4 and by["policy_loss"][0] < 6
+    grade.write_results(outcomes, tmp_path / "results.json")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["score"] == grade.points(outcomes)[2] and results["stdout_visibility"] == "hidden"
+    assert [test["max_score"] for test in results["tests"]] == [4, 1, 4, 6]
+    assert "There is no dual clip" in results["tests"][2]["output"] and "expected" not in results["tests"][2]["output"]
+
+
+def test_gradescope_runs_its_zip(tmp_path):
+    """The zip as Gradescope unpacks it, but for the virtual environment that setup.sh installs. One part is enough."""
+    assert (
+        run(ROOT / "assignment" / "make.py", "--gradescope", tmp_path / "autograder.zip", "--seed", "5").returncode == 0
+    )
+    place = tmp_path / "autograder"
+    with zipfile.ZipFile(tmp_path / "autograder.zip") as archive:
+        archive.extractall(place / "source")
+    (place / "results").mkdir()
+    submission(place / "submission", {name: source for name, source in REFERENCE.items() if name != "p2o.py"})
+    (place / "venv").symlink_to(sys.prefix)
+    script = ["bash", str(place / "source" / "run_autograder")]
+    subprocess.run(script, check=True, env=os.environ | {"AUTOGRADER": str(place)})
+    results = json.loads((place / "results" / "results.json").read_text())
+    assert results["score"] == 0 and "no p2o.py" in results["tests"][0]["output"]
 
 
 def test_similarity_sees_through_new_names_and_not_what_was_given():
