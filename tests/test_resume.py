@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(undisturbed):
 
 
 def test_the_card_s_check_kills_and_resumes_a_run(tmp_path):
-    """lab/gpu.py's seventh measurement; it stands here since it forks the same prepared process as the others."""
+    """One of lab/gpu.py's measurements; it stands here since it forks the same prepared process as the others."""
     setup = gpu.Setup(shape=None, folder=tmp_path / "model", response_tokens=16, sequence=64, smoke=True)
     found, good = gpu.tiny_world(setup)
     assert good and found["killed"] and set(found["accuracy"]) == {"hard", "ood"}
