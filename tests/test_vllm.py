@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 
 import grpo
+from lab.gpu import rms
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 pytestmark = pytest.mark.vllm
@@ -171,3 +172,11 @@ def test_at_exit_vllm_is_shut_down_and_nothing_is_said_of_process_groups(model):
         done = subprocess.run([sys.executable, "-c", code, model, engine], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "left: False" in done.stdout, done.stdout + done.stderr
         assert "destroy_process_group" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("dtype, limit", [("bfloat16", 0.05), ("float16", 0.005)])
+def test_in_16_bits_vllm_and_the_trainer_compute_in_the_same_ones(model, dtype, limit):
+    served = load(model, engine="vllm", dtype=dtype)
+    train_a_step(served)
+    assert str(served.engine.llm.llm_engine.model_config.dtype) == f"torch.{dtype}"
+    assert rms(served, contexts(served)) < limit
