@@ -110,11 +110,16 @@ def tiny_policy(seed: int, temperature: float):
     return dataclasses.replace(policy, cfg=dataclasses.replace(policy.cfg, temperature=temperature))
 
 
-def token_logprobs(student, contexts, responses, seed, temperature):
+def token_logprobs(student, contexts, responses, seed, temperature, dropout=0.0):
     """Log-probs with and without gradients, and the size of a gradient at each weight of the adapter."""
     import torch
 
     policy = tiny_policy(seed, temperature)
+    # As a model with dropout is after an update by other hands: what is trained must be what was sampled.
+    layers = [layer for layer in policy.model.modules() if hasattr(layer, "lora_dropout")]
+    for layer in layers:
+        layer.lora_dropout["default"] = torch.nn.Dropout(dropout)
+    policy.model.train()
     logprobs = student.token_logprobs(policy, contexts, responses)
     logprobs.square().sum().backward()
     with torch.no_grad():
@@ -210,14 +215,16 @@ def train(student, train, held_out, options, stop=None):
     options = data | options | {"runs": str(work), "name": "run"}
     (work / "calls.json").write_text(json.dumps({"stop": stop}))
     if not stop:
-        return {"summary": summary_of(student.train(config(**options)))} | left_behind(work)
+        summary = student.train(config(**options))
+        return left_behind(work) | {"summary": summary_of(summary)}
     try:
         student.train(config(**options))
         stopped = {"stopped": "not at all"}
     except KeyboardInterrupt:
         stopped = {"stopped": "by Ctrl-C"}
     stopped |= left_behind(work)
-    return {"before": stopped, "summary": summary_of(student.train(config(**options, resume=True)))} | left_behind(work)
+    summary = student.train(config(**options, resume=True))
+    return {"before": stopped} | left_behind(work) | {"summary": summary_of(summary)}
 
 
 def summary_of(summary: dict) -> dict:
@@ -231,6 +238,9 @@ def left_behind(work: Path) -> dict:
     known = ("candidates", "dev_ids", "train_ids", "chosen", "assignment")
     evolutions = [json.loads(file.read_text()) for file in sorted(run.glob("templates/*.json"))]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # The first figure that differs says what is wrong, so what a loop decides comes before what follows from it.
+    order = ("kind", "epoch", "templated", "rollouts", "approx_kl")
+    metrics = [{name: line[name] for name in order if name in line} | line for line in metrics]
     return {
         "metrics": metrics,
         "templates": [{name: found[name] for name in known} for found in evolutions],

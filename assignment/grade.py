@@ -44,6 +44,11 @@ Mistaken = Callable[[dict], list]  # a case -> (hint, output) of the known mista
 
 # ------------------------------------------------------------------------------------------------ comparing two outputs
 
+DRAWN = (
+    "Other responses. Compare, in this order: the seed, seed_for(cfg, 'rollout', step); the questions, which "
+    "choose_questions finds with what remember_success_rates has kept; the updates before (their rate, "
+    "grpo.learning_rate_at of the share of all steps done with this one); and in a resumed run run.load_rollouts."
+)
 # The first figure in which a run differs says most about what its loop left out.
 FIGURES = {
     "hard_set": "state.hard holds the hard questions of this epoch: emptied at its first batch, no question twice.",
@@ -52,7 +57,8 @@ FIGURES = {
     "masked": "grpo.score_old finds old log-probs and token weights, before the first update of a batch.",
     "old_logprobs": "grpo.score_old comes before the first update: what was distilled needs its bare log-probs.",
     "token_weight": "grpo.score_old weighs the tokens of what was distilled, before the first update.",
-    "approx_kl": "grpo.score_old comes before the first update, and every update knows its rollouts' old log-probs.",
+    "approx_kl": "The policy moves otherwise within a batch: grpo.score_old comes before its first update, and each "
+    "update has the rate grpo.learning_rate_at of the share of all steps done with this one, which is never 0.",
     "clip_fraction": "The second update of a batch is off-policy: score_old first, then the updates in their order.",
     "loss": "Updates: those that choose_rollouts keeps, split_into_updates' parts, at grpo.learning_rate_at's rate.",
     "grad_norm": "The learning rate is grpo.learning_rate_at of the share of all steps that is done with this one.",
@@ -63,9 +69,8 @@ FIGURES = {
     "unfinished": "A saved step leaves no journal of its rollouts: run.keep_rollouts keeps them until run.save.",
     "calls": "Something ran more or less often: run.keep_rollouts keeps a batch's rollouts, and run.load_rollouts "
     "finds them, so that a resumed run samples only what was not sampled.",
-    "reward": "Each step has its own seed, seed_for(cfg, 'rollout', step), and the questions that choose_questions "
-    "finds with state.history.",
-    "tokens": "Each step has its own seed, seed_for(cfg, 'rollout', step), and the questions of choose_questions.",
+    "reward": DRAWN,
+    "tokens": DRAWN,
     "kind": "The lines of a run come in the order of the loop: an accuracy before training, then for each step "
     "evolution if it is due, rollouts, updates, and the epoch's line behind its last one.",
     "epoch": "Epochs are logged from 1; 0 is the accuracy before training, which is measured once.",
@@ -144,7 +149,7 @@ def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
             return hint
     place = message.partition(":")[0]
     if case["call"] == "train":
-        names = place.replace("[", ".").split(".")
+        names = re.split(r"[^a-z_]+", place)
         return next((FIGURES[name] for name in reversed(names) if name in FIGURES), case["hint"])
     return case["hint"]
 

@@ -131,6 +131,13 @@ MISTAKES = [
         "Multiplied by the temperature: logits are divided by it.",
     ),
     Mistake(
+        4, "grpo.py", "    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)",
+        "    logits = head(hidden).float()\n"
+        "    return (logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)) / temperature",
+        "The log-probs are divided by the temperature: divide the logits, before the softmax.",
+    ),
+    Mistake(4, "grpo.py", "    pretrained.set_training_mode(policy.model)\n", "", ""),
+    Mistake(
         4, "grpo.py", "logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)",
         "logits.gather(1, tokens[:, None]).squeeze(1)", "Those are logits: take the logsumexp off.",
     ),
@@ -248,6 +255,7 @@ MISTAKES = [
     ),
     # What only a run shows: the hint is then that of the first figure that differs.
     Mistake(8, "p2o.py", "            state.hard = []\n", "", ""),
+    Mistake(8, "p2o.py", "grpo.learning_rate_at((step + 1) / ", "grpo.learning_rate_at(step / ", ""),
     Mistake(8, "p2o.py", 'seed_for(cfg, "rollout", step)', 'seed_for(cfg, "rollout", batch)', ""),
     Mistake(8, "p2o.py", "chosen, state.templates, cfg, seed", "chosen, {}, cfg, seed", ""),
     Mistake(8, "p2o.py", "        run.save(state)\n", "", ""),
