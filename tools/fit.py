@@ -24,10 +24,10 @@ GIB = 2**30
 CUDA_CONTEXT = 0.6 * GIB  # CUDA itself and the kernels of its libraries; a guess, not measured
 VLLM_ASLEEP = 1.0 * GIB  # what vLLM keeps while it sleeps: CUDA graphs, its libraries' workspaces; a guess as well
 
-# GB/s of memory, and TFLOPS of dense bf16 with float32 sums, as the data sheets say.
+# GB/s of memory, and TFLOPS of dense 16-bit products with float32 sums, as the data sheets say.
 CARDS = {
-    "RTX 3090": (936, 71), "RTX 4090": (1008, 165), "RTX 5090": (1792, 210), "L4": (300, 121), "A10": (600, 125),
-    "A100": (1555, 312), "H100": (3350, 989), "H200": (4800, 989),
+    "T4": (320, 65), "RTX 3090": (936, 71), "RTX 4090": (1008, 165), "RTX 5090": (1792, 210), "L4": (300, 121),
+    "A10": (600, 125), "A100": (1555, 312), "H100": (3350, 989), "H200": (4800, 989),
 }  # fmt: skip
 # Measured on an H200 with Qwen3-4B in NF4, while another job ran beside it (lab/results/gpu.json; tests/test_fit.py
 # holds these numbers to that file). Other cards: the same share of their arithmetic, and the same launches.
