@@ -239,7 +239,7 @@ def assignments(rng: random.Random) -> Iterator[Case]:
     yield "G draws for each question", call, {"evolution": many, "group_size": 5} | each, "One draw for each rollout."
     for options, hint in (
         ({"one_template_per_group": True}, "With cfg.one_template_per_group all G rollouts share one draw."),
-        ({"leave_one_bare": True}, "With cfg.leave_one_bare one of the G templates is the empty one."),
+        ({"leave_one_bare": True}, "With cfg.leave_one_bare the last of the G templates is the empty one."),
     ):
         inputs = {"evolution": many, "group_size": 5, "seed": seed, "options": options}
         yield next(iter(options)).replace("_", " "), call, inputs, hint
