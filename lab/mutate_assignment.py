@@ -38,7 +38,7 @@ EQUIVALENT = (  # (function, its line holds this, the change; "" for every chang
     ("token_logprobs", "torch.is_grad_enabled()", "", "checkpointing or not: memory, no number"),
     ("token_logprobs", "use_reentrant=False", "-> `True`", "another implementation of checkpointing, same numbers"),
     ("train", "run.resume(", "'training data_'", "a name under which a digest of the questions is kept"),
-    ("train", "# --allow-changes", "", "only a run that is resumed on other questions has ids that are no more"),
+    ("train", "if question_id in by_id", "", "only a run that is resumed on other questions has ids that are no more"),
     ("train", "grpo.mismatch(", "`4` -> `5`", "on how many rollouts the gap is probed: it is about 1e-6 for any"),
     ("mine_hard", "group[0].question_id", "`0` -> `1`", "all rollouts of a group have its question's id"),
     ("grade_batch", 'questions or [""]', "`'_'`", "no answer is copied from an underscore either"),
