@@ -152,7 +152,8 @@ def group_advantages(
 
     rewards: [B], groups of `group_size` neighbours. Returns [B]. The standard deviation is the sample's (n - 1).
     A group whose rewards are all equal gets zeros: *advantage collapse*, the question teaches nothing.
-    `scale_by_std=False` gives the mean-only advantages of Dr. GRPO.
+    `scale_by_std=False` gives the mean-only advantages of Dr. GRPO. Rewards that do not make whole groups of at least
+    two are a ValueError.
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), 4)
     tensor([ 1.5000, -0.5000, -0.5000, -0.5000])

@@ -114,7 +114,7 @@ def losses(rng: random.Random) -> Iterator[Case]:
             values = matrix(rng, len(mask), len(mask[0]), -2, 3)
             inputs = {"per_token": values, "mask": mask, "aggregation": aggregation}
             yield f"{aggregation}, {name}", "aggregate", inputs, padded
-            share = "`update_size` = (sequences, tokens, length) replaces the batch's own denominators."
+            share = "`update_size` = (responses, tokens, constant length) replaces the batch's own denominators."
             yield f"{aggregation}, {name}, part of a whole", "aggregate", inputs | {"update_size": [7, 29, 11]}, share
     unknown = {"per_token": [[1.0]], "mask": [[1.0]], "aggregation": "mean"}
     yield "an unknown aggregation", "aggregate", unknown, "An aggregation that you do not know is a ValueError."
@@ -171,8 +171,10 @@ def weights(rng: random.Random) -> Iterator[Case]:
     shift = rng.uniform(1, 4)
     bare[1][:3] = [templated[1][0] + 24 + shift, templated[1][1] - 24 - shift, templated[1][2] + 3]
     call, both = "template_ratio_weight", {"bare_logprobs": bare, "templated_logprobs": templated}
-    inside = "rho is bare over templated; inside the range, its bounds included, the weight is 1."
-    outside = "Outside the range a hard clip weighs 0, a soft one bound / rho, with the nearer bound."
+    inside = (
+        "s is bare over templated; in the range, bounds included, the weight is 1; beyond, a soft one is bound / s."
+    )
+    outside = "Outside the range a hard clip weighs 0, a soft one bound / s, with the nearer bound."
     narrow = {"ratio_min": round(rng.uniform(0.1, 0.3), 3), "ratio_max": round(rng.uniform(3, 6), 3)}
     for soft in (False, True):
         kind = "soft" if soft else "hard"
@@ -199,7 +201,8 @@ def logprobs(rng: random.Random) -> Iterator[Case]:
         temperature = round(rng.choice([rng.uniform(0.5, 0.8), rng.uniform(1.3, 1.7)]), 3)
         inputs = {"contexts": contexts, "responses": ids(responses)}
         inputs |= {"seed": rng.randrange(2**31), "temperature": temperature}
-        hint = "Position p predicts token p + 1, so the first token of a response is predicted by its context's last."
+        hint = "Position p predicts token p + 1, so the first token of a response is predicted by its context's last. "
+        hint += "The result has a gradient to the adapter: no detach, no_grad or item() on the way."
         yield name, "token_logprobs", inputs, hint
     hint = "Dropout is on. pretrained.set_training_mode(policy.model) comes first: what is trained is what was sampled."
     inputs = inputs | {"responses": ids([3, 5, 4, 2]), "dropout": 0.4}

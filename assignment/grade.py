@@ -4,6 +4,7 @@
     python assignment/grade.py student --part 2      # one part, with the tracebacks
     python assignment/grade.py submission.zip        # the instructor's side
     python assignment/grade.py handed-in/            # zips or clones: grades.csv, similar.csv, an XML for each
+    python grader/grade.py .                         # in a student's own folder
 
 The exit code is 0 for all points, 1 if any is lost, 2 if there was nothing to grade.
 
