@@ -47,8 +47,9 @@ def test_where_bitsandbytes_is_there_it_measures_four_bits_and_earlier_records_s
     out = tmp_path / "gpu.json"
     out.write_text('[{"card": "another"}]')
     monkeypatch.setattr(sys, "argv", ["lab/gpu.py", "--smoke", "--only", "gradient", "--out", str(out)])
-    assert gpu.main() == 0
+    code = gpu.main()
     another, found = json.loads(out.read_text())
+    assert code == 0, found["gradient"]
     assert another == {"card": "another"}
     assert found["gradient"]["nf4"] and found["gradient"]["verdict"] == "good"
 
