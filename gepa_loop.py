@@ -70,7 +70,7 @@ class EvolutionConfig(Settings):
     reflection_tokens: int = 60
     # Tokens of each response that a reflection is shown. Of a longer response it sees the beginning and the end.
     reflection_quote: int = 1024
-    # Temperature of reflections. At 0.6 they are alike, at 1 or more they differ.
+    # Temperature of reflections. The higher it is, the more they differ from each other.
     reflection_temperature: float = 1.0
     # Base URL of the teacher's OpenAI-compatible endpoint. The environment variable OPENAI_API_KEY holds the key.
     teacher_url: str = ""

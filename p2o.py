@@ -236,7 +236,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
     journal = run.journal(f"templates/epoch-{epoch}")
 
     def respond(messages: list[str], call_number: int) -> list[tuple[str, bool]]:
-        # Greedy: a dev score shall say how good a template is, not how lucky its samples were.
+        # Greedy: a dev score should say how good a template is, not how lucky its samples were.
         return [(sample.text, sample.truncated) for sample in grpo.respond(policy, messages, seed=None)]
 
     # A template stands in front of a question, so it must leave room for the longest one.
