@@ -34,7 +34,6 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from support import fast, pretrained
-from support.fast import roomy_cache
 from support.memory import LossScale, halve_when_out_of_memory, micro_batches, padded
 from support.messages import as_messages, encode_chat
 from support.seams import variant
@@ -533,14 +532,15 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
     # once. They are padded on the left, so that all end in the last column, where the first token is predicted.
     distinct = {context: row for row, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
     batch = policy.tokenizer.pad({"input_ids": [list(c) for c in distinct]}, return_tensors="pt").to(policy.device)
-    mask, cache = batch.attention_mask, roomy_cache(policy.model.config)  # [C, W]
+    mask, cache = batch.attention_mask, fast.roomy_cache(policy.model.config)  # [C, W]
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # a context begins at 0, however much padding is in front
-    logits = _next_token_logits(policy, batch.input_ids, mask, positions, cache)  # [C, V]
+    logits = fast.next_token_logits(policy.model, batch.input_ids, mask, positions, cache)  # [C, V]
 
     # Expand. From here on a row of the batch is a response; it starts from a copy of its context's keys and values.
     context_rows = torch.tensor([distinct[tuple(context)] for context in contexts], device=policy.device)
-    logits, mask = logits[context_rows], mask[context_rows]  # [B, V], [B, W]
+    logits = logits[context_rows]  # [B, V]
     cache.reorder_cache(context_rows)
+    read_on = fast.step_for(policy.model, cache, mask[context_rows], length)
     response_of_row = list(range(len(contexts)))
     stop_ids = torch.tensor(policy.stop_ids, device=policy.device)
     drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
@@ -558,25 +558,15 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
         unfinished_rows = (~torch.isin(tokens[:, 0], stop_ids)).nonzero()[:, 0]
         if len(unfinished_rows) < len(response_of_row):
             response_of_row = [response_of_row[row] for row in unfinished_rows.tolist()]
-            tokens, mask = tokens[unfinished_rows], mask[unfinished_rows]
-            cache.reorder_cache(unfinished_rows)
+            tokens = tokens[unfinished_rows]
+            read_on.keep(unfinished_rows)
         if not response_of_row or t == length - 1:
             break
 
         # Read the new tokens. The cache holds all earlier ones.
-        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)  # [B, W + t + 1]
-        positions = mask.sum(dim=1, keepdim=True) - 1  # [B, 1]
-        logits = _next_token_logits(policy, tokens, mask, positions, cache)  # [B, V]
+        logits = read_on(tokens)  # [B, V]
     truncated = set(response_of_row)  # the responses that are still going on when the room is used up
     return [(ids, logprobs, response in truncated) for response, (ids, logprobs) in enumerate(drawn)]
-
-
-def _next_token_logits(policy: Policy, tokens, mask, positions, cache) -> torch.Tensor:
-    """Logits [rows, V] of the token after the last column of `tokens` [rows, columns]."""
-    output = policy.model(
-        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-    )
-    return output.logits[:, -1]
 
 
 def _draw(logprobs: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:

@@ -34,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -45,7 +46,7 @@ sys.path.insert(0, str(ROOT))
 
 import grpo  # noqa: E402
 from lab import chaos  # noqa: E402
-from support import pretrained  # noqa: E402
+from support import fast, pretrained  # noqa: E402
 from support.data import load_questions  # noqa: E402
 from support.errors import UserError  # noqa: E402
 from support.memory import adamw  # noqa: E402
@@ -227,8 +228,12 @@ def speed(setup: Setup) -> tuple[dict, bool]:
     step()
     passed = sum(len(c) + len(r) for c, r in zip(contexts, responses, strict=True))
     update, length = seconds_of(step), min(TOKENS, setup.response_tokens)
+    sampling = seconds_of(lambda: grpo.sample(policy, contexts, seed=1, max_new_tokens=length))
+    with patch.object(fast, "can_be_recorded", lambda *_: False):
+        unrecorded = seconds_of(lambda: grpo.sample(policy, contexts, seed=1, max_new_tokens=min(16, length)))
     rates = {
-        "sampling": GROUP * length / seconds_of(lambda: grpo.sample(policy, contexts, seed=1, max_new_tokens=length)),
+        "sampling": GROUP * length / sampling,
+        "sampling, no step recorded": GROUP * min(16, length) / unrecorded,
         "scoring": passed / seconds_of(lambda: grpo.logprobs_of(policy, contexts, responses)),
         "update": passed / update,
     }

@@ -1,7 +1,9 @@
-"""What makes the same numbers faster: a cache with room for the tokens to come, and a group's prompt read once.
+"""What makes the same numbers faster: a cache with room for tokens to come, steps recorded, a group's prompt read once.
 
 Sampling. transformers' own cache copies all it holds for every new token, so that a response's cost grows with its
 square. Here a layer that is full moves to memory for twice as many tokens, and a new one is written behind the last.
+On a card, a step is thousands of small kernels, and Python takes longer to launch them than the card to run them. So
+the second step of a batch is recorded as a CUDA graph, and every later one is a single launch of that recording.
 
 Training. The G responses of a question share their context, and so its keys and values: the contexts go through the
 model first, each distinct one once, then the responses, which attend to them. Gradients flow through the shared keys
@@ -10,8 +12,10 @@ and values, so log-probs and gradients are those of the plain pass. (The idea of
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from support.pretrained import body_of
@@ -56,6 +60,103 @@ def roomy_cache(config) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+# --------------------------------------------------------------------------- a token more for every response, to sample
+
+
+def next_token_logits(model, tokens, mask, positions, cache) -> torch.Tensor:
+    """Logits [rows, V] of the token after the last column of `tokens` [rows, columns]."""
+    output = model(
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+    )
+    return output.logits[:, -1]
+
+
+def step_for(model: torch.nn.Module, cache: DynamicCache, mask: torch.Tensor, length: int) -> Step:
+    """A step for responses of at most `length` tokens, behind contexts that `cache` holds and `mask` [B, W] shows."""
+    recorded = mask.is_cuda and can_be_recorded(model, cache)
+    return RecordedStep(model, cache, mask, length) if recorded else Step(model, cache, mask)
+
+
+def can_be_recorded(model: torch.nn.Module, cache: DynamicCache) -> bool:
+    """Does every layer keep all tokens, does attention take any mask, and do no numbers decide what is computed?"""
+    causal_lm, kinds = model.get_base_model(), {type(layer) for layer in cache.layers}
+    any_mask = causal_lm.config._attn_implementation == "sdpa"
+    return kinds == {RoomyLayer} and any_mask and getattr(causal_lm, "_can_compile_fullgraph", False)
+
+
+class Step:
+    """Reads one more token of every response, and gives the logits of the token after it."""
+
+    def __init__(self, model: torch.nn.Module, cache: DynamicCache, mask: torch.Tensor):
+        self.model, self.cache, self.mask = model, cache, mask
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Only these of the present rows go on: the others' responses have ended."""
+        self.mask = self.mask[rows]
+        self.cache.reorder_cache(rows)
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[rows, 1] -> [rows, V]"""
+        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], dim=1)  # [rows, W + t + 1]
+        return next_token_logits(self.model, tokens, self.mask, self.mask.sum(dim=1, keepdim=True) - 1, self.cache)
+
+
+class RecordedStep(Step):
+    """The same with everything at a fixed place in memory, as a recording must have it.
+
+    So the cache has room for all tokens from the start, a mask hides what is not written yet, and no row is dropped:
+    those that have ended are computed on, and nobody looks at them.
+    """
+
+    def __init__(self, model: torch.nn.Module, cache: DynamicCache, mask: torch.Tensor, length: int):
+        count, self.written = mask.shape  # B, W
+        room = -(-(self.written + length) // 8) * 8  # attention kernels like multiples of 8
+        self.model, self.cache = model, StaticCache(model.config, max_cache_len=room)
+        for full, layer in zip(self.cache.layers, cache.layers, strict=True):
+            full.update(layer.keys, layer.values)
+        self.visible = mask.new_zeros(count, 1, 1, room, dtype=torch.bool)
+        self.visible[..., : self.written] = mask[:, None, None, :].bool()
+        self.positions = mask.sum(dim=1, keepdim=True) - 1
+        self.tokens, self.rows = torch.zeros_like(self.positions), torch.arange(count, device=mask.device)
+        self.steps, self.recording, self.logits = 0, None, None
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.rows = self.rows[rows]
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.tokens[self.rows] = tokens
+        self.visible[..., self.written + self.steps] = True
+        self.positions += 1
+        self.steps += 1
+        # The first step runs as usual: what libraries prepare at first use must not be recorded.
+        if self.steps == 2 and self.tokens.is_cuda:
+            self._record()
+        if self.recording is None:
+            self._read()
+        else:
+            self.recording.replay()
+        return self.logits[self.rows]
+
+    def _read(self) -> None:
+        self.logits = next_token_logits(self.model, self.tokens, self.visible, self.positions, self.cache)
+
+    def _record(self) -> None:
+        """Recording runs nothing. A model that cannot be recorded, although it should be, goes on step by step."""
+        recording = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(recording, pool=recordings_memory().id):
+                self._read()
+        except RuntimeError:
+            return
+        self.recording = recording
+
+
+@functools.cache
+def recordings_memory() -> torch.cuda.MemPool:
+    """Recordings write their intermediate results into the same memory, one batch after the other."""
+    return torch.cuda.MemPool()
 
 
 # ----------------------------------------------------------------------------------------- a prompt read once, to train

@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import grpo
 import p2o
-from support import pretrained
+from support import fast, pretrained
 from support.errors import UserError
 
 VOCABULARY, TEMPERATURE = 320, 0.8
@@ -274,6 +274,11 @@ def dense_to_flat(dense, responses):
     return torch.cat([row[: len(response)] for row, response in zip(dense, responses, strict=True)])
 
 
+def step_on_a_card(model, cache, mask, length):
+    recorded = fast.can_be_recorded(model, cache)
+    return fast.RecordedStep(model, cache, mask, length) if recorded else fast.Step(model, cache, mask)
+
+
 def check_family(folder, tmp_path, **settings):
     policy = noisy(load(folder, **settings))
     reference = Reference(folder, policy, tmp_path)
@@ -290,6 +295,13 @@ def check_family(folder, tmp_path, **settings):
     assert (sampled - expected).abs().max() < 1e-4
     trained = dense_to_flat(grpo.token_logprobs(policy, contexts, responses), responses)
     assert (trained - expected).abs().max() < 1e-4
+
+    # On a card, steps are recorded: with room for all tokens from the start, and a mask. A CPU can do that unrecorded.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "step_for", step_on_a_card)
+        for one, other in zip(samples, grpo.sample(policy, contexts, seed=0), strict=True):
+            assert one.response_ids == other.response_ids
+            assert one.sampled_logprobs == pytest.approx(other.sampled_logprobs, abs=1e-4)
 
     # The gradient of a sum of log-probs with random weights.
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 import gepa_loop
 import grpo
 import p2o
-from support import checkpoint, memory, pretrained, vllm_engine
+from support import checkpoint, fast, memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.fast import RoomyLayer, roomy_cache
 from support.memory import adamw, longest_sequence
@@ -465,6 +465,18 @@ def test_layers_that_hold_something_else_than_all_tokens_stay_as_they_are():
     config = AutoConfig.from_pretrained(grpo.TINY / "united" / "model")
     config.sliding_window, config.layer_types = 8, ["sliding_attention", "full_attention"]
     assert [type(layer) for layer in roomy_cache(config).layers] == [DynamicSlidingWindowLayer, RoomyLayer]
+
+
+def test_a_card_draws_the_same_tokens_with_everything_at_a_fixed_place(tiny_policy, monkeypatch):
+    """What a CUDA graph records, run step by step: rows that end stay, the cache has its last size from the start."""
+    contexts = [grpo.chat_ids(tiny_policy, text) for text in ("12 + 5 =", "A longer question: 3 * 3 =", "1 + 1 =")] * 2
+    before = grpo.sample(tiny_policy, contexts, seed=3, temperature=3.0)
+    assert len({len(s.response_ids) for s in before}) > 1, "rows must end at different steps"
+    monkeypatch.setattr(fast, "step_for", fast.RecordedStep)
+    after = grpo.sample(tiny_policy, contexts, seed=3, temperature=3.0)
+    assert [s.response_ids for s in after] == [s.response_ids for s in before]
+    for one, other in zip(after, before, strict=True):
+        assert one.sampled_logprobs == pytest.approx(other.sampled_logprobs, abs=1e-4)
 
 
 # ----------- running out of the card's memory, as far as a CPU can show it: errors raised where a card would raise them
