@@ -266,11 +266,16 @@ RMS_LIMITS = {"float16": 0.005, "bfloat16": 0.05}  # nats; bfloat16's as others 
 
 
 def agreement(setup: Setup) -> tuple[dict, bool]:
-    """(6) Sampler against trainer on the tiny world: the root mean square of their difference, in nats."""
-    figures = {}
+    """(6) Sampler against trainer on SmolLM2, if `make real` has unpacked it, or on the tiny model: root mean square
+    of their difference, in nats.
+    """
+    real = (ROOT / "real" / "model").exists() and not setup.smoke
+    settings = {"model": str(ROOT / "real" / "model"), "max_response_tokens": 64} if real else {}
+    data = ROOT / "real" if real else grpo.TINY
+    figures = {"model": "SmolLM2-135M-Instruct" if real else "the tiny model"}
     for dtype in RMS_LIMITS:
-        policy = grpo.load_policy(grpo.PolicyConfig(dtype=dtype, vllm_memory=0.1))
-        questions = load_questions(str(grpo.TINY / "train.jsonl"))[: 4 if setup.smoke else 48]
+        policy = grpo.load_policy(grpo.PolicyConfig(dtype=dtype, vllm_memory=0.1, **settings))
+        questions = load_questions(str(data / "train.jsonl"))[: 4 if setup.smoke else 48]
         contexts = [grpo.chat_ids(policy, question.text) for question in questions for _ in range(GROUP)]
         with pretrained.moved_adapter(policy.model):
             figures[f"transformers, {dtype}"] = rms(policy, contexts)
