@@ -30,7 +30,7 @@ OPTIONS = {
     "--temperature": 0.7,
     "--max-response-tokens": 32,
     "--max-prompt-tokens": 120,
-    "--questions-per-batch": 24,
+    "--questions-per-batch": 4,
     "--questions-per-update": 4,
     "--learning-rate": 1e-3,
     "--epochs": 6,
