@@ -33,7 +33,7 @@ OPTIONS = {
     "--questions-per-batch": 4,
     "--questions-per-update": 4,
     "--learning-rate": 1e-3,
-    "--epochs": 6,
+    "--epochs": 5,
     "--gepa-dev-size": 12,
     "--gepa-minibatch": 1,
     "--gepa-budget": 120,
