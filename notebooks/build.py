@@ -87,7 +87,7 @@ def execute(path: Path, cells: Cells) -> None:
     for i, (kind, text) in enumerate(cells, start=1):
         new = nbformat.v4.new_markdown_cell if kind == "markdown" else nbformat.v4.new_code_cell
         notebook.cells.append(new(text, id=f"cell-{i:02d}"))
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(HERE)}})
+    client = NotebookClient(notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(HERE)}})
     client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran is nobody's business, and changes every time

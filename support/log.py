@@ -223,7 +223,7 @@ def read_lines(path: Path) -> list[dict]:
 def silent_failures(line: dict, cfg) -> list[str]:
     """A sentence for each symptom in an epoch's line, with the likely cause. cfg: p2o.Config."""
     warnings = []
-    if line["truncated"] == 1:
+    if line["truncated"] == 1 and not cfg.reward:  # a reward of the user's own may not care how a response ends
         warnings.append(
             "every response was cut off: raise --max-response-tokens, or the model's end token is not known"
         )

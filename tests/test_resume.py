@@ -452,6 +452,8 @@ def test_silent_failures_are_named(cfg):
         (warning,) = log.silent_failures(fine | change, cfg)
         assert word in warning
     assert log.silent_failures(fine | {"zero_advantage": 1.0, "hard_set": 12}, cfg) == []  # templates are coming
+    own = dataclasses.replace(cfg, reward="mine.py:rule")
+    assert log.silent_failures(fine | {"truncated": 1.0}, own) == []  # a rule need not care how a response ends
 
 
 @pytest.mark.parametrize("what", ["token_logprobs", "_decode"])
