@@ -148,6 +148,8 @@ class RecordedStep(Step):
         try:
             with torch.cuda.graph(recording, pool=recordings_memory().id):
                 self._read()
+        except torch.OutOfMemoryError:
+            raise  # grpo.sample goes on with smaller batches
         except RuntimeError:
             return
         self.recording = recording
