@@ -26,10 +26,24 @@ def tensors(inputs: dict) -> dict:
 # -------------------------------------------------------------------------------------------------------- parts 1 to 3
 
 
+def called(function, inputs: dict):
+    """What a function gives for these tensors, which are the caller's: they must come out as they went in."""
+    before = {name: value.clone() for name, value in inputs.items() if hasattr(value, "clone")}
+    result = function(**inputs)
+    changed = [name for name, value in before.items() if not value.equal(inputs[name])]
+    if changed:
+        raise ValueChanged(f"{', '.join(changed)} changed in place: += and the like write into the caller's tensor")
+    return result
+
+
+class ValueChanged(Exception):
+    """A function has written into its inputs."""
+
+
 def refusing(function, **inputs):
     """What comes out, or that the inputs were refused."""
     try:
-        return function(**tensors(inputs)).tolist()
+        return called(function, tensors(inputs)).tolist()
     except ValueError:
         return "ValueError"
 
@@ -43,11 +57,11 @@ def aggregate(student, **inputs):
 
 
 def importance_ratio(student, **inputs):
-    return student.importance_ratio(**tensors(inputs)).tolist()
+    return called(student.importance_ratio, tensors(inputs)).tolist()
 
 
 def surrogate(student, **inputs):
-    return student.surrogate(**tensors(inputs)).tolist()
+    return called(student.surrogate, tensors(inputs)).tolist()
 
 
 def half_ratio(logprobs, old_logprobs, mask):
@@ -57,24 +71,24 @@ def half_ratio(logprobs, old_logprobs, mask):
 
 def odd_loss(log_ratio, advantages, *, clip_low, clip_high, dual_clip, logprobs, mask):
     """A variant of the loss that needs all it is given."""
-    return advantages * log_ratio * clip_low + clip_high * dual_clip * logprobs * mask
+    # The last term is another for advantages [B, 1].
+    per_token = advantages * log_ratio * clip_low + clip_high * dual_clip * logprobs * mask
+    return per_token + 0.1 * advantages.sum(dim=1, keepdim=True) * logprobs
 
 
 def policy_loss(student, variants=False, **inputs):
     """Loss, metrics, and the gradient with respect to the new log-probs."""
     inputs = tensors(inputs) | ({"ratio": half_ratio, "loss": odd_loss} if variants else {})
-    logprobs = inputs.pop("logprobs").requires_grad_()
-    loss, metrics = student.policy_loss(logprobs, **inputs)
+    logprobs = inputs["logprobs"].requires_grad_()
+    loss, metrics = called(student.policy_loss, inputs)
     loss.backward()
-    return {
-        "loss": loss.item(),
-        "gradient": logprobs.grad.tolist(),
-        "metrics": {k: float(v) for k, v in metrics.items()},
-    }
+    # A metric that is a tensor is shown as its type: the log cannot write it down.
+    metrics = {k: v if isinstance(v, int | float) else type(v).__name__ for k, v in metrics.items()}
+    return {"loss": loss.item(), "gradient": logprobs.grad.tolist(), "metrics": metrics}
 
 
 def template_ratio_weight(student, **inputs):
-    return student.template_ratio_weight(**tensors(inputs)).tolist()
+    return called(student.template_ratio_weight, tensors(inputs)).tolist()
 
 
 # -------------------------------------------------------------------------------------------------------------- part 4
@@ -140,7 +154,8 @@ def assign_templates(student, evolution, group_size, seed, options):
     import gepa_loop
 
     unused = {"parents": [], "metric_calls": 0, "rejected_replies": 0, "stopped_early": None}
-    found, cfg = gepa_loop.Evolution(**evolution, **unused), gepa_loop.EvolutionConfig(**options)
+    found = gepa_loop.Evolution(**evolution, **unused)
+    cfg = None if options is None else gepa_loop.EvolutionConfig(**options)
 
     def assigned(seed):
         random.seed()  # the global generator is none of an assignment's business
@@ -184,8 +199,31 @@ def shares_of(assignments: list[dict[str, list[str]]]) -> dict:
     return {"shares": dict(sorted(shares.items()))}
 
 
-def grade_batch(student, **inputs):
-    return [dataclasses.asdict(grade) for grade in student.grade_batch(**inputs)]
+def grade_batch(student, calls=False, **inputs):
+    """The grades, what explains the others first; with `calls`, whether the pairs were compared in one go."""
+    comparisons = counted_comparisons() if calls else []
+    order = ("extracted", "well_formed", "correct", "reward")
+    grades = [dataclasses.asdict(grade) for grade in student.grade_batch(**inputs)]
+    grades = [{name: grade[name] for name in order} for grade in grades]
+    return {"grades": grades, "calls of same_answers": len(comparisons)} if calls else grades
+
+
+def counted_comparisons() -> list[int]:
+    """From here on, the number of pairs of each call of same_answers, wherever it was imported."""
+    import sys
+
+    from support.answers import verdicts
+
+    original, comparisons = verdicts.same_answers, []
+
+    def same_answers(pairs):
+        comparisons.append(len(pairs))
+        return original(pairs)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "same_answers", None) is original:
+            module.same_answers = same_answers
+    return comparisons
 
 
 # -------------------------------------------------------------------------------------------------------------- part 8

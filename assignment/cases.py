@@ -81,21 +81,38 @@ def advantages(rng: random.Random) -> Iterator[Case]:
     settings = {"rewards": rewards, "group_size": size, "eps": round(rng.uniform(0.1, 0.4), 3)}
     binary = [float(rng.random() < 0.4) for _ in range(12)]
     call = "group_advantages"
-    hint = "The mean and the standard deviation (n - 1) run over the G neighbours that answer one question."
+    hint = (
+        "The mean and the standard deviation (n - 1) run over the G neighbours that answer one question; eps is added "
+    )
+    hint += "to the standard deviation."
     yield "scaled", call, settings, hint
     yield "pairs", call, {"rewards": rewards[: 2 * size], "group_size": 2}, hint
     yield "successes and failures", call, {"rewards": binary, "group_size": 6}, hint
     yield "mean only", call, settings | {"scale_by_std": False}, "Without scale_by_std nothing is divided."
     equal = {"rewards": [0.0] * size + [1.0] * size, "group_size": size}
-    yield "collapse", call, equal, "Equal rewards have standard deviation 0: eps keeps 0 / 0 from happening."
+    yield (
+        "collapse",
+        call,
+        equal,
+        "Equal rewards have standard deviation 0: eps is added to it, and keeps 0 / 0 from happening.",
+    )
     refused = "Rewards that do not make groups of at least two are a ValueError."
     yield "a group of one", call, {"rewards": rewards, "group_size": 1}, refused
+    yield "a group of none", call, {"rewards": rewards, "group_size": 0}, refused
     yield "one reward too many", call, {"rewards": rewards[: size + 1], "group_size": size}, refused
 
 
 # -------------------------------------------------------------------------------------------------- part 2: policy loss
 
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+AGGREGATIONS = {  # each with what it is
+    "token-mean": "The sum over all response tokens, divided by their number (0 counts as 1).",
+    "seq-mean-token-mean": "Each response's sum is divided by its own token count (0 counts as 1), then their sum by "
+    "the number of responses: one without tokens counts as a response, with mean 0.",
+    "seq-mean-token-sum": "The sum over all response tokens, divided by the number of responses; one without tokens "
+    "counts, too.",
+    "seq-mean-token-sum-norm": "The sum over all response tokens, divided by the constant length only: that of "
+    "update_size, or T, the width of the tensor.",
+}
 
 
 def mask_of(lengths: list[int], width: int) -> list[list[float]]:
@@ -108,13 +125,13 @@ def losses(rng: random.Random) -> Iterator[Case]:
         "one token": mask_of([1, 0], 3),
         "no token": mask_of([0, 0, 0], 2),
     }
-    padded = "Multiply by the mask before you sum, and let every response token count below the line."
     for name, mask in masks.items():
-        for aggregation in AGGREGATIONS:
+        for aggregation, meaning in AGGREGATIONS.items():
+            padded = f"{meaning} Multiply by the mask before you sum."
             values = matrix(rng, len(mask), len(mask[0]), -2, 3)
             inputs = {"per_token": values, "mask": mask, "aggregation": aggregation}
             yield f"{aggregation}, {name}", "aggregate", inputs, padded
-            share = "`update_size` = (responses, tokens, constant length) replaces the batch's own denominators."
+            share = f"{meaning} `update_size` = (responses, tokens, constant length) replaces the batch's denominators."
             yield f"{aggregation}, {name}, part of a whole", "aggregate", inputs | {"update_size": [7, 29, 11]}, share
     unknown = {"per_token": [[1.0]], "mask": [[1.0]], "aggregation": "mean"}
     yield "an unknown aggregation", "aggregate", unknown, "An aggregation that you do not know is a ValueError."
@@ -213,7 +230,10 @@ def logprobs(rng: random.Random) -> Iterator[Case]:
 
 
 def covers(rng: random.Random) -> Iterator[Case]:
-    hint = "Each time the one that adds most uncovered questions, the first on ties; stop when none adds any."
+    hint = (
+        "Each time the one that adds most uncovered questions, the first on ties; stop when none adds any. Indices in "
+    )
+    hint += "the order of choice."
     for number in range(14):
         rows, columns = rng.randint(3, 8), rng.randint(4, 10)
         share = rng.uniform(0.15, 0.6)
@@ -226,13 +246,15 @@ def covers(rng: random.Random) -> Iterator[Case]:
 
 def assignments(rng: random.Random) -> Iterator[Case]:
     # Candidates 1, 2 and 4 are the cover. Candidate 3 solves much and was not chosen; d5 is solved by nothing chosen.
-    scores = [[0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0]]
+    # Some pool has shares that differ by 0.12 or more (the tolerance is half of that) from those of no weights, the
+    # number of solved questions, the question's own scores, the first so many weights, or powers of the right ones.
+    scores = [[0] * 6, [0.2, 1, 0.2, 0.2, 1, 0], [1, 0, 0, 0, 0.5, 0], [1] * 6, [0.2, 0.2, 0, 0, 0, 0]]
     order = rng.sample(range(6), 6)
     names = rng.sample(["Add.", "Double.", "Count.", "Go on.", "Check."], 5)
-    worth = [1, rng.uniform(0.8, 1), rng.uniform(0.3, 0.4), 1, rng.uniform(0.1, 0.2)]  # far apart: weights must show
-    dev_scores = [[row[n] * value for n in order] for row, value in zip(scores, worth, strict=True)]
+    dev_scores = [[row[n] * rng.uniform(0.95, 1) for n in order] for row in scores]
     found = {"dev_scores": dev_scores, "candidates": names}
-    found |= {"chosen": rng.sample([1, 2, 4], 3), "dev_ids": [f"d{n}" for n in order], "train_ids": ["t0", "t1"]}
+    chosen = rng.choice([[1, 4, 2], [2, 1, 4], [2, 4, 1], [4, 1, 2], [4, 2, 1]])  # not in the candidates' order
+    found |= {"chosen": chosen, "dev_ids": [f"d{n}" for n in order], "train_ids": ["t0", "t1"]}
     many = found | {"train_ids": [f"t{n}" for n in range(5000)]}
     none = found | {"chosen": []}
     call, seed = "assign_templates", rng.randrange(2**31)
@@ -240,12 +262,15 @@ def assignments(rng: random.Random) -> Iterator[Case]:
     each = {"seed": seed, "options": {}}
     yield "pools and weights", call, {"evolution": found, "group_size": 5000} | each, pools
     yield "G draws for each question", call, {"evolution": many, "group_size": 5} | each, "One draw for each rollout."
-    for options, hint in (
-        ({"one_template_per_group": True}, "With cfg.one_template_per_group all G rollouts share one draw."),
-        ({"leave_one_bare": True}, "With cfg.leave_one_bare the last of the G templates is the empty one."),
+    for name, options, hint in (
+        ("one template per group", ["one_template_per_group"], "With it all G rollouts share one draw."),
+        ("leave one bare", ["leave_one_bare"], "With it the last of the G templates is the empty one."),
+        ("both options", ["one_template_per_group", "leave_one_bare"], "One draw, and the last of the G is empty."),
     ):
-        inputs = {"evolution": many, "group_size": 5, "seed": seed, "options": options}
-        yield next(iter(options)).replace("_", " "), call, inputs, hint
+        inputs = {"evolution": many, "group_size": 5, "seed": seed, "options": dict.fromkeys(options, True)}
+        yield name, call, inputs, hint
+    nothing = {"evolution": many, "group_size": 5, "seed": seed, "options": None}
+    yield "no cfg", call, nothing, "cfg=None means EvolutionConfig(): neither option is on."
     yield "no cover", call, {"evolution": none, "group_size": 4} | each, "No cover: an empty dictionary."
 
 
@@ -263,6 +288,11 @@ def rewards(rng: random.Random) -> Iterator[Case]:
             (rf"\boxed{{{a}}} \boxed{{{b}}} \boxed{{{c}}}", f"{b}"),
         ],
         "no box that counts": [(r"\boxed{}", f"{a}"), (rf"\boxed{{{a}", f"{a}"), ("", f"{a}")],
+        "a box in the reference": [
+            (rf"\boxed{{{a}}}", rf"\boxed{{{a}}}"),
+            (rf"\boxed{{{b}}}", rf"so \boxed{{{b}}}."),
+            (rf"\boxed{{{c}}}", rf"{c - 1} + 1 = \boxed{{{c}}}"),
+        ],
         "another form": [
             (rf"\boxed{{{a}/{10 * a}}}", "0.1"),
             (rf"\boxed{{{a},000}}", f"{a}000"),
@@ -280,10 +310,22 @@ def rewards(rng: random.Random) -> Iterator[Case]:
         asked = rng.sample(asked, len(asked))
         responses, references = map(list, zip(*asked, strict=True))
         yield name, "grade_batch", {"responses": responses, "references": references}, hint
+    # Not shuffled: where those without a box are left out before the comparison, the others must be out of step.
+    responses, references = [f"{a}", rf"\boxed{{{b}}}", "", rf"\boxed{{{c}}}"], [f"{a}", f"{b}", f"{c}", f"{a}"]
+    out_of_step = "One pair for each response, with the answer '' where there is no box; answer i meets reference i."
+    inputs = {"responses": responses, "references": references}
+    yield "some without a box", "grade_batch", inputs, out_of_step
+    once = "same_answers compares all pairs in one call: what needs sympy goes to its workers as one batch."
+    yield "one call for all", "grade_batch", inputs | {"calls": True}, once
     copied = [rf"\boxed{{{a}+{b}}}", rf"\boxed{{{a + b}}}", rf"\boxed{{{a}+{b}}}"]
     asked = [f"What is ${a}+{b}$?", f"What is ${a}+{b}$?", f"What is ${b}+{a}$?"]
     inputs = {"responses": copied, "references": [f"{a + b}"] * 3, "questions": asked}
     yield "copies", "grade_batch", inputs, "With the question given, what is copied from it is no answer."
+    formula = f"{a}x+{b}y"
+    inputs = {"responses": [rf"\boxed{{{formula}}}"], "references": [rf"So \boxed{{{formula}}}"]}
+    inputs |= {"questions": [f"Expand ${formula}$, if you can."]}
+    own = "What is the reference itself is not copied: is_copied takes the unboxed reference, like same_answers."
+    yield "a copy that is right", "grade_batch", inputs, own
 
 
 # ----------------------------------------------------------------------------------------- part 8: the alternating loop

@@ -50,7 +50,7 @@ DRAWN = (
     "choose_questions finds with what remember_success_rates has kept; the updates before (their rate, "
     "grpo.learning_rate_at of the share of all steps done with this one); and in a resumed run run.load_rollouts."
 )
-# The first figure in which a run differs says most about what its loop left out.
+# The first figure in which an answer differs says most about what was left out. Of a run:
 FIGURES = {
     "hard_set": "state.hard holds the hard questions of this epoch: emptied at its first batch, no question twice.",
     "templated": "Hard questions are sampled under state.templates, which an epoch's first batch has evolved.",
@@ -76,6 +76,29 @@ FIGURES = {
     "evolution if it is due, rollouts, updates, and the epoch's line behind its last one.",
     "epoch": "Epochs are logged from 1; 0 is the accuracy before training, which is measured once.",
     "transcripts": "Each step has its own seed, its chosen questions and their templates.",
+}
+AS_A_METRIC = (
+    "A float (.item()): the token mean under the mask, without token weights, over the update's tokens (pass "
+    "update_size on)."
+)
+FIGURES_OF = {
+    "train": FIGURES,
+    "policy_loss": {
+        "gradient": "The loss is right, its gradient is not: something between the log-probs and the loss is detached.",
+        "clip_fraction": "clip_fraction counts where the clipped loss is strictly larger: a tie is no clip. "
+        + AS_A_METRIC,
+        "approx_kl": "approx_kl is minus the log ratio that `ratio` returned. " + AS_A_METRIC,
+        "dual_clip_fraction": "dual_clip_fraction counts where A < 0 and the larger loss is above -A c. " + AS_A_METRIC,
+    },
+    "token_logprobs": {
+        "gradients": "The log-probs are right, the gradients are not: no detach, no_grad or item() on the way.",
+        "without gradients": "Right with gradients, wrong under torch.no_grad(): both must give the same numbers.",
+    },
+    "grade_batch": {
+        "extracted": "`extracted` is what stands in the last box that counts, as it stands there; None without a box.",
+        "well_formed": "`well_formed` is true for exactly one box that counts, whatever is in it.",
+        "reward": "`reward` is 1.0 for a right last box that is the only one, and 0.0 for everything else.",
+    },
 }
 
 
@@ -148,11 +171,9 @@ def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
     for hint, output in mistaken:
         if difference(output, got, case["tol"]) is None:
             return hint
-    place = message.partition(":")[0]
-    if case["call"] == "train":
-        names = re.split(r"[^a-z_]+", place)
-        return next((FIGURES[name] for name in reversed(names) if name in FIGURES), case["hint"])
-    return case["hint"]
+    figures = FIGURES_OF.get(case["call"], {})
+    names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
+    return next((figures[name] for name in reversed(names) if name in figures), case["hint"])
 
 
 # ------------------------------------------------------------------------------------------------------------ grading
@@ -182,15 +203,45 @@ class Grader:
             replies.append((reply, time.monotonic() - started))
             started = time.monotonic()
         # Not before they all are there: a diagnosis asks the same process.
+        possible = self.possible_mistakes([(case, reply) for case, (reply, _) in zip(cases, replies, strict=False)])
         outcomes = [
-            self.outcome(case, reply) | {"seconds": seconds}
+            self.outcome(case, reply, possible[case["name"]]) | {"seconds": seconds}
             for case, (reply, seconds) in zip(cases, replies, strict=False)
         ]
         # Checks that a process did not live to see are lost, too.
         not_asked = {"died": "not asked: the process had ended before"}
         return outcomes + [self.outcome(case, not_asked) | {"seconds": 0.0} for case in cases[len(outcomes) :]]
 
-    def outcome(self, case: dict, reply: dict) -> dict:
+    def possible_mistakes(self, answered: list[tuple[dict, dict]]) -> dict[str, list]:
+        """{case's name: its known mistakes} without those that another check of the same function rules out.
+
+        A mistake that explains all answers of a function, the right ones included, is the only one that counts. If none
+        does, a mistake is ruled out by a check that it would fail and the submission passes.
+        """
+        possible: dict[str, list] = {}
+        for call in {case["call"] for case, _ in answered}:
+            own = [(case, reply.get("output", Nothing())) for case, reply in answered if case["call"] == call]
+            wrong = {c["name"] for c, got in own if difference(c["expected"], got, c["tol"]) is not None}
+            mistaken = {case["name"]: [] for case, _ in own}
+            has_an_answer = any(c["name"] in wrong and not isinstance(got, Nothing) for c, got in own)
+            for case in [case for case, _ in own if has_an_answer]:
+                known = self.mistaken(case)
+                mistaken[case["name"]] = [m for m in known if difference(case["expected"], m[1], case["tol"])]
+            hints = {hint for known in mistaken.values() for hint, _ in known}
+            changes = {hint: {name for name in mistaken if hint in dict(mistaken[name])} for hint in hints}
+
+            def explains_all(hint, own=own, mistaken=mistaken) -> bool:
+                answers = ((c, got, dict(mistaken[c["name"]]).get(hint, c["expected"])) for c, got in own)
+                return all(difference(answer, got, c["tol"]) is None for c, got, answer in answers)
+
+            left = {hint for hint in hints if changes[hint] <= wrong}
+            left = {hint for hint in left if explains_all(hint)} or left
+            for name, known in mistaken.items():
+                possible[name] = [(hint, output) for hint, output in known if hint in left]
+        return possible
+
+    def outcome(self, case: dict, reply: dict, mistaken: list | None = None) -> dict:
+        """`mistaken`: the known mistakes that may be named; all by default."""
         closed = bool(self.below) and case["part"] == 8
         outcome = {"name": case["name"], "call": case["call"], "passed": False, "hint": "", "traceback": ""}
         if "unwritten" in reply:
@@ -202,11 +253,13 @@ class Grader:
             error = str(reply.get("error", "no output"))[:MOST_OF_A_MESSAGE]
             if closed:
                 error, trace = where_it_failed(error, trace), ""
-            return outcome | {"message": error, "hint": case["hint"], "traceback": trace}
+            hint = f"An exception ended this check, which asks: {case['hint']}"
+            return outcome | {"message": error, "hint": hint, "traceback": trace}
         message = difference(case["expected"], reply["output"], case["tol"], closed)
         if message is None:
             return outcome | {"passed": True, "message": ""}
-        return outcome | {"message": message, "hint": hint_of(case, reply["output"], self.mistaken(case), message)}
+        mistaken = self.mistaken(case) if mistaken is None else mistaken
+        return outcome | {"message": message, "hint": hint_of(case, reply["output"], mistaken, message)}
 
 
 MOST_OF_A_MESSAGE, MOST_OF_A_TRACEBACK = 300, 3000  # characters

@@ -39,6 +39,19 @@ MISTAKES = [
         "eps is an argument; you took 1e-6 whatever it says.",
     ),
     Mistake(
+        1, "grpo.py", "(groups.std(dim=1, keepdim=True) + eps)", "groups.std(dim=1, keepdim=True).clamp(min=eps)",
+        "eps is a lower bound there: it is added to the standard deviation.",
+    ),
+    Mistake(
+        1, "grpo.py", "(groups.std(dim=1, keepdim=True) + eps)", "groups.std(dim=1, keepdim=True)",
+        "eps is missing: it is added to the standard deviation.",
+    ),
+    Mistake(
+        2, "grpo.py", "(sums / counts.clamp(min=1)).sum() / rollouts",
+        "(sums / counts.clamp(min=1)).sum() / (update_size[0] if update_size else (counts > 0).sum().clamp(min=1))",
+        "A response without tokens was left out of the mean: it counts as a response, with mean 0.",
+    ),
+    Mistake(
         2, "grpo.py", "sums.sum() / tokens", "per_token.mean()",
         "A mean over [B, T] counts the padding: multiply by the mask, sum, divide by the response tokens.",
     ),
@@ -86,6 +99,18 @@ MISTAKES = [
     Mistake(
         2, "grpo.py", '"approx_kl": -log_ratio', '"approx_kl": log_ratio',
         "approx_kl has the wrong sign: it is -(new - old).",
+    ),
+    Mistake(
+        2, "grpo.py", "(clipped > unclipped).float()", "(clipped >= unclipped).float()",
+        "clip_fraction counts ties: a tie is no clip, count where the clipped loss is strictly larger.",
+    ),
+    Mistake(
+        2, "grpo.py", 'aggregate(value, mask, "token-mean", update_size)', 'aggregate(value, mask, "token-mean")',
+        "The metrics are divided by the update's tokens, too: pass update_size on.",
+    ),
+    Mistake(
+        2, "grpo.py", "advantages[:, None].expand_as(logprobs)", "advantages[:, None]",
+        "`loss` gets the advantages as [B, 1]: they are [B, T], one for each token (expand_as).",
     ),
     Mistake(
         3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp", "(templated_logprobs - bare_logprobs).clamp",
@@ -155,6 +180,10 @@ MISTAKES = [
         "Only a full score counts as solved: any above 0 does.",
     ),
     Mistake(
+        5, "gepa_loop.py", "            return chosen\n        best", "            return sorted(chosen)\n        best",
+        "The indices are sorted: they stand in the order of choice.",
+    ),
+    Mistake(
         6, "gepa_loop.py", "if question_id in evolution.dev_ids:", "if False:",
         "Dev questions draw from all chosen templates: those that solve them come first.",
     ),
@@ -167,6 +196,11 @@ MISTAKES = [
         "[1 if question_id in evolution.dev_ids else weights[i] for i in pool], k=draws)",
         "Dev questions draw without weights: those of the templates in their pool count there, too.",
     ),
+    Mistake(
+        6, "gepa_loop.py", "[weights[i] for i in pool], k=draws)", "weights[: len(pool)], k=draws)",
+        "The weights of the first so many templates were taken: each template of a pool has its own, weights[i].",
+    ),
+    Mistake(6, "gepa_loop.py", "    cfg = cfg or EvolutionConfig()\n    chosen", "    chosen", ""),
     Mistake(
         6, "gepa_loop.py", "evolution.candidates[chosen[i]] for i in picks", "evolution.candidates[i] for i in picks",
         "A place in the cover was taken for a candidate's number: chosen[i] is the candidate.",
@@ -215,6 +249,20 @@ MISTAKES = [
         7, "verify.py", "questions, same_answers(pairs), strict",
         "questions, same_answers([pair[::-1] for pair in pairs]), strict",
         "The arguments are swapped: the answer comes first, then the reference.",
+    ),
+    Mistake(
+        7, "verify.py", '(answer or "", unboxed(reference))', '(answer or "", reference)',
+        "The reference kept its box and the text around it: compare with unboxed(reference).",
+    ),
+    Mistake(
+        7, "verify.py", "questions, same_answers(pairs), strict",
+        "questions, [same_answers([pair])[0] for pair in pairs], strict",
+        "same_answers was called for each pair: one call compares them all.",
+    ),
+    Mistake(
+        7, "verify.py", "questions, same_answers(pairs), strict=True",
+        'questions, same_answers([p for p in pairs if p[0]]) + [False] * len(pairs), strict=False',
+        "Pairs without an answer were left out, and the verdicts are out of step: use the answer '' there.",
     ),
     Mistake(
         7, "verify.py", "boxes_in(_after_thinking(response)) for", "boxes_in(response) for",

@@ -68,12 +68,27 @@ def test_the_empty_version_gets_none(grader, tmp_path):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.part}: {m.hint[:50] or m.right.strip()[:50]}")
-def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader):
-    found = lost(grader, mistake.part, mistake.file, plant(REFERENCE, mistake)[mistake.file])
+def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader, tmp_path):
+    files = plant(REFERENCE, mistake)
+    found = lost(grader, mistake.part, mistake.file, files[mistake.file])
     assert list(found) == [mistake.part]
     assert found[mistake.part]["message"] and found[mistake.part]["hint"]
-    if mistake.hint and "expected" in found[mistake.part]["message"]:
-        assert found[mistake.part]["hint"] == mistake.hint
+    if mistake.hint and mistake.part == 8:  # the checks behind the first one are runs, which take long
+        assert found[8]["hint"] == mistake.hint
+    elif mistake.hint:
+        checks = grader.grade(submission(tmp_path / "student", files), (mistake.part,))[mistake.part]
+        assert {check["hint"] for check in checks if "expected" in check["message"]} == {mistake.hint}
+
+
+def test_a_known_mistake_that_another_check_rules_out_is_not_named(grader, tmp_path):
+    # It answers as "cfg.leave_one_bare is ignored" does where both options are on, and rightly where only that one is.
+    files = changed(
+        "gepa_loop.py", "if cfg.leave_one_bare:", "if cfg.leave_one_bare and not cfg.one_template_per_group:"
+    )
+    outcomes = grader.grade(submission(tmp_path / "student", files), (6,))[6]
+    assert {check["name"]: check["hint"] for check in outcomes if not check["passed"]} == {
+        "both options": "One draw, and the last of the G is empty."
+    }
 
 
 def test_a_loop_without_end_and_a_dead_process_cost_their_part(grader, tmp_path):
