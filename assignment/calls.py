@@ -253,7 +253,10 @@ def sample_groups(student, questions, templates, options, seed):
     cfg = config(**options)
     asked = [Question(**question) for question in questions]
     rollouts = student.sample_groups(tiny_policy(seed, cfg.temperature), asked, templates, cfg, seed)
-    return [dataclasses.asdict(rollout) for rollout in rollouts]
+    # What explains the other fields comes first: the first one that differs says what is wrong.
+    first = ("question_id", "template", "sampled_context", "trained_context")
+    fields = [dataclasses.asdict(rollout) for rollout in rollouts]
+    return [{name: rollout[name] for name in first} | rollout for rollout in fields]
 
 
 def train(student, train, held_out, options, stop=None):
@@ -327,6 +330,11 @@ def reward(response: str, question) -> tuple[float, str, bool]:
     """
     right = zlib.crc32(f"{question.id}/{counted(f'reward of {question.id}')}".encode()) % 5 < 2
     return float(right), f"That is {right}.", len(response) % 3 > 0
+
+
+def advantage(group: list, *, batch: list, questions: list) -> list[float]:
+    """Needs all that it may ask for: the rewards of the whole batch, and the number of its questions."""
+    return [rollout.reward - sum(other.reward for other in batch) / len(questions) for rollout in group]
 
 
 def select(order: list, history: dict, count: int, rng) -> list:

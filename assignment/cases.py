@@ -366,6 +366,11 @@ def groups(rng: random.Random) -> Iterator[Case]:
             {"seams": ["reward"], "scale_by_std": False, "temperature": 1.4},
             "verify.judge_of(cfg.reward) gives the verdicts, grpo.advantages_of(group, cfg) the advantages.",
         ),
+        (
+            "another advantage",
+            {"seams": ["reward", "advantage"]},
+            "An advantage may look at the whole batch: advantages_of gets batch=, policy= and questions=, last of all.",
+        ),
     ):
         yield f"rollouts, {name}", "sample_groups", common | {"options": {"group_size": size} | options}, hint
 
@@ -386,11 +391,11 @@ def runs(rng: random.Random) -> Iterator[Case]:
 
     baseline = "The baseline is the same loop without evolution; what --select and --keep ask for is part of it."
     yield "two epochs of GRPO", "train", run(**grpo), baseline
-    resumed = "A stopped run goes on from run.resume's state: run.once, run.save and state.step see to it."
+    resumed = "A stopped run goes on from its state: keep nothing outside it, and draw from no generator of your own."
     other = {"questions_per_update": 2, "near_hard": False}
     stopped = run(**grpo | other, aggregation="seq-mean-token-mean") | {"stop": ["keep", 15]}
     yield "stopped and resumed", "train", stopped, resumed
-    alternating = "Evolution on last epoch's hard questions, rollouts under its templates, updates; see the first line."
+    alternating = "Evolution on last epoch's hard questions, rollouts under its templates, score_old, then the updates."
     yield "two epochs of P2O", "train", run(**p2o, soft_clip=True, scale_by_std=False), alternating
 
 

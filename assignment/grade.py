@@ -45,37 +45,32 @@ Mistaken = Callable[[dict], list]  # a case -> (hint, output) of the known mista
 
 # ------------------------------------------------------------------------------------------------ comparing two outputs
 
+RATE = "The rate is grpo.learning_rate_at of the share of all steps that is done with this one: never 0, in the end 1."
 DRAWN = (
-    "Other responses. Compare, in this order: the seed, seed_for(cfg, 'rollout', step); the questions, which "
-    "choose_questions finds with what remember_success_rates has kept; the updates before (their rate, "
-    "grpo.learning_rate_at of the share of all steps done with this one); and in a resumed run run.load_rollouts."
+    "Other responses. Compare, in this order: the seed, seed_for(cfg, 'rollout', step); the templates, "
+    "state.templates; what sample_groups does; the updates before. " + RATE
 )
 # The first figure in which an answer differs says most about what was left out. Of a run:
 FIGURES = {
     "hard_set": "state.hard holds the hard questions of this epoch: emptied at its first batch, no question twice.",
+    "hard": "state.hard holds the hard questions of this epoch, in the order in which they were found, none twice.",
     "templated": "Hard questions are sampled under state.templates, which an epoch's first batch has evolved.",
     "gepa_calls": "Templates are evolved at an epoch's first batch, on last epoch's hard questions, for P2O only.",
-    "masked": "grpo.score_old finds old log-probs and token weights, before the first update of a batch.",
-    "old_logprobs": "grpo.score_old comes before the first update: what was distilled needs its bare log-probs.",
+    "masked": "grpo.score_old finds old log-probs and token weights: once, before the first update of a batch.",
+    "old_logprobs": "grpo.score_old comes once, before the first update: what was distilled needs its bare log-probs.",
     "token_weight": "grpo.score_old weighs the tokens of what was distilled, before the first update.",
-    "approx_kl": "The policy moves otherwise within a batch: grpo.score_old comes before its first update, and each "
-    "update has the rate grpo.learning_rate_at of the share of all steps done with this one, which is never 0.",
-    "clip_fraction": "The second update of a batch is off-policy: score_old first, then the updates in their order.",
-    "loss": "Updates: those that choose_rollouts keeps, split_into_updates' parts, at grpo.learning_rate_at's rate.",
-    "grad_norm": "The learning rate is grpo.learning_rate_at of the share of all steps that is done with this one.",
-    "entropy": "Same texts, other probabilities: the weights differ since the update before. The learning rate is "
-    "grpo.learning_rate_at of the share of all steps that is done with this one, and every update takes one step.",
-    "history": "remember_success_rates(state, rollouts) is what --select goes by.",
-    "states": "run.save(state) ends each step, and state.step counts the steps that are done.",
-    "unfinished": "A saved step leaves no journal of its rollouts: run.keep_rollouts keeps them until run.save.",
-    "calls": "Something ran more or less often: run.keep_rollouts keeps a batch's rollouts, and run.load_rollouts "
-    "finds them, so that a resumed run samples only what was not sampled.",
+    "approx_kl": "The policy moves otherwise within a batch: grpo.score_old comes once, before its first update. "
+    + RATE,
+    "clip_fraction": "The second update of a batch is off-policy: grpo.score_old comes once, before the first one.",
+    "loss": "Each update is one call of grpo.update_policy with this update and this rate. " + RATE,
+    "grad_norm": "Each update is one call of grpo.update_policy with this update and this rate. " + RATE,
+    "entropy": "Same texts, other probabilities: the weights differ since the update before. " + RATE,
+    "calls": "Something ran more or less often: a batch is sampled once, with sample_groups.",
     "reward": DRAWN,
     "tokens": DRAWN,
-    "kind": "The lines of a run come in the order of the loop: an accuracy before training, then for each step "
-    "evolution if it is due, rollouts, updates, and the epoch's line behind its last one.",
-    "epoch": "Epochs are logged from 1; 0 is the accuracy before training, which is measured once.",
-    "transcripts": "Each step has its own seed, its chosen questions and their templates.",
+    "kind": "The lines of a run come in another order: are the given lines of train as they were?",
+    "epoch": "The epochs are not as they were logged by the given lines of train: is one of them changed?",
+    "transcripts": "Each step has its own seed, and its hard questions their templates.",
 }
 AS_A_METRIC = (
     "A float (.item()): the token mean under the mask, without token weights, over the update's tokens (pass "
@@ -98,6 +93,16 @@ FIGURES_OF = {
         "extracted": "`extracted` is what stands in the last box that counts, as it stands there; None without a box.",
         "well_formed": "`well_formed` is true for exactly one box that counts, whatever is in it.",
         "reward": "`reward` is 1.0 for a right last box that is the only one, and 0.0 for everything else.",
+    },
+    "sample_groups": {
+        "question_id": "G rollouts of each question, group by group, in the order of the questions.",
+        "template": "The template of rollout i is the i-th of templates[question.id]; without an entry all G are ''.",
+        "sampled_context": "Sampled from grpo.chat_ids(policy, gepa_loop.apply_template(z, question.text)).",
+        "trained_context": "Trained is grpo.chat_ids(policy, question.text); without cfg.distill the sampled context.",
+        "response_ids": "Right contexts, other responses: one call of grpo.sample for all of them, with seed=seed.",
+        "reward": "Rewards: one call verify.judge_of(cfg.reward)(texts, questions, truncated), in the rollouts' order.",
+        "advantage": "Of each group grpo.advantages_of(group, cfg, batch=rollouts, policy=policy, questions=questions)"
+        ", when all rollouts are there.",
     },
 }
 
@@ -245,7 +250,8 @@ class Grader:
         closed = bool(self.below) and case["part"] == 8
         outcome = {"name": case["name"], "call": case["call"], "passed": False, "hint": "", "traceback": ""}
         if "unwritten" in reply:
-            return outcome | {"message": "not written yet"}
+            hole = re.search(r"hole \d of \d$", str(reply["unwritten"]))  # nothing else that a submission says
+            return outcome | {"message": f"{UNWRITTEN} ({hole[0]})" if hole else UNWRITTEN}
         if "died" in reply:
             return outcome | {"message": reply["died"], "hint": "Does a loop never end? Does your code call exit()?"}
         if "output" not in reply:
@@ -262,6 +268,7 @@ class Grader:
         return outcome | {"message": message, "hint": hint_of(case, reply["output"], mistaken, message)}
 
 
+UNWRITTEN = "not written yet"
 MOST_OF_A_MESSAGE, MOST_OF_A_TRACEBACK = 300, 3000  # characters
 
 
@@ -356,12 +363,12 @@ def report(outcomes: Outcomes, tracebacks: bool = False) -> str:
         failed = [check for check in checks if not check["passed"]]
         counted = f"{len(checks) - len(failed)} of {len(checks)} checks"
         lines.append(f"part {part}  {title:<22} {earned[part]:>3} of {worth:<3} ({counted})")
-        if failed and all(check["message"] == "not written yet" for check in checks):
-            lines.append("        not written yet")
+        if failed and all(check["message"].startswith(UNWRITTEN) for check in checks):
+            lines.append(f"        {UNWRITTEN}")
             continue
         for check in failed:
             lines.append(f"      - {check['call']}, {check['name']}: {check['message'][:200]}")
-            lines.append(f"        hint: {check['hint']}")
+            lines += [f"        hint: {check['hint']}"] if check["hint"] else []
             lines += ["        " + line for line in check["traceback"].splitlines() if tracebacks]
     lines.append(f"total   {sum(earned.values()):>26} of {sum(WORTH[part] for part in outcomes)}")
     return "\n".join(lines)

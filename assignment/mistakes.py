@@ -301,18 +301,21 @@ MISTAKES = [
         "grpo.sample(policy, trained_contexts, seed=seed)",
         "Responses are sampled from the bare question: it is the template that unlocks them.",
     ),
+    Mistake(
+        8, "p2o.py", "advantages_of(group, cfg, batch=rollouts, ", "advantages_of(group, cfg, batch=group, ",
+        "`batch` is the whole batch, not the group: an advantage may compare groups.",
+    ),
     # What only a run shows: the hint is then that of the first figure that differs.
     Mistake(8, "p2o.py", "            state.hard = []\n", "", ""),
     Mistake(8, "p2o.py", "grpo.learning_rate_at((step + 1) / ", "grpo.learning_rate_at(step / ", ""),
     Mistake(8, "p2o.py", 'seed_for(cfg, "rollout", step)', 'seed_for(cfg, "rollout", batch)', ""),
     Mistake(8, "p2o.py", "chosen, state.templates, cfg, seed", "chosen, {}, cfg, seed", ""),
-    Mistake(8, "p2o.py", "        run.save(state)\n", "", ""),
-    Mistake(8, "p2o.py", "        state.step = step + 1\n", "", ""),
-    Mistake(8, "p2o.py", "rollouts = run.load_rollouts(step, grpo.Rollout)", "rollouts = None", ""),
+    Mistake(8, "p2o.py", "state.hard += [", "state.hard = [", ""),
+    Mistake(8, "p2o.py", "mine_hard(rollouts, cfg) if question_id not in state.hard]", "mine_hard(rollouts, cfg)]", ""),
     Mistake(8, "p2o.py", "        grpo.score_old(policy, updates, cfg)", "        ", ""),
-    Mistake(8, "p2o.py", "        remember_success_rates(state, rollouts)\n", "", ""),
     Mistake(
-        8, "p2o.py", "kept += choose_rollouts(rollouts, cfg, policy, chosen)", "kept += rollouts", ""
+        8, "p2o.py", "            metrics = grpo.update_policy(",
+        "            grpo.score_old(policy, [update], cfg)\n            metrics = grpo.update_policy(", "",
     ),
     Mistake(8, "p2o.py", 'hard, cfg, epoch, run) if cfg.method == "p2o" else {}', "hard, cfg, epoch, run)", ""),
     Mistake(

@@ -408,8 +408,18 @@ def test_the_final_score_counts_responses_and_refuses_other_options(tmp_path):
 def test_a_marker_in_a_wrong_place_is_refused():
     with pytest.raises(SyntaxError, match="marker"):
         make.without_solutions(
-            'def f(x):\n    "Doubles."\n    y = x\n    # --- solution: part 3 ---\n    return 2 * y\n'
+            'class C:\n    def f(x):\n        "Doubles."\n        # --- solution: part 3 ---\n        return 2 * x\n'
         )
+
+
+def test_a_function_may_have_holes_in_what_is_given():
+    marker = "# --- solution: part 3 ---"
+    source = f'def f(x):\n    "Doubles."\n    if x:\n        {marker}\n        x *= 2\n        x += 0\n    y = x\n'
+    source += f"    {marker}\n    y = y + 0\n\n    return y\n"
+    assert make.without_solutions(source) == (
+        'def f(x):\n    "Doubles."\n    if x:\n        raise NotImplementedError("part 3: f, hole 1 of 2")\n    y = x\n'
+        '    raise NotImplementedError("part 3: f, hole 2 of 2")\n\n    return y\n'
+    )
 
 
 def test_every_part_has_a_marker_an_adapter_and_a_file():
