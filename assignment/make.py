@@ -283,14 +283,46 @@ def write_similar(folders: dict[str, Path], reference: Path, file: Path) -> None
 # ---------------------------------------------------------------------------------------------------------- Gradescope
 
 # setup.sh runs when Gradescope builds its image, run_autograder for each submission. Only root can read the solution
-# there, so a submission cannot, even where the kernel has no Landlock.
+# there, so a submission cannot, even where the kernel has no Landlock: it is then run as another user.
 SETUP = """\
 #!/usr/bin/env bash
 set -e
-apt-get update && apt-get install -y python3 python3-venv
-python3 -m venv /autograder/venv
-/autograder/venv/bin/pip install --quiet -r /autograder/source/requirements.txt
-chmod -R go= /autograder/source
+autograder=${AUTOGRADER:-/autograder}
+apt-get update
+apt-get install -y python3 python3-venv
+python=python3
+if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    apt-get install -y python3.11 python3.11-venv  # Ubuntu 22.04, whose python3 is 3.10
+    python=python3.11
+fi
+$python -m venv "$autograder/venv"
+if [ -n "$TORCH_INDEX" ]; then  # torch's CPU build; pip keeps it below
+    "$autograder/venv/bin/pip" install --quiet --index-url "$TORCH_INDEX" \
+        "$(grep '^torch==' "$autograder/source/requirements.txt")"
+fi
+"$autograder/venv/bin/pip" install --quiet -r "$autograder/source/requirements.txt"
+chmod -R go= "$autograder/source"
+"""
+# The same as an image, for a course's own machine, or for Gradescope's manual configuration.
+DOCKERFILE = """\
+# In the folder where autograder.zip was unpacked:
+#   docker build -t p2o-grader --build-arg TORCH_INDEX=URL .
+#   docker run --rm --network none -v "$PWD/handed-in:/handed-in" p2o-grader python assignment/grade.py /handed-in
+# URL is the index of torch's CPU builds; pytorch.org names it (Get started, CPU). Without it the image also holds
+# CUDA's libraries: gigabytes that nothing uses. For Gradescope add
+#   --build-arg BASE=gradescope/autograder-base:ubuntu-22.04
+# The grader is root, and only root reads the solution. A submission is locked up by the kernel (Landlock), or runs as
+# the user nobody.
+ARG BASE=ubuntu:24.04
+FROM ${BASE}
+ARG TORCH_INDEX=
+ENV DEBIAN_FRONTEND=noninteractive PATH=/autograder/venv/bin:$PATH
+COPY . /autograder/source
+RUN bash /autograder/source/setup.sh
+RUN cp /autograder/source/run_autograder /autograder/run_autograder
+RUN mkdir -p /autograder/submission /autograder/results
+WORKDIR /autograder/source
+CMD ["/autograder/run_autograder"]
 """
 RUN_AUTOGRADER = """\
 #!/usr/bin/env bash
@@ -304,8 +336,8 @@ exit 0  # points lost are no failure of the grader
 
 
 def write_gradescope(file: Path, seed: int) -> None:
-    """The zip for Gradescope: the grader, the reference, and the two scripts. All of a class have the same inputs."""
-    scripts = {"setup.sh": SETUP, "run_autograder": RUN_AUTOGRADER.replace("SEED", str(seed))}
+    """The zip for Gradescope: the grader, the reference, and what runs them. All of a class have the same inputs."""
+    scripts = {"setup.sh": SETUP, "run_autograder": RUN_AUTOGRADER.replace("SEED", str(seed)), "Dockerfile": DOCKERFILE}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in scripts.items():
             entry = zipfile.ZipInfo(name)

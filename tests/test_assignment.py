@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -361,6 +362,9 @@ def test_gradescope_runs_its_zip(tmp_path):
     place = tmp_path / "autograder"
     with zipfile.ZipFile(tmp_path / "autograder.zip") as archive:
         archive.extractall(place / "source")
+    # What the Dockerfile names of the zip is there.
+    named = re.findall(r"/autograder/source/(\S+)", (place / "source" / "Dockerfile").read_text())
+    assert named and all((place / "source" / name).is_file() for name in named)
     (place / "results").mkdir()
     submission(place / "submission", {name: source for name, source in REFERENCE.items() if name != "p2o.py"})
     (place / "venv").symlink_to(sys.prefix)
