@@ -112,7 +112,7 @@ def leave_it_to_the_grader() -> None:
     pretrained.prove = only_find_the_head
 
 
-def tiny_policy(seed: int, temperature: float):
+def tiny_policy(seed: int, **options):
     """The tiny model with an adapter that does something: as it begins, LoRA adds nothing."""
     import torch
 
@@ -121,25 +121,34 @@ def tiny_policy(seed: int, temperature: float):
         for parameter in policy.trainable:
             parameter.normal_(0, 0.05, generator=generator)
             parameter.grad = None
-    return dataclasses.replace(policy, cfg=dataclasses.replace(policy.cfg, temperature=temperature))
+    return dataclasses.replace(policy, cfg=dataclasses.replace(policy.cfg, **options))
 
 
 def token_logprobs(student, contexts, responses, seed, temperature, dropout=0.0):
     """Log-probs with and without gradients, and the size of a gradient at each weight of the adapter."""
     import torch
 
-    policy = tiny_policy(seed, temperature)
+    policy = tiny_policy(seed, temperature=temperature)
     # As a model with dropout is after an update by other hands: what is trained must be what was sampled.
     layers = [layer for layer in policy.model.modules() if hasattr(layer, "lora_dropout")]
     for layer in layers:
         layer.lora_dropout["default"] = torch.nn.Dropout(dropout)
     policy.model.train()
     logprobs = student.token_logprobs(policy, contexts, responses)
-    logprobs.square().sum().backward()
+    if logprobs.requires_grad:
+        logprobs.square().sum().backward()
+    if any(weight.grad is None for weight in policy.trainable):
+        raise NoGradient(
+            "no gradient reaches the adapter: detach, no_grad, item() or a switched-off adapter is in its way"
+        )
     with torch.no_grad():
         measured = student.token_logprobs(policy, contexts, responses)
     gradients = [weight.grad.norm().item() for weight in policy.trainable]
     return {"logprobs": logprobs.tolist(), "gradients": gradients, "without gradients": measured.tolist()}
+
+
+class NoGradient(Exception):
+    """Log-probs that train nothing."""
 
 
 # -------------------------------------------------------------------------------------------------------- parts 5 to 7
@@ -167,7 +176,10 @@ def assign_templates(student, evolution, group_size, seed, options):
     few = dataclasses.replace(found, train_ids=found.train_ids[:2])
     seeds = range(seed, seed + (MANY if group_size < MANY else 1))
     drawn = [student.assign_templates(few, group_size, random.Random(n), cfg) for n in seeds]
-    return facts_of(templates) | chance | shares_of(drawn)
+    facts, shares = facts_of(templates), shares_of(drawn)
+    # The pools are the cause, shares and equal groups what follows from them.
+    pools = {name: sorted(set(share) - {""}) for name, share in shares["shares"].items()}
+    return {"pools": pools} | {name: facts.pop(name) for name in list(facts)[:4]} | chance | shares | facts
 
 
 MANY = 5000  # draws: two shares of so many differ by 0.06 in one case of a hundred million
@@ -252,15 +264,19 @@ def sample_groups(student, questions, templates, options, seed):
 
     cfg = config(**options)
     asked = [Question(**question) for question in questions]
-    rollouts = student.sample_groups(tiny_policy(seed, cfg.temperature), asked, templates, cfg, seed)
+    policy = tiny_policy(seed, temperature=cfg.temperature, max_response_tokens=cfg.max_response_tokens)
+    rollouts = student.sample_groups(policy, asked, templates, cfg, seed)
     # What explains the other fields comes first: the first one that differs says what is wrong.
-    first = ("question_id", "template", "sampled_context", "trained_context")
+    first = ("question_id", "template", "sampled_context", "trained_context", "response_ids", "reward")
     fields = [dataclasses.asdict(rollout) for rollout in rollouts]
     return [{name: rollout[name] for name in first} | rollout for rollout in fields]
 
 
-def train(student, train, held_out, options, stop=None):
-    """What a run leaves behind. With `stop`, it is stopped there (Ctrl-C at the nth call of a seam) and resumed."""
+def train(student, train, held_out, options, stop=None, old_templates=None):
+    """What a run leaves behind. With `stop`, it is stopped there (Ctrl-C at the nth call of a seam) and resumed.
+
+    `old_templates`: those of the state that it is resumed from, as if an epoch before had found them.
+    """
     leave_it_to_the_grader()
     work = Path.cwd()
     for name, rows in (("train", train), ("held_out", held_out)):
@@ -277,6 +293,10 @@ def train(student, train, held_out, options, stop=None):
     except KeyboardInterrupt:
         stopped = {"stopped": "by Ctrl-C"}
     stopped |= left_behind(work)
+    for file in work.glob("run/checkpoints/*/state.json"):
+        record = json.loads(file.read_text())
+        record["state"]["templates"] = old_templates
+        file.write_text(json.dumps(record))
     summary = student.train(config(**options, resume=True))
     return {"before": stopped} | left_behind(work) | {"summary": summary_of(summary)}
 
@@ -324,11 +344,12 @@ def counted(seam: str) -> int:
 
 
 def reward(response: str, question) -> tuple[float, str, bool]:
-    """By a digest of the question and of how often this question was answered so far.
+    """By a digest of the bare question and of how often it was answered so far.
 
     So groups have contrast whatever the responses say, and the order in which questions are judged does not matter.
     """
-    right = zlib.crc32(f"{question.id}/{counted(f'reward of {question.id}')}".encode()) % 5 < 2
+    asked = f"{question.id}/{question.text}/{counted(f'reward of {question.id}')}"
+    right = zlib.crc32(asked.encode()) % 5 < 2
     return float(right), f"That is {right}.", len(response) % 3 > 0
 
 

@@ -53,9 +53,10 @@ def is_telling(case: dict) -> bool:
         # --keep drops groups. In the run that is not stopped, the last batch but one of an epoch waits for the last.
         trained, sampled = (sum(line["rollouts"] for line in lines) for lines in (updates, rollouts))
         kinds = "".join(line["kind"][0] for line in run["metrics"])  # r(ollouts), u(pdate), e(poch)
-        shows_its_kind = trained < sampled and (
-            bool(case["inputs"].get("stop")) or re.search("rru+e", kinds) is not None
-        )
+        if case["inputs"].get("stop"):
+            shows_its_kind = trained < sampled and bool(run["before"]["states"])
+        else:
+            shows_its_kind = trained < sampled and re.search("rru+e", kinds) is not None
     else:
         # Some rollouts have templates, and some of their tokens another weight than 1.
         weights = [line.get("token_weight") for line in run["transcripts"]]
@@ -81,10 +82,8 @@ def advantages(rng: random.Random) -> Iterator[Case]:
     settings = {"rewards": rewards, "group_size": size, "eps": round(rng.uniform(0.1, 0.4), 3)}
     binary = [float(rng.random() < 0.4) for _ in range(12)]
     call = "group_advantages"
-    hint = (
-        "The mean and the standard deviation (n - 1) run over the G neighbours that answer one question; eps is added "
-    )
-    hint += "to the standard deviation."
+    hint = "The mean and the standard deviation (n - 1) run over the G neighbours that answer one question; eps is "
+    hint += "added to the standard deviation."
     yield "scaled", call, settings, hint
     yield "pairs", call, {"rewards": rewards[: 2 * size], "group_size": 2}, hint
     yield "successes and failures", call, {"rewards": binary, "group_size": 6}, hint
@@ -147,7 +146,8 @@ def clips(rng: random.Random) -> Iterator[Case]:
     settings = {"clip_low": round(rng.uniform(0.1, 0.3), 3), "clip_high": round(rng.uniform(0.4, 0.6), 3)}
     settings["dual_clip"] = round(rng.uniform(2.2, 3.5), 3)
     ratios = {"log_ratio": matrix(rng, 6, 8, -1.5, 2.5), "advantages": matrix(rng, 6, 8, -2, 2)}
-    hint = "The larger of the two losses counts; where A < 0 (and only there) it is at most -A c."
+    hint = "rho = exp(log rho). The larger of -A rho and -A clip(rho, 1 - clip_low, 1 + clip_high) counts; where A < 0 "
+    hint += "(and only there) it is at most -A c."
     yield "clip and dual clip", "surrogate", ratios | settings, hint
     yield "a late dual clip", "surrogate", ratios | settings | {"dual_clip": 50.0}, hint
 
@@ -161,7 +161,8 @@ def whole_losses(rng: random.Random) -> Iterator[Case]:
     common = {"logprobs": new, "old_logprobs": old, "advantages": per_response, "mask": mask_of([5, 3, 4, 5, 2], size)}
     settings = {"clip_low": 0.15, "clip_high": round(rng.uniform(0.25, 0.5), 3), "dual_clip": 2.5}
     weights = {"token_weight": matrix(rng, size, size, 0, 3)}
-    hint = "Ratio, surrogate, times token_weight, aggregated; metrics are token means under the mask, without weights."
+    hint = "Ratio, surrogate (a response's A belongs to each of its own tokens), times token_weight, aggregated with "
+    hint += "update_size; metrics are token means under the mask, without weights."
     yield "as it is", "policy_loss", common, hint
     yield (
         "one A for each token",
@@ -206,6 +207,16 @@ def weights(rng: random.Random) -> Iterator[Case]:
 # ---------------------------------------------------------------------------------------------------- part 4: log-probs
 
 
+ONE_SEQUENCE = (
+    "One sequence, no padding. Logits divided by the temperature, log-softmax over the vocabulary; the logits at "
+    "position p predict token p + 1, so the first token of a response is predicted by its context's last."
+)
+SEVERAL = (
+    "Several sequences. Pad on the right; each row counts its positions from its own context's length, not from the "
+    "end; the result is as wide as the longest response, with zeros behind a shorter one."
+)
+
+
 def logprobs(rng: random.Random) -> Iterator[Case]:
     vocabulary = json.loads((ROOT / "tiny" / "united" / "model" / "config.json").read_text())["vocab_size"]
 
@@ -218,9 +229,7 @@ def logprobs(rng: random.Random) -> Iterator[Case]:
         temperature = round(rng.choice([rng.uniform(0.5, 0.8), rng.uniform(1.3, 1.7)]), 3)
         inputs = {"contexts": contexts, "responses": ids(responses)}
         inputs |= {"seed": rng.randrange(2**31), "temperature": temperature}
-        hint = "Position p predicts token p + 1, so the first token of a response is predicted by its context's last. "
-        hint += "The result has a gradient to the adapter: no detach, no_grad or item() on the way."
-        yield name, "token_logprobs", inputs, hint
+        yield name, "token_logprobs", inputs, ONE_SEQUENCE if name == "one response" else SEVERAL
     hint = "Dropout is on. pretrained.set_training_mode(policy.model) comes first: what is trained is what was sampled."
     inputs = inputs | {"responses": ids([3, 5, 4, 2]), "dropout": 0.4}
     yield "a model with dropout", "token_logprobs", inputs, hint
@@ -230,10 +239,11 @@ def logprobs(rng: random.Random) -> Iterator[Case]:
 
 
 def covers(rng: random.Random) -> Iterator[Case]:
-    hint = (
-        "Each time the one that adds most uncovered questions, the first on ties; stop when none adds any. Indices in "
+    hint = "dev_scores[k][n] > 0: candidate k solves question n. Each time the candidate (0 included) that adds most "
+    hint += (
+        "questions which no earlier choice covers, counted anew after each choice, the first on ties; stop when none "
     )
-    hint += "the order of choice."
+    hint += "adds any. Indices in the order of choice."
     for number in range(14):
         rows, columns = rng.randint(3, 8), rng.randint(4, 10)
         share = rng.uniform(0.15, 0.6)
@@ -305,8 +315,17 @@ def rewards(rng: random.Random) -> Iterator[Case]:
         "prose": [(rf"\boxed{{the answer is {a}}}", f"{a}"), (rf"\boxed{{{b}}}", f"the area is ${b}$")],
         "thinking": [(rf"<think>\boxed{{{b}}}</think>\boxed{{{a}}}", f"{a}"), (rf"<think>\boxed{{{a}}}", f"{a}")],
     }
-    hint = "Exactly one box earns the reward; `correct` and `extracted` speak of the last; answer i meets reference i."
+    last = "`correct` speaks of the last box alone, whether there is one or several; only `well_formed` counts them."
+    own = {
+        "several boxes": last,
+        "thinking": "What counts is what _after_thinking(response) leaves, for all four fields.",
+    }
+    own |= {
+        "a box in the reference": "Compare with unboxed(reference).",
+        "no box that counts": "Without a box: not correct.",
+    }
     for name, asked in pairs.items():
+        hint = own.get(name, "same_answers gets (answer, reference), in this order; answer i meets reference i.")
         asked = rng.sample(asked, len(asked))
         responses, references = map(list, zip(*asked, strict=True))
         yield name, "grade_batch", {"responses": responses, "references": references}, hint
@@ -347,7 +366,7 @@ def loops(rng: random.Random) -> Iterator[Case]:
     ]
     mixed = rng.sample([*few, ["q5", 0.5], ["q5", 0.25], ["q6", 0.75], ["q6", 0.5]], 16)
     for near in (True, False):
-        hint = "No success in the group is hard; at most one is near-hard, which counts only with cfg.near_hard."
+        hint = "One id for each group whose rewards sum to 0, or to at most 1 with cfg.near_hard; in the groups' order."
         yield f"hard questions, near_hard={near}", "mine_hard", {"rewards": mixed, "options": {"near_hard": near}}, hint
     yield from groups(rng)
     yield from runs(rng)
@@ -363,7 +382,7 @@ def groups(rng: random.Random) -> Iterator[Case]:
         ("not distilled", {"distill": False}, "Without cfg.distill what was sampled from is trained."),
         (
             "another reward, mean only",
-            {"seams": ["reward"], "scale_by_std": False, "temperature": 1.4},
+            {"seams": ["reward"], "scale_by_std": False, "temperature": 1.4, "max_response_tokens": 6},
             "verify.judge_of(cfg.reward) gives the verdicts, grpo.advantages_of(group, cfg) the advantages.",
         ),
         (
@@ -393,7 +412,9 @@ def runs(rng: random.Random) -> Iterator[Case]:
     yield "two epochs of GRPO", "train", run(**grpo), baseline
     resumed = "A stopped run goes on from its state: keep nothing outside it, and draw from no generator of your own."
     other = {"questions_per_update": 2, "near_hard": False}
-    stopped = run(**grpo | other, aggregation="seq-mean-token-mean") | {"stop": ["keep", 15]}
+    stopped = run(**grpo | other, aggregation="seq-mean-token-mean") | {"stop": ["keep", 9]}
+    # Stopped in the first epoch. The second one has to forget the templates, though no question need be hard for that.
+    stopped |= {"old_templates": {row["id"]: ["Write every step."] * 3 for row in stopped["train"]}}
     yield "stopped and resumed", "train", stopped, resumed
     alternating = "Evolution on last epoch's hard questions, rollouts under its templates, score_old, then the updates."
     yield "two epochs of P2O", "train", run(**p2o, soft_clip=True, scale_by_std=False), alternating

@@ -52,15 +52,17 @@ DRAWN = (
 )
 # The first figure in which an answer differs says most about what was left out. Of a run:
 FIGURES = {
-    "hard_set": "state.hard holds the hard questions of this epoch: emptied at its first batch, no question twice.",
+    "hard_set": "state.hard holds the hard questions of this epoch, bare and templated ones: what mine_hard finds in "
+    "all rollouts of each batch; emptied at the epoch's first batch, no question twice.",
     "hard": "state.hard holds the hard questions of this epoch, in the order in which they were found, none twice.",
-    "templated": "Hard questions are sampled under state.templates, which an epoch's first batch has evolved.",
+    "templated": "Hard questions are sampled under state.templates, which each epoch's first batch replaces: by what "
+    "evolve_templates gives, or by {} for GRPO.",
     "gepa_calls": "Templates are evolved at an epoch's first batch, on last epoch's hard questions, for P2O only.",
     "masked": "grpo.score_old finds old log-probs and token weights: once, before the first update of a batch.",
     "old_logprobs": "grpo.score_old comes once, before the first update: what was distilled needs its bare log-probs.",
     "token_weight": "grpo.score_old weighs the tokens of what was distilled, before the first update.",
-    "approx_kl": "The policy moves otherwise within a batch: grpo.score_old comes once, before its first update. "
-    + RATE,
+    "approx_kl": "The policy moves otherwise within a batch: grpo.score_old(policy, updates, cfg) comes once, with all "
+    "updates of the batch, before the first one. " + RATE,
     "clip_fraction": "The second update of a batch is off-policy: grpo.score_old comes once, before the first one.",
     "loss": "Each update is one call of grpo.update_policy with this update and this rate. " + RATE,
     "grad_norm": "Each update is one call of grpo.update_policy with this update and this rate. " + RATE,
@@ -68,10 +70,31 @@ FIGURES = {
     "calls": "Something ran more or less often: a batch is sampled once, with sample_groups.",
     "reward": DRAWN,
     "tokens": DRAWN,
-    "kind": "The lines of a run come in another order: are the given lines of train as they were?",
+    "kind": "A line of another kind. If 'evolution' was expected: evolve_templates was not called at the epoch's first "
+    "batch, or got no hard questions (empty state.hard behind it). If it came unasked: cfg.method was not asked. "
+    "Else a given line of train is changed.",
     "epoch": "The epochs are not as they were logged by the given lines of train: is one of them changed?",
     "transcripts": "Each step has its own seed, and its hard questions their templates.",
 }
+# What an exception may come from, behind the case's hint.
+NONES = {
+    "grade_batch": " (Without `questions`, None, every question is ''.)",
+    "assign_templates": " (cfg=None means EvolutionConfig().)",
+    "policy_loss": " (token_weight and update_size may be None.)",
+}
+SHAPES = {
+    "group_advantages": "The result is flat, [B], as the rewards are.",
+    "aggregate": "The result is a scalar.",
+    "policy_loss": "The loss is a scalar, each metric a float.",
+    "importance_ratio": "The result is [B, T].",
+    "surrogate": "The result is [B, T].",
+    "template_ratio_weight": "The result is [B, T], of floats.",
+    "token_logprobs": "The result is [B, T], and T the length of the longest response.",
+}
+# A function that stands on others of its part: mend these first.
+STANDS_ON = {"policy_loss": ("aggregate", "importance_ratio", "surrogate"), "train": ("mine_hard", "sample_groups")}
+# Checks that go from the simple to the difficult: what the first one shows, those behind it show again.
+FIRST_THINGS_FIRST = ("group_advantages", "policy_loss", "token_logprobs", "assign_templates", "sample_groups")
 AS_A_METRIC = (
     "A float (.item()): the token mean under the mask, without token weights, over the update's tokens (pass "
     "update_size on)."
@@ -90,9 +113,21 @@ FIGURES_OF = {
         "without gradients": "Right with gradients, wrong under torch.no_grad(): both must give the same numbers.",
     },
     "grade_batch": {
-        "extracted": "`extracted` is what stands in the last box that counts, as it stands there; None without a box.",
+        "extracted": "`extracted` is what stands in the last box that counts, without \\boxed{}; None without a box.",
         "well_formed": "`well_formed` is true for exactly one box that counts, whatever is in it.",
         "reward": "`reward` is 1.0 for a right last box that is the only one, and 0.0 for everything else.",
+    },
+    "assign_templates": {
+        "pools": "Wrong pool, or one that is not drawn from at random: a dev question draws from the chosen templates "
+        "with a score above 0 on it, from all chosen ones if there is none; a train question from all chosen. Both "
+        "kinds of questions get templates.",
+        "questions": "Each question of dev_ids and of train_ids gets templates, those that nothing solves, too.",
+        "templates of each": "G templates for each question, with either option, too.",
+        "same again": "The same rng state must give the same draws: draw from `rng` and from nothing else.",
+        "others": "Another rng gives other draws: draw from `rng`, not in turn, nor from a generator of your own.",
+        "shares": "Right pools, wrong shares: rng.choices, with evolution.weights of the pool's members.",
+        "groups of one template": "G draws for a question, one for each rollout; a single one with "
+        "cfg.one_template_per_group only.",
     },
     "sample_groups": {
         "question_id": "G rollouts of each question, group by group, in the order of the questions.",
@@ -100,7 +135,7 @@ FIGURES_OF = {
         "sampled_context": "Sampled from grpo.chat_ids(policy, gepa_loop.apply_template(z, question.text)).",
         "trained_context": "Trained is grpo.chat_ids(policy, question.text); without cfg.distill the sampled context.",
         "response_ids": "Right contexts, other responses: one call of grpo.sample for all of them, with seed=seed.",
-        "reward": "Rewards: one call verify.judge_of(cfg.reward)(texts, questions, truncated), in the rollouts' order.",
+        "reward": "One call verify.judge_of(cfg.reward)(texts, questions, truncated) for all, with the bare questions.",
         "advantage": "Of each group grpo.advantages_of(group, cfg, batch=rollouts, policy=policy, questions=questions)"
         ", when all rollouts are there.",
     },
@@ -178,7 +213,26 @@ def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
             return hint
     figures = FIGURES_OF.get(case["call"], {})
     names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
+    other_shape = "(how many)" in message or ", got [" in message or "expected [" in message
+    if other_shape and case["call"] in SHAPES and "ValueError" not in message:
+        return SHAPES[case["call"]]
     return next((figures[name] for name in reversed(names) if name in figures), case["hint"])
+
+
+def first_things_first(outcomes: list[dict], named: set[str]) -> list[dict]:
+    """The outcomes, with hints to what has to be mended first, where no known mistake is named."""
+    failed_calls = {o["call"] for o in outcomes if not o["passed"] and o["hint"]}
+    seen: dict[str, str] = {}  # call -> its first check that failed
+    for o in outcomes:
+        if o["passed"] or not o["hint"] or o["hint"] in named:
+            continue
+        below = [call for call in STANDS_ON.get(o["call"], ()) if call in failed_calls]
+        first = seen.setdefault(o["call"], o["name"])
+        if below:
+            o["hint"] = f"{o['call']} stands on {' and '.join(below)}: mend that first."
+        elif o["call"] in FIRST_THINGS_FIRST and first != o["name"]:
+            o["hint"] = f'Mend "{first}" first, which is the simpler check.'
+    return outcomes
 
 
 # ------------------------------------------------------------------------------------------------------------ grading
@@ -215,7 +269,9 @@ class Grader:
         ]
         # Checks that a process did not live to see are lost, too.
         not_asked = {"died": "not asked: the process had ended before"}
-        return outcomes + [self.outcome(case, not_asked) | {"seconds": 0.0} for case in cases[len(outcomes) :]]
+        outcomes += [self.outcome(case, not_asked) | {"seconds": 0.0} for case in cases[len(outcomes) :]]
+        named = {hint for known in possible.values() for hint, _ in known}
+        return first_things_first(outcomes, named)
 
     def possible_mistakes(self, answered: list[tuple[dict, dict]]) -> dict[str, list]:
         """{case's name: its known mistakes} without those that another check of the same function rules out.
@@ -253,13 +309,16 @@ class Grader:
             hole = re.search(r"hole \d of \d$", str(reply["unwritten"]))  # nothing else that a submission says
             return outcome | {"message": f"{UNWRITTEN} ({hole[0]})" if hole else UNWRITTEN}
         if "died" in reply:
-            return outcome | {"message": reply["died"], "hint": "Does a loop never end? Does your code call exit()?"}
+            hint = f"Does a loop never end? Does your code call exit()? The check asks: {case['hint']}"
+            return outcome | {"message": reply["died"], "hint": hint}
         if "output" not in reply:
             trace = str(reply.get("traceback", ""))[-MOST_OF_A_TRACEBACK:]
             error = str(reply.get("error", "no output"))[:MOST_OF_A_MESSAGE]
             if closed:
                 error, trace = where_it_failed(error, trace), ""
-            hint = f"An exception ended this check, which asks: {case['hint']}"
+            if error.startswith(("ValueChanged: ", "NoGradient: ")):  # by calls.py: the message is the hint
+                return outcome | {"message": error, "hint": error.partition(": ")[2], "traceback": trace}
+            hint = f"An exception ended this check, which asks: {case['hint']}{NONES.get(case['call'], '')}"
             return outcome | {"message": error, "hint": hint, "traceback": trace}
         message = difference(case["expected"], reply["output"], case["tol"], closed)
         if message is None:

@@ -35,6 +35,18 @@ MISTAKES = [
         "eps stands inside the root: add it to the standard deviation, not to the variance.",
     ),
     Mistake(
+        1, "grpo.py", "(groups.std(dim=1, keepdim=True) + eps)", "(groups.var(dim=1, keepdim=True) + eps)",
+        "That is the variance: divide by its root, the standard deviation.",
+    ),
+    Mistake(
+        1, "grpo.py", "groups - groups.mean(dim=1, keepdim=True)",
+        "groups - (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)",
+        "The mean of the others (leave-one-out): GRPO's mean is over all G, this response included.",
+    ),
+    Mistake(
+        1, "grpo.py", "    if scale_by_std:\n", "    if not scale_by_std:\n", "scale_by_std is upside down.",
+    ),
+    Mistake(
         1, "grpo.py", "keepdim=True) + eps)", "keepdim=True) + 1e-6)",
         "eps is an argument; you took 1e-6 whatever it says.",
     ),
@@ -77,6 +89,11 @@ MISTAKES = [
         "There is no dual clip: where A < 0 the loss is at most -A c.",
     ),
     Mistake(
+        2, "grpo.py", "clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)",
+        "clipped = -advantages * log_ratio.clamp(-clip_low, clip_high).exp()",
+        "The log ratio is clipped there: clip rho itself to [1 - clip_low, 1 + clip_high].",
+    ),
+    Mistake(
         2, "grpo.py", "* ratio.clamp(1 - clip_low, 1 + clip_high)", "* ratio.clamp(1 - clip_low, 1 + clip_low)",
         "clip_high is ignored: the two bounds may differ.",
     ),
@@ -109,6 +126,15 @@ MISTAKES = [
         "The metrics are divided by the update's tokens, too: pass update_size on.",
     ),
     Mistake(
+        2, "grpo.py", "advantages[:, None].expand_as(logprobs)", "advantages[None, :].expand_as(logprobs)",
+        "The advantages run along the tokens: a response's A belongs to its row, advantages[:, None].",
+    ),
+    Mistake(
+        2, "grpo.py", 'aggregate(value, mask, "token-mean", update_size)',
+        'aggregate(value * (1 if token_weight is None else token_weight), mask, "token-mean", update_size)',
+        "The metrics are weighted with token_weight: they count every token alike.",
+    ),
+    Mistake(
         2, "grpo.py", "advantages[:, None].expand_as(logprobs)", "advantages[:, None]",
         "`loss` gets the advantages as [B, 1]: they are [B, T], one for each token (expand_as).",
     ),
@@ -129,6 +155,27 @@ MISTAKES = [
     Mistake(
         3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()",
         "(bare_logprobs - templated_logprobs).exp()", "The difference is not clamped: +-20, before exp.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()",
+        "(bare_logprobs - templated_logprobs).sum(dim=1, keepdim=True).clamp(-20, 20).exp().expand_as(bare_logprobs)",
+        "One ratio for the whole response: each token has its own.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()", "bare_logprobs / templated_logprobs",
+        "That is the quotient of log-probs: the ratio of probabilities is exp of their difference.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()",
+        "(bare_logprobs - templated_logprobs).exp().clamp(-20, 20)", "Clamped behind exp: +-20 bounds the difference.",
+    ),
+    Mistake(
+        3, "grpo.py", "return bounded / template_ratio", "return (bounded / template_ratio).clamp(max=1)",
+        "The soft weight is capped at 1: below ratio_min, bound / s is above 1.",
+    ),
+    Mistake(
+        3, "grpo.py", "return bounded / template_ratio", "return template_ratio / bounded",
+        "The soft weight is upside down: it is bound / s.",
     ),
     Mistake(
         3, "grpo.py", "return bounded / template_ratio", "return bounded",
@@ -161,6 +208,17 @@ MISTAKES = [
         "    return (logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)) / temperature",
         "The log-probs are divided by the temperature: divide the logits, before the softmax.",
     ),
+    Mistake(
+        4, "grpo.py", "    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)",
+        "    return logits.softmax(dim=1).gather(1, tokens[:, None]).squeeze(1)",
+        "Those are probabilities: take the logarithm (log_softmax).",
+    ),
+    Mistake(
+        4, "grpo.py", "    logprobs = torch.zeros(len(responses), max(map(len, responses)), device=policy.device)",
+        "    longest = max(map(len, (c + r for c, r in zip(contexts, responses, strict=True))))\n"
+        "    logprobs = torch.zeros(len(responses), longest, device=policy.device)",
+        "The result is as wide as the longest sequence: its width is that of the longest response.",
+    ),
     Mistake(4, "grpo.py", "    pretrained.set_training_mode(policy.model)\n", "", ""),
     Mistake(
         4, "grpo.py", "logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)",
@@ -178,6 +236,26 @@ MISTAKES = [
     Mistake(
         5, "gepa_loop.py", "enumerate(scores) if score > 0}", "enumerate(scores) if score >= 1}",
         "Only a full score counts as solved: any above 0 does.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "gains = [len(solved - covered) for solved in solves]",
+        "gains = [sum(dev_scores[k][n] for n in solved - covered) for k, solved in enumerate(solves)]",
+        "Scores were added up: a gain is the number of questions, whatever their scores above 0.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "    while True:\n        gains",
+        "    for k in sorted(range(len(solves)), key=lambda k: -len(solves[k])):\n"
+        "        chosen += [k] if solves[k] - covered else []\n        covered |= solves[k]\n"
+        "    while True:\n        gains",
+        "The order was fixed before the first choice: gains are counted anew after each one.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "        if not any(gains):", "        if max(gains, default=0) <= 1:",
+        "It stops too early: a candidate that adds one question is chosen, too.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "for scores in dev_scores]", "for scores in zip(*dev_scores, strict=True)]",
+        "Rows and columns are exchanged: dev_scores[k][n] is candidate k's score on question n.",
     ),
     Mistake(
         5, "gepa_loop.py", "            return chosen\n        best", "            return sorted(chosen)\n        best",
@@ -218,6 +296,10 @@ MISTAKES = [
     Mistake(
         6, "gepa_loop.py", "draws = 1 if cfg.one_template_per_group else", "draws = 1 or",
         "One draw for the whole group: each rollout has its own, but with cfg.one_template_per_group.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", '[*templates[:-1], ""]', '[*templates, ""]',
+        "cfg.leave_one_bare appends a template: it replaces the last one.",
     ),
     Mistake(
         6, "gepa_loop.py", '[*templates[:-1], ""]', "templates",
@@ -271,6 +353,11 @@ MISTAKES = [
     Mistake(
         7, "verify.py", " and not is_copied(answer, reference, question)", "",
         "A formula that was copied from the question earns the reward: is_copied tells.",
+    ),
+    Mistake(
+        8, "p2o.py", "return [group[0].question_id for group in grpo.groups_of(rollouts) if is_hard(group)]",
+        "return [r.question_id for group in grpo.groups_of(rollouts) if is_hard(group) for r in group if not r.reward]",
+        "An id for each rollout: one for each group is wanted.",
     ),
     Mistake(
         8, "p2o.py", "most_successes = 1 if cfg.near_hard else 0", "most_successes = 1",
