@@ -259,17 +259,17 @@ def mine_hard(student, rewards, options):
 
 
 def sample_groups(student, questions, templates, options, seed):
-    """The rollouts, field by field."""
+    """Each field of all rollouts. What explains the others comes first: the first that differs says what is wrong."""
     from support.data import Question
 
     cfg = config(**options)
     asked = [Question(**question) for question in questions]
     policy = tiny_policy(seed, temperature=cfg.temperature, max_response_tokens=cfg.max_response_tokens)
     rollouts = student.sample_groups(policy, asked, templates, cfg, seed)
-    # What explains the other fields comes first: the first one that differs says what is wrong.
     first = ("question_id", "template", "sampled_context", "trained_context", "response_ids", "reward")
     fields = [dataclasses.asdict(rollout) for rollout in rollouts]
-    return [{name: rollout[name] for name in first} | rollout for rollout in fields]
+    names = dict.fromkeys([*first, *(fields[0] if fields else [])])
+    return {name: [rollout[name] for rollout in fields] for name in names}
 
 
 def train(student, train, held_out, options, stop=None, old_templates=None):

@@ -90,6 +90,7 @@ SHAPES = {
     "surrogate": "The result is [B, T].",
     "template_ratio_weight": "The result is [B, T], of floats.",
     "token_logprobs": "The result is [B, T], and T the length of the longest response.",
+    "assign_templates": "The result is {question id: its G templates}, and a template is a string.",
 }
 # A function that stands on others of its part: mend these first.
 STANDS_ON = {"policy_loss": ("aggregate", "importance_ratio", "surrogate"), "train": ("mine_hard", "sample_groups")}
@@ -135,7 +136,7 @@ FIGURES_OF = {
         "sampled_context": "Sampled from grpo.chat_ids(policy, gepa_loop.apply_template(z, question.text)).",
         "trained_context": "Trained is grpo.chat_ids(policy, question.text); without cfg.distill the sampled context.",
         "response_ids": "Right contexts, other responses: one call of grpo.sample for all of them, with seed=seed.",
-        "reward": "One call verify.judge_of(cfg.reward)(texts, questions, truncated) for all, with the bare questions.",
+        "reward": "Those of one call verify.judge_of(cfg.reward)(texts, bare questions, truncated), as they are.",
         "advantage": "Of each group grpo.advantages_of(group, cfg, batch=rollouts, policy=policy, questions=questions)"
         ", when all rollouts are there.",
     },
@@ -213,7 +214,7 @@ def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
             return hint
     figures = FIGURES_OF.get(case["call"], {})
     names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
-    other_shape = "(how many)" in message or ", got [" in message or "expected [" in message
+    other_shape = "(how many)" in message or re.search(r"got \[|expected \[|expected '.*', got -?\d", message)
     if other_shape and case["call"] in SHAPES and "ValueError" not in message:
         return SHAPES[case["call"]]
     return next((figures[name] for name in reversed(names) if name in figures), case["hint"])
@@ -277,7 +278,8 @@ class Grader:
         """{case's name: its known mistakes} without those that another check of the same function rules out.
 
         A mistake that explains all answers of a function, the right ones included, is the only one that counts. If none
-        does, a mistake is ruled out by a check that it would fail and the submission passes.
+        does, a mistake is ruled out by a check that it would fail and the submission passes, and if the submission
+        gives its answer in less than half of the checks that it would fail.
         """
         possible: dict[str, list] = {}
         for call in {case["call"] for case, _ in answered}:
@@ -291,12 +293,13 @@ class Grader:
             hints = {hint for known in mistaken.values() for hint, _ in known}
             changes = {hint: {name for name in mistaken if hint in dict(mistaken[name])} for hint in hints}
 
-            def explains_all(hint, own=own, mistaken=mistaken) -> bool:
+            def explained(hint, own=own, mistaken=mistaken) -> set[str]:
                 answers = ((c, got, dict(mistaken[c["name"]]).get(hint, c["expected"])) for c, got in own)
-                return all(difference(answer, got, c["tol"]) is None for c, got, answer in answers)
+                return {c["name"] for c, got, answer in answers if difference(answer, got, c["tol"]) is None}
 
             left = {hint for hint in hints if changes[hint] <= wrong}
-            left = {hint for hint in left if explains_all(hint)} or left
+            left = {hint for hint in left if 2 * len(explained(hint) & changes[hint]) >= len(changes[hint])}
+            left = {hint for hint in left if len(explained(hint)) == len(own)} or left
             for name, known in mistaken.items():
                 possible[name] = [(hint, output) for hint, output in known if hint in left]
         return possible
