@@ -214,8 +214,11 @@ def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
             return hint
     figures = FIGURES_OF.get(case["call"], {})
     names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
-    other_shape = "(how many)" in message or re.search(r"got \[|expected \[|expected '.*', got -?\d", message)
-    if other_shape and case["call"] in SHAPES and "ValueError" not in message:
+    # A list in place of a number, or of another length; in part 6 lists are pools, and their length is no shape.
+    other_shape = (
+        r"\(how many\)|got \[|expected \[" if case["call"] != "assign_templates" else r"expected '.*', got -?\d"
+    )
+    if case["call"] in SHAPES and re.search(other_shape, message) and "ValueError" not in message:
         return SHAPES[case["call"]]
     return next((figures[name] for name in reversed(names) if name in figures), case["hint"])
 

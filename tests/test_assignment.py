@@ -92,6 +92,25 @@ def test_a_known_mistake_that_another_check_rules_out_is_not_named(grader, tmp_p
     }
 
 
+def test_another_shape_is_named(grader, tmp_path):
+    files = changed("grpo.py", "    return centred.view(-1)\n", "    return centred\n")
+    checks = grader.grade(submission(tmp_path / "one", files), (1,))[1]
+    assert checks[0]["hint"] == grade.SHAPES["group_advantages"]
+    assert checks[1]["hint"] == 'Mend "scaled" first, which is the simpler check.'
+    files = changed("gepa_loop.py", "*evolution.train_ids]:", "]:")  # no other shape, but a pool that is missing
+    checks = grader.grade(submission(tmp_path / "two", files), (6,))[6]
+    assert checks[0]["hint"] == grade.FIGURES_OF["assign_templates"]["pools"]
+
+
+def test_what_stands_on_a_mistake_says_so(grader, tmp_path):
+    files = changed("grpo.py", "return sums.sum() / max_length", "return sums.sum() / max_length / rollouts")
+    hints = {
+        o["call"]: o["hint"] for o in grader.grade(submission(tmp_path / "student", files), (2,))[2] if not o["passed"]
+    }
+    assert set(hints) == {"aggregate", "policy_loss"}
+    assert hints["policy_loss"] == "policy_loss stands on aggregate: mend that first."
+
+
 def test_a_loop_without_end_and_a_dead_process_cost_their_part(grader, tmp_path):
     files = changed("gepa_loop.py", "if not any(gains):", "if False:")
     files |= {"verify.py": REFERENCE["verify.py"] + "\n\ndef grade_batch(*_):\n    __import__('os')._exit(3)\n"}
