@@ -53,7 +53,6 @@ from support.settings import QWEN3, at_least, require
 
 def train(cfg: Config) -> dict:
     """One run (Algorithm 1); returns its summary. `--method grpo` is the same loop without step 1."""
-    # --- solution: part 8 ---
     # `run` keeps the run alive: its folder, checkpoints, log and progress bar. The algorithm can be read without it.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
@@ -75,6 +74,7 @@ def train(cfg: Config) -> dict:
         #    differ within the group, and there is a gradient again. Before the first epoch no question is known to be
         #    hard, so that epoch samples every question bare.
         if batch == 0:
+            # --- solution: part 8 ---
             # (With --allow-changes a question may be gone.)
             hard = [by_id[question_id] for question_id in state.hard if question_id in by_id]
             state.templates = evolve_templates(policy, hard, cfg, epoch, run) if cfg.method == "p2o" else {}
@@ -86,12 +86,16 @@ def train(cfg: Config) -> dict:
         chosen = choose_questions(questions, state, step, cfg, policy)
         rollouts = run.load_rollouts(step, grpo.Rollout)
         if rollouts is None:
+            # --- solution: part 8 ---
             rollouts = sample_groups(policy, chosen, state.templates, cfg, seed_for(cfg, "rollout", step))
+
             run.keep_rollouts(step, rollouts)
         #    Hard-sample mining (lines 15 to 17, equation 3). Only the rewards of this epoch decide whether a question
         #    is hard in the next one, whether it was templated or not. If it succeeds twice, it leaves the hard set, and
         #    the next epoch samples it bare. If it fails there, it comes back.
+        # --- solution: part 8 ---
         state.hard += [question_id for question_id in mine_hard(rollouts, cfg) if question_id not in state.hard]
+
         remember_success_rates(state, rollouts)
         #    Diagnostic, at the cost of a forward pass over four rollouts of the first question: does the trainer
         #    compute the log-probs that the sampler drew from? If not, the importance ratios below are wrong, and the
@@ -110,11 +114,15 @@ def train(cfg: Config) -> dict:
             continue
         updates = split_into_updates(kept, cfg)
         kept = []
+        # --- solution: part 8 ---
         grpo.score_old(policy, updates, cfg)  # pi_old is the policy that sampled, so this comes before the first step
         rate = grpo.learning_rate_at((step + 1) / (cfg.epochs * batches), cfg)
+
         for update in updates:
             record_tokens(policy, update, run)  # diagnostic, for the report
+            # --- solution: part 8 ---
             metrics = grpo.update_policy(policy, optimizer, update, cfg, rate)
+
             run.log_update(epoch + 1, metrics, update)
 
         # 4. Measure after the last batch of an epoch, and write a checkpoint after each batch.

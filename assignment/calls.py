@@ -26,10 +26,24 @@ def tensors(inputs: dict) -> dict:
 # -------------------------------------------------------------------------------------------------------- parts 1 to 3
 
 
+def called(function, inputs: dict):
+    """What a function gives for these tensors, which are the caller's: they must come out as they went in."""
+    before = {name: value.clone() for name, value in inputs.items() if hasattr(value, "clone")}
+    result = function(**inputs)
+    changed = [name for name, value in before.items() if not value.equal(inputs[name])]
+    if changed:
+        raise ValueChanged(f"{', '.join(changed)} changed in place: += and the like write into the caller's tensor")
+    return result
+
+
+class ValueChanged(Exception):
+    """A function has written into its inputs."""
+
+
 def refusing(function, **inputs):
     """What comes out, or that the inputs were refused."""
     try:
-        return function(**tensors(inputs)).tolist()
+        return called(function, tensors(inputs)).tolist()
     except ValueError:
         return "ValueError"
 
@@ -43,11 +57,11 @@ def aggregate(student, **inputs):
 
 
 def importance_ratio(student, **inputs):
-    return student.importance_ratio(**tensors(inputs)).tolist()
+    return called(student.importance_ratio, tensors(inputs)).tolist()
 
 
 def surrogate(student, **inputs):
-    return student.surrogate(**tensors(inputs)).tolist()
+    return called(student.surrogate, tensors(inputs)).tolist()
 
 
 def half_ratio(logprobs, old_logprobs, mask):
@@ -57,24 +71,24 @@ def half_ratio(logprobs, old_logprobs, mask):
 
 def odd_loss(log_ratio, advantages, *, clip_low, clip_high, dual_clip, logprobs, mask):
     """A variant of the loss that needs all it is given."""
-    return advantages * log_ratio * clip_low + clip_high * dual_clip * logprobs * mask
+    # The last term is another for advantages [B, 1].
+    per_token = advantages * log_ratio * clip_low + clip_high * dual_clip * logprobs * mask
+    return per_token + 0.1 * advantages.sum(dim=1, keepdim=True) * logprobs
 
 
 def policy_loss(student, variants=False, **inputs):
     """Loss, metrics, and the gradient with respect to the new log-probs."""
     inputs = tensors(inputs) | ({"ratio": half_ratio, "loss": odd_loss} if variants else {})
-    logprobs = inputs.pop("logprobs").requires_grad_()
-    loss, metrics = student.policy_loss(logprobs, **inputs)
+    logprobs = inputs["logprobs"].requires_grad_()
+    loss, metrics = called(student.policy_loss, inputs)
     loss.backward()
-    return {
-        "loss": loss.item(),
-        "gradient": logprobs.grad.tolist(),
-        "metrics": {k: float(v) for k, v in metrics.items()},
-    }
+    # A metric that is a tensor is shown as its type: the log cannot write it down.
+    metrics = {k: v if isinstance(v, int | float) else type(v).__name__ for k, v in metrics.items()}
+    return {"loss": loss.item(), "gradient": logprobs.grad.tolist(), "metrics": metrics}
 
 
 def template_ratio_weight(student, **inputs):
-    return student.template_ratio_weight(**tensors(inputs)).tolist()
+    return called(student.template_ratio_weight, tensors(inputs)).tolist()
 
 
 # -------------------------------------------------------------------------------------------------------------- part 4
@@ -98,7 +112,7 @@ def leave_it_to_the_grader() -> None:
     pretrained.prove = only_find_the_head
 
 
-def tiny_policy(seed: int, temperature: float):
+def tiny_policy(seed: int, **options):
     """The tiny model with an adapter that does something: as it begins, LoRA adds nothing."""
     import torch
 
@@ -107,25 +121,34 @@ def tiny_policy(seed: int, temperature: float):
         for parameter in policy.trainable:
             parameter.normal_(0, 0.05, generator=generator)
             parameter.grad = None
-    return dataclasses.replace(policy, cfg=dataclasses.replace(policy.cfg, temperature=temperature))
+    return dataclasses.replace(policy, cfg=dataclasses.replace(policy.cfg, **options))
 
 
 def token_logprobs(student, contexts, responses, seed, temperature, dropout=0.0):
     """Log-probs with and without gradients, and the size of a gradient at each weight of the adapter."""
     import torch
 
-    policy = tiny_policy(seed, temperature)
+    policy = tiny_policy(seed, temperature=temperature)
     # As a model with dropout is after an update by other hands: what is trained must be what was sampled.
     layers = [layer for layer in policy.model.modules() if hasattr(layer, "lora_dropout")]
     for layer in layers:
         layer.lora_dropout["default"] = torch.nn.Dropout(dropout)
     policy.model.train()
     logprobs = student.token_logprobs(policy, contexts, responses)
-    logprobs.square().sum().backward()
+    if logprobs.requires_grad:
+        logprobs.square().sum().backward()
+    if any(weight.grad is None for weight in policy.trainable):
+        raise NoGradient(
+            "no gradient reaches the adapter: detach, no_grad, item() or a switched-off adapter is in its way"
+        )
     with torch.no_grad():
         measured = student.token_logprobs(policy, contexts, responses)
     gradients = [weight.grad.norm().item() for weight in policy.trainable]
     return {"logprobs": logprobs.tolist(), "gradients": gradients, "without gradients": measured.tolist()}
+
+
+class NoGradient(Exception):
+    """Log-probs that train nothing."""
 
 
 # -------------------------------------------------------------------------------------------------------- parts 5 to 7
@@ -140,7 +163,8 @@ def assign_templates(student, evolution, group_size, seed, options):
     import gepa_loop
 
     unused = {"parents": [], "metric_calls": 0, "rejected_replies": 0, "stopped_early": None}
-    found, cfg = gepa_loop.Evolution(**evolution, **unused), gepa_loop.EvolutionConfig(**options)
+    found = gepa_loop.Evolution(**evolution, **unused)
+    cfg = None if options is None else gepa_loop.EvolutionConfig(**options)
 
     def assigned(seed):
         random.seed()  # the global generator is none of an assignment's business
@@ -152,7 +176,10 @@ def assign_templates(student, evolution, group_size, seed, options):
     few = dataclasses.replace(found, train_ids=found.train_ids[:2])
     seeds = range(seed, seed + (MANY if group_size < MANY else 1))
     drawn = [student.assign_templates(few, group_size, random.Random(n), cfg) for n in seeds]
-    return facts_of(templates) | chance | shares_of(drawn)
+    facts, shares = facts_of(templates), shares_of(drawn)
+    # The pools are the cause, shares and equal groups what follows from them.
+    pools = {name: sorted(set(share) - {""}) for name, share in shares["shares"].items()}
+    return {"pools": pools} | {name: facts.pop(name) for name in list(facts)[:4]} | chance | shares | facts
 
 
 MANY = 5000  # draws: two shares of so many differ by 0.06 in one case of a hundred million
@@ -184,8 +211,31 @@ def shares_of(assignments: list[dict[str, list[str]]]) -> dict:
     return {"shares": dict(sorted(shares.items()))}
 
 
-def grade_batch(student, **inputs):
-    return [dataclasses.asdict(grade) for grade in student.grade_batch(**inputs)]
+def grade_batch(student, calls=False, **inputs):
+    """The grades, what explains the others first; with `calls`, whether the pairs were compared in one go."""
+    comparisons = counted_comparisons() if calls else []
+    order = ("extracted", "well_formed", "correct", "reward")
+    grades = [dataclasses.asdict(grade) for grade in student.grade_batch(**inputs)]
+    grades = [{name: grade[name] for name in order} for grade in grades]
+    return {"grades": grades, "calls of same_answers": len(comparisons)} if calls else grades
+
+
+def counted_comparisons() -> list[int]:
+    """From here on, the number of pairs of each call of same_answers, wherever it was imported."""
+    import sys
+
+    from support.answers import verdicts
+
+    original, comparisons = verdicts.same_answers, []
+
+    def same_answers(pairs):
+        comparisons.append(len(pairs))
+        return original(pairs)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "same_answers", None) is original:
+            module.same_answers = same_answers
+    return comparisons
 
 
 # -------------------------------------------------------------------------------------------------------------- part 8
@@ -209,17 +259,24 @@ def mine_hard(student, rewards, options):
 
 
 def sample_groups(student, questions, templates, options, seed):
-    """The rollouts, field by field."""
+    """Each field of all rollouts. What explains the others comes first: the first that differs says what is wrong."""
     from support.data import Question
 
     cfg = config(**options)
     asked = [Question(**question) for question in questions]
-    rollouts = student.sample_groups(tiny_policy(seed, cfg.temperature), asked, templates, cfg, seed)
-    return [dataclasses.asdict(rollout) for rollout in rollouts]
+    policy = tiny_policy(seed, temperature=cfg.temperature, max_response_tokens=cfg.max_response_tokens)
+    rollouts = student.sample_groups(policy, asked, templates, cfg, seed)
+    first = ("question_id", "template", "sampled_context", "trained_context", "response_ids", "reward")
+    fields = [dataclasses.asdict(rollout) for rollout in rollouts]
+    names = dict.fromkeys([*first, *(fields[0] if fields else [])])
+    return {name: [rollout[name] for rollout in fields] for name in names}
 
 
-def train(student, train, held_out, options, stop=None):
-    """What a run leaves behind. With `stop`, it is stopped there (Ctrl-C at the nth call of a seam) and resumed."""
+def train(student, train, held_out, options, stop=None, old_templates=None):
+    """What a run leaves behind. With `stop`, it is stopped there (Ctrl-C at the nth call of a seam) and resumed.
+
+    `old_templates`: those of the state that it is resumed from, as if an epoch before had found them.
+    """
     leave_it_to_the_grader()
     work = Path.cwd()
     for name, rows in (("train", train), ("held_out", held_out)):
@@ -236,6 +293,10 @@ def train(student, train, held_out, options, stop=None):
     except KeyboardInterrupt:
         stopped = {"stopped": "by Ctrl-C"}
     stopped |= left_behind(work)
+    for file in work.glob("run/checkpoints/*/state.json"):
+        record = json.loads(file.read_text())
+        record["state"]["templates"] = old_templates
+        file.write_text(json.dumps(record))
     summary = student.train(config(**options, resume=True))
     return {"before": stopped} | left_behind(work) | {"summary": summary_of(summary)}
 
@@ -283,12 +344,18 @@ def counted(seam: str) -> int:
 
 
 def reward(response: str, question) -> tuple[float, str, bool]:
-    """By a digest of the question and of how often this question was answered so far.
+    """By a digest of the bare question and of how often it was answered so far.
 
     So groups have contrast whatever the responses say, and the order in which questions are judged does not matter.
     """
-    right = zlib.crc32(f"{question.id}/{counted(f'reward of {question.id}')}".encode()) % 5 < 2
+    asked = f"{question.id}/{question.text}/{counted(f'reward of {question.id}')}"
+    right = zlib.crc32(asked.encode()) % 5 < 2
     return float(right), f"That is {right}.", len(response) % 3 > 0
+
+
+def advantage(group: list, *, batch: list, questions: list) -> list[float]:
+    """Needs all that it may ask for: the rewards of the whole batch, and the number of its questions."""
+    return [rollout.reward - sum(other.reward for other in batch) / len(questions) for rollout in group]
 
 
 def select(order: list, history: dict, count: int, rng) -> list:

@@ -53,9 +53,10 @@ def is_telling(case: dict) -> bool:
         # --keep drops groups. In the run that is not stopped, the last batch but one of an epoch waits for the last.
         trained, sampled = (sum(line["rollouts"] for line in lines) for lines in (updates, rollouts))
         kinds = "".join(line["kind"][0] for line in run["metrics"])  # r(ollouts), u(pdate), e(poch)
-        shows_its_kind = trained < sampled and (
-            bool(case["inputs"].get("stop")) or re.search("rru+e", kinds) is not None
-        )
+        if case["inputs"].get("stop"):
+            shows_its_kind = trained < sampled and bool(run["before"]["states"])
+        else:
+            shows_its_kind = trained < sampled and re.search("rru+e", kinds) is not None
     else:
         # Some rollouts have templates, and some of their tokens another weight than 1.
         weights = [line.get("token_weight") for line in run["transcripts"]]
@@ -81,21 +82,36 @@ def advantages(rng: random.Random) -> Iterator[Case]:
     settings = {"rewards": rewards, "group_size": size, "eps": round(rng.uniform(0.1, 0.4), 3)}
     binary = [float(rng.random() < 0.4) for _ in range(12)]
     call = "group_advantages"
-    hint = "The mean and the standard deviation (n - 1) run over the G neighbours that answer one question."
+    hint = "The mean and the standard deviation (n - 1) run over the G neighbours that answer one question; eps is "
+    hint += "added to the standard deviation."
     yield "scaled", call, settings, hint
     yield "pairs", call, {"rewards": rewards[: 2 * size], "group_size": 2}, hint
     yield "successes and failures", call, {"rewards": binary, "group_size": 6}, hint
     yield "mean only", call, settings | {"scale_by_std": False}, "Without scale_by_std nothing is divided."
     equal = {"rewards": [0.0] * size + [1.0] * size, "group_size": size}
-    yield "collapse", call, equal, "Equal rewards have standard deviation 0: eps keeps 0 / 0 from happening."
+    yield (
+        "collapse",
+        call,
+        equal,
+        "Equal rewards have standard deviation 0: eps is added to it, and keeps 0 / 0 from happening.",
+    )
     refused = "Rewards that do not make groups of at least two are a ValueError."
     yield "a group of one", call, {"rewards": rewards, "group_size": 1}, refused
+    yield "a group of none", call, {"rewards": rewards, "group_size": 0}, refused
     yield "one reward too many", call, {"rewards": rewards[: size + 1], "group_size": size}, refused
 
 
 # -------------------------------------------------------------------------------------------------- part 2: policy loss
 
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+AGGREGATIONS = {  # each with what it is
+    "token-mean": "The sum over all response tokens, divided by their number (0 counts as 1).",
+    "seq-mean-token-mean": "Each response's sum is divided by its own token count (0 counts as 1), then their sum by "
+    "the number of responses: one without tokens counts as a response, with mean 0.",
+    "seq-mean-token-sum": "The sum over all response tokens, divided by the number of responses; one without tokens "
+    "counts, too.",
+    "seq-mean-token-sum-norm": "The sum over all response tokens, divided by the constant length only: that of "
+    "update_size, or T, the width of the tensor.",
+}
 
 
 def mask_of(lengths: list[int], width: int) -> list[list[float]]:
@@ -108,13 +124,13 @@ def losses(rng: random.Random) -> Iterator[Case]:
         "one token": mask_of([1, 0], 3),
         "no token": mask_of([0, 0, 0], 2),
     }
-    padded = "Multiply by the mask before you sum, and let every response token count below the line."
     for name, mask in masks.items():
-        for aggregation in AGGREGATIONS:
+        for aggregation, meaning in AGGREGATIONS.items():
+            padded = f"{meaning} Multiply by the mask before you sum."
             values = matrix(rng, len(mask), len(mask[0]), -2, 3)
             inputs = {"per_token": values, "mask": mask, "aggregation": aggregation}
             yield f"{aggregation}, {name}", "aggregate", inputs, padded
-            share = "`update_size` = (responses, tokens, constant length) replaces the batch's own denominators."
+            share = f"{meaning} `update_size` = (responses, tokens, constant length) replaces the batch's denominators."
             yield f"{aggregation}, {name}, part of a whole", "aggregate", inputs | {"update_size": [7, 29, 11]}, share
     unknown = {"per_token": [[1.0]], "mask": [[1.0]], "aggregation": "mean"}
     yield "an unknown aggregation", "aggregate", unknown, "An aggregation that you do not know is a ValueError."
@@ -130,7 +146,8 @@ def clips(rng: random.Random) -> Iterator[Case]:
     settings = {"clip_low": round(rng.uniform(0.1, 0.3), 3), "clip_high": round(rng.uniform(0.4, 0.6), 3)}
     settings["dual_clip"] = round(rng.uniform(2.2, 3.5), 3)
     ratios = {"log_ratio": matrix(rng, 6, 8, -1.5, 2.5), "advantages": matrix(rng, 6, 8, -2, 2)}
-    hint = "The larger of the two losses counts; where A < 0 (and only there) it is at most -A c."
+    hint = "rho = exp(log rho). The larger of -A rho and -A clip(rho, 1 - clip_low, 1 + clip_high) counts; where A < 0 "
+    hint += "(and only there) it is at most -A c."
     yield "clip and dual clip", "surrogate", ratios | settings, hint
     yield "a late dual clip", "surrogate", ratios | settings | {"dual_clip": 50.0}, hint
 
@@ -144,7 +161,8 @@ def whole_losses(rng: random.Random) -> Iterator[Case]:
     common = {"logprobs": new, "old_logprobs": old, "advantages": per_response, "mask": mask_of([5, 3, 4, 5, 2], size)}
     settings = {"clip_low": 0.15, "clip_high": round(rng.uniform(0.25, 0.5), 3), "dual_clip": 2.5}
     weights = {"token_weight": matrix(rng, size, size, 0, 3)}
-    hint = "Ratio, surrogate, times token_weight, aggregated; metrics are token means under the mask, without weights."
+    hint = "Ratio, surrogate (a response's A belongs to each of its own tokens), times token_weight, aggregated with "
+    hint += "update_size; metrics are token means under the mask, without weights."
     yield "as it is", "policy_loss", common, hint
     yield (
         "one A for each token",
@@ -189,6 +207,16 @@ def weights(rng: random.Random) -> Iterator[Case]:
 # ---------------------------------------------------------------------------------------------------- part 4: log-probs
 
 
+ONE_SEQUENCE = (
+    "One sequence, no padding. Logits divided by the temperature, log-softmax over the vocabulary; the logits at "
+    "position p predict token p + 1, so the first token of a response is predicted by its context's last."
+)
+SEVERAL = (
+    "Several sequences. Pad on the right; each row counts its positions from its own context's length, not from the "
+    "end; the result is as wide as the longest response, with zeros behind a shorter one."
+)
+
+
 def logprobs(rng: random.Random) -> Iterator[Case]:
     vocabulary = json.loads((ROOT / "tiny" / "united" / "model" / "config.json").read_text())["vocab_size"]
 
@@ -201,9 +229,7 @@ def logprobs(rng: random.Random) -> Iterator[Case]:
         temperature = round(rng.choice([rng.uniform(0.5, 0.8), rng.uniform(1.3, 1.7)]), 3)
         inputs = {"contexts": contexts, "responses": ids(responses)}
         inputs |= {"seed": rng.randrange(2**31), "temperature": temperature}
-        hint = "Position p predicts token p + 1, so the first token of a response is predicted by its context's last. "
-        hint += "The result has a gradient to the adapter: no detach, no_grad or item() on the way."
-        yield name, "token_logprobs", inputs, hint
+        yield name, "token_logprobs", inputs, ONE_SEQUENCE if name == "one response" else SEVERAL
     hint = "Dropout is on. pretrained.set_training_mode(policy.model) comes first: what is trained is what was sampled."
     inputs = inputs | {"responses": ids([3, 5, 4, 2]), "dropout": 0.4}
     yield "a model with dropout", "token_logprobs", inputs, hint
@@ -213,7 +239,11 @@ def logprobs(rng: random.Random) -> Iterator[Case]:
 
 
 def covers(rng: random.Random) -> Iterator[Case]:
-    hint = "Each time the one that adds most uncovered questions, the first on ties; stop when none adds any."
+    hint = "dev_scores[k][n] > 0: candidate k solves question n. Each time the candidate (0 included) that adds most "
+    hint += (
+        "questions which no earlier choice covers, counted anew after each choice, the first on ties; stop when none "
+    )
+    hint += "adds any. Indices in the order of choice."
     for number in range(14):
         rows, columns = rng.randint(3, 8), rng.randint(4, 10)
         share = rng.uniform(0.15, 0.6)
@@ -226,13 +256,15 @@ def covers(rng: random.Random) -> Iterator[Case]:
 
 def assignments(rng: random.Random) -> Iterator[Case]:
     # Candidates 1, 2 and 4 are the cover. Candidate 3 solves much and was not chosen; d5 is solved by nothing chosen.
-    scores = [[0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0]]
+    # Some pool has shares that differ by 0.12 or more (the tolerance is half of that) from those of no weights, the
+    # number of solved questions, the question's own scores, the first so many weights, or powers of the right ones.
+    scores = [[0] * 6, [0.2, 1, 0.2, 0.2, 1, 0], [1, 0, 0, 0, 0.5, 0], [1] * 6, [0.2, 0.2, 0, 0, 0, 0]]
     order = rng.sample(range(6), 6)
     names = rng.sample(["Add.", "Double.", "Count.", "Go on.", "Check."], 5)
-    worth = [1, rng.uniform(0.8, 1), rng.uniform(0.3, 0.4), 1, rng.uniform(0.1, 0.2)]  # far apart: weights must show
-    dev_scores = [[row[n] * value for n in order] for row, value in zip(scores, worth, strict=True)]
+    dev_scores = [[row[n] * rng.uniform(0.95, 1) for n in order] for row in scores]
     found = {"dev_scores": dev_scores, "candidates": names}
-    found |= {"chosen": rng.sample([1, 2, 4], 3), "dev_ids": [f"d{n}" for n in order], "train_ids": ["t0", "t1"]}
+    chosen = rng.choice([[1, 4, 2], [2, 1, 4], [2, 4, 1], [4, 1, 2], [4, 2, 1]])  # not in the candidates' order
+    found |= {"chosen": chosen, "dev_ids": [f"d{n}" for n in order], "train_ids": ["t0", "t1"]}
     many = found | {"train_ids": [f"t{n}" for n in range(5000)]}
     none = found | {"chosen": []}
     call, seed = "assign_templates", rng.randrange(2**31)
@@ -240,12 +272,15 @@ def assignments(rng: random.Random) -> Iterator[Case]:
     each = {"seed": seed, "options": {}}
     yield "pools and weights", call, {"evolution": found, "group_size": 5000} | each, pools
     yield "G draws for each question", call, {"evolution": many, "group_size": 5} | each, "One draw for each rollout."
-    for options, hint in (
-        ({"one_template_per_group": True}, "With cfg.one_template_per_group all G rollouts share one draw."),
-        ({"leave_one_bare": True}, "With cfg.leave_one_bare the last of the G templates is the empty one."),
+    for name, options, hint in (
+        ("one template per group", ["one_template_per_group"], "With it all G rollouts share one draw."),
+        ("leave one bare", ["leave_one_bare"], "With it the last of the G templates is the empty one."),
+        ("both options", ["one_template_per_group", "leave_one_bare"], "One draw, and the last of the G is empty."),
     ):
-        inputs = {"evolution": many, "group_size": 5, "seed": seed, "options": options}
-        yield next(iter(options)).replace("_", " "), call, inputs, hint
+        inputs = {"evolution": many, "group_size": 5, "seed": seed, "options": dict.fromkeys(options, True)}
+        yield name, call, inputs, hint
+    nothing = {"evolution": many, "group_size": 5, "seed": seed, "options": None}
+    yield "no cfg", call, nothing, "cfg=None means EvolutionConfig(): neither option is on."
     yield "no cover", call, {"evolution": none, "group_size": 4} | each, "No cover: an empty dictionary."
 
 
@@ -263,6 +298,11 @@ def rewards(rng: random.Random) -> Iterator[Case]:
             (rf"\boxed{{{a}}} \boxed{{{b}}} \boxed{{{c}}}", f"{b}"),
         ],
         "no box that counts": [(r"\boxed{}", f"{a}"), (rf"\boxed{{{a}", f"{a}"), ("", f"{a}")],
+        "a box in the reference": [
+            (rf"\boxed{{{a}}}", rf"\boxed{{{a}}}"),
+            (rf"\boxed{{{b}}}", rf"so \boxed{{{b}}}."),
+            (rf"\boxed{{{c}}}", rf"{c - 1} + 1 = \boxed{{{c}}}"),
+        ],
         "another form": [
             (rf"\boxed{{{a}/{10 * a}}}", "0.1"),
             (rf"\boxed{{{a},000}}", f"{a}000"),
@@ -275,15 +315,36 @@ def rewards(rng: random.Random) -> Iterator[Case]:
         "prose": [(rf"\boxed{{the answer is {a}}}", f"{a}"), (rf"\boxed{{{b}}}", f"the area is ${b}$")],
         "thinking": [(rf"<think>\boxed{{{b}}}</think>\boxed{{{a}}}", f"{a}"), (rf"<think>\boxed{{{a}}}", f"{a}")],
     }
-    hint = "Exactly one box earns the reward; `correct` and `extracted` speak of the last; answer i meets reference i."
+    last = "`correct` speaks of the last box alone, whether there is one or several; only `well_formed` counts them."
+    own = {
+        "several boxes": last,
+        "thinking": "What counts is what _after_thinking(response) leaves, for all four fields.",
+    }
+    own |= {
+        "a box in the reference": "Compare with unboxed(reference).",
+        "no box that counts": "Without a box: not correct.",
+    }
     for name, asked in pairs.items():
+        hint = own.get(name, "same_answers gets (answer, reference), in this order; answer i meets reference i.")
         asked = rng.sample(asked, len(asked))
         responses, references = map(list, zip(*asked, strict=True))
         yield name, "grade_batch", {"responses": responses, "references": references}, hint
+    # Not shuffled: where those without a box are left out before the comparison, the others must be out of step.
+    responses, references = [f"{a}", rf"\boxed{{{b}}}", "", rf"\boxed{{{c}}}"], [f"{a}", f"{b}", f"{c}", f"{a}"]
+    out_of_step = "One pair for each response, with the answer '' where there is no box; answer i meets reference i."
+    inputs = {"responses": responses, "references": references}
+    yield "some without a box", "grade_batch", inputs, out_of_step
+    once = "same_answers compares all pairs in one call: what needs sympy goes to its workers as one batch."
+    yield "one call for all", "grade_batch", inputs | {"calls": True}, once
     copied = [rf"\boxed{{{a}+{b}}}", rf"\boxed{{{a + b}}}", rf"\boxed{{{a}+{b}}}"]
     asked = [f"What is ${a}+{b}$?", f"What is ${a}+{b}$?", f"What is ${b}+{a}$?"]
     inputs = {"responses": copied, "references": [f"{a + b}"] * 3, "questions": asked}
     yield "copies", "grade_batch", inputs, "With the question given, what is copied from it is no answer."
+    formula = f"{a}x+{b}y"
+    inputs = {"responses": [rf"\boxed{{{formula}}}"], "references": [rf"So \boxed{{{formula}}}"]}
+    inputs |= {"questions": [f"Expand ${formula}$, if you can."]}
+    own = "What is the reference itself is not copied: is_copied takes the unboxed reference, like same_answers."
+    yield "a copy that is right", "grade_batch", inputs, own
 
 
 # ----------------------------------------------------------------------------------------- part 8: the alternating loop
@@ -305,7 +366,7 @@ def loops(rng: random.Random) -> Iterator[Case]:
     ]
     mixed = rng.sample([*few, ["q5", 0.5], ["q5", 0.25], ["q6", 0.75], ["q6", 0.5]], 16)
     for near in (True, False):
-        hint = "No success in the group is hard; at most one is near-hard, which counts only with cfg.near_hard."
+        hint = "One id for each group whose rewards sum to 0, or to at most 1 with cfg.near_hard; in the groups' order."
         yield f"hard questions, near_hard={near}", "mine_hard", {"rewards": mixed, "options": {"near_hard": near}}, hint
     yield from groups(rng)
     yield from runs(rng)
@@ -321,8 +382,13 @@ def groups(rng: random.Random) -> Iterator[Case]:
         ("not distilled", {"distill": False}, "Without cfg.distill what was sampled from is trained."),
         (
             "another reward, mean only",
-            {"seams": ["reward"], "scale_by_std": False, "temperature": 1.4},
+            {"seams": ["reward"], "scale_by_std": False, "temperature": 1.4, "max_response_tokens": 6},
             "verify.judge_of(cfg.reward) gives the verdicts, grpo.advantages_of(group, cfg) the advantages.",
+        ),
+        (
+            "another advantage",
+            {"seams": ["reward", "advantage"]},
+            "An advantage may look at the whole batch: advantages_of gets batch=, policy= and questions=, last of all.",
         ),
     ):
         yield f"rollouts, {name}", "sample_groups", common | {"options": {"group_size": size} | options}, hint
@@ -344,11 +410,13 @@ def runs(rng: random.Random) -> Iterator[Case]:
 
     baseline = "The baseline is the same loop without evolution; what --select and --keep ask for is part of it."
     yield "two epochs of GRPO", "train", run(**grpo), baseline
-    resumed = "A stopped run goes on from run.resume's state: run.once, run.save and state.step see to it."
+    resumed = "A stopped run goes on from its state: keep nothing outside it, and draw from no generator of your own."
     other = {"questions_per_update": 2, "near_hard": False}
-    stopped = run(**grpo | other, aggregation="seq-mean-token-mean") | {"stop": ["keep", 15]}
+    stopped = run(**grpo | other, aggregation="seq-mean-token-mean") | {"stop": ["keep", 9]}
+    # Stopped in the first epoch. The second one has to forget the templates, though no question need be hard for that.
+    stopped |= {"old_templates": {row["id"]: ["Write every step."] * 3 for row in stopped["train"]}}
     yield "stopped and resumed", "train", stopped, resumed
-    alternating = "Evolution on last epoch's hard questions, rollouts under its templates, updates; see the first line."
+    alternating = "Evolution on last epoch's hard questions, rollouts under its templates, score_old, then the updates."
     yield "two epochs of P2O", "train", run(**p2o, soft_clip=True, scale_by_std=False), alternating
 
 

@@ -45,37 +45,101 @@ Mistaken = Callable[[dict], list]  # a case -> (hint, output) of the known mista
 
 # ------------------------------------------------------------------------------------------------ comparing two outputs
 
+RATE = "The rate is grpo.learning_rate_at of the share of all steps that is done with this one: never 0, in the end 1."
 DRAWN = (
-    "Other responses. Compare, in this order: the seed, seed_for(cfg, 'rollout', step); the questions, which "
-    "choose_questions finds with what remember_success_rates has kept; the updates before (their rate, "
-    "grpo.learning_rate_at of the share of all steps done with this one); and in a resumed run run.load_rollouts."
+    "Other responses. Compare, in this order: the seed, seed_for(cfg, 'rollout', step); the templates, "
+    "state.templates; what sample_groups does; the updates before. " + RATE
 )
-# The first figure in which a run differs says most about what its loop left out.
+# The first figure in which an answer differs says most about what was left out. Of a run:
 FIGURES = {
-    "hard_set": "state.hard holds the hard questions of this epoch: emptied at its first batch, no question twice.",
-    "templated": "Hard questions are sampled under state.templates, which an epoch's first batch has evolved.",
+    "hard_set": "state.hard holds the hard questions of this epoch, bare and templated ones: what mine_hard finds in "
+    "all rollouts of each batch; emptied at the epoch's first batch, no question twice.",
+    "hard": "state.hard holds the hard questions of this epoch, in the order in which they were found, none twice.",
+    "templated": "Hard questions are sampled under state.templates, which each epoch's first batch replaces: by what "
+    "evolve_templates gives, or by {} for GRPO.",
     "gepa_calls": "Templates are evolved at an epoch's first batch, on last epoch's hard questions, for P2O only.",
-    "masked": "grpo.score_old finds old log-probs and token weights, before the first update of a batch.",
-    "old_logprobs": "grpo.score_old comes before the first update: what was distilled needs its bare log-probs.",
+    "masked": "grpo.score_old finds old log-probs and token weights: once, before the first update of a batch.",
+    "old_logprobs": "grpo.score_old comes once, before the first update: what was distilled needs its bare log-probs.",
     "token_weight": "grpo.score_old weighs the tokens of what was distilled, before the first update.",
-    "approx_kl": "The policy moves otherwise within a batch: grpo.score_old comes before its first update, and each "
-    "update has the rate grpo.learning_rate_at of the share of all steps done with this one, which is never 0.",
-    "clip_fraction": "The second update of a batch is off-policy: score_old first, then the updates in their order.",
-    "loss": "Updates: those that choose_rollouts keeps, split_into_updates' parts, at grpo.learning_rate_at's rate.",
-    "grad_norm": "The learning rate is grpo.learning_rate_at of the share of all steps that is done with this one.",
-    "entropy": "Same texts, other probabilities: the weights differ since the update before. The learning rate is "
-    "grpo.learning_rate_at of the share of all steps that is done with this one, and every update takes one step.",
-    "history": "remember_success_rates(state, rollouts) is what --select goes by.",
-    "states": "run.save(state) ends each step, and state.step counts the steps that are done.",
-    "unfinished": "A saved step leaves no journal of its rollouts: run.keep_rollouts keeps them until run.save.",
-    "calls": "Something ran more or less often: run.keep_rollouts keeps a batch's rollouts, and run.load_rollouts "
-    "finds them, so that a resumed run samples only what was not sampled.",
+    "approx_kl": "The policy moves otherwise within a batch: grpo.score_old(policy, updates, cfg) comes once, with all "
+    "updates of the batch, before the first one. " + RATE,
+    "clip_fraction": "The second update of a batch is off-policy: grpo.score_old comes once, before the first one.",
+    "loss": "Each update is one call of grpo.update_policy with this update and this rate. " + RATE,
+    "grad_norm": "Each update is one call of grpo.update_policy with this update and this rate. " + RATE,
+    "entropy": "Same texts, other probabilities: the weights differ since the update before. " + RATE,
+    "calls": "Something ran more or less often: a batch is sampled once, with sample_groups.",
     "reward": DRAWN,
     "tokens": DRAWN,
-    "kind": "The lines of a run come in the order of the loop: an accuracy before training, then for each step "
-    "evolution if it is due, rollouts, updates, and the epoch's line behind its last one.",
-    "epoch": "Epochs are logged from 1; 0 is the accuracy before training, which is measured once.",
-    "transcripts": "Each step has its own seed, its chosen questions and their templates.",
+    "kind": "A line of another kind. If 'evolution' was expected: evolve_templates was not called at the epoch's first "
+    "batch, or got no hard questions (empty state.hard behind it). If it came unasked: cfg.method was not asked. "
+    "Else a given line of train is changed.",
+    "epoch": "The epochs are not as they were logged by the given lines of train: is one of them changed?",
+    "transcripts": "Each step has its own seed, and its hard questions their templates.",
+}
+# What an exception may come from, behind the case's hint.
+NONES = {
+    "grade_batch": " (Without `questions`, None, every question is ''.)",
+    "assign_templates": " (cfg=None means EvolutionConfig().)",
+    "policy_loss": " (token_weight and update_size may be None.)",
+}
+SHAPES = {
+    "group_advantages": "The result is flat, [B], as the rewards are.",
+    "aggregate": "The result is a scalar.",
+    "policy_loss": "The loss is a scalar, each metric a float.",
+    "importance_ratio": "The result is [B, T].",
+    "surrogate": "The result is [B, T].",
+    "template_ratio_weight": "The result is [B, T], of floats.",
+    "token_logprobs": "The result is [B, T], and T the length of the longest response.",
+    "assign_templates": "The result is {question id: its G templates}, and a template is a string.",
+}
+# A function that stands on others of its part: mend these first.
+STANDS_ON = {"policy_loss": ("aggregate", "importance_ratio", "surrogate"), "train": ("mine_hard", "sample_groups")}
+# Checks that go from the simple to the difficult: what the first one shows, those behind it show again.
+FIRST_THINGS_FIRST = ("group_advantages", "policy_loss", "token_logprobs", "assign_templates", "sample_groups")
+AS_A_METRIC = (
+    "A float (.item()): the token mean under the mask, without token weights, over the update's tokens (pass "
+    "update_size on)."
+)
+FIGURES_OF = {
+    "train": FIGURES,
+    "policy_loss": {
+        "gradient": "The loss is right, its gradient is not: something between the log-probs and the loss is detached.",
+        "clip_fraction": "clip_fraction counts where the clipped loss is strictly larger: a tie is no clip. "
+        + AS_A_METRIC,
+        "approx_kl": "approx_kl is minus the log ratio that `ratio` returned. " + AS_A_METRIC,
+        "dual_clip_fraction": "dual_clip_fraction counts where A < 0 and the larger loss is above -A c. " + AS_A_METRIC,
+    },
+    "token_logprobs": {
+        "gradients": "The log-probs are right, the gradients are not: no detach, no_grad or item() on the way.",
+        "without gradients": "Right with gradients, wrong under torch.no_grad(): both must give the same numbers.",
+    },
+    "grade_batch": {
+        "extracted": "`extracted` is what stands in the last box that counts, without \\boxed{}; None without a box.",
+        "well_formed": "`well_formed` is true for exactly one box that counts, whatever is in it.",
+        "reward": "`reward` is 1.0 for a right last box that is the only one, and 0.0 for everything else.",
+    },
+    "assign_templates": {
+        "pools": "Wrong pool, or one that is not drawn from at random: a dev question draws from the chosen templates "
+        "with a score above 0 on it, from all chosen ones if there is none; a train question from all chosen. Both "
+        "kinds of questions get templates.",
+        "questions": "Each question of dev_ids and of train_ids gets templates, those that nothing solves, too.",
+        "templates of each": "G templates for each question, with either option, too.",
+        "same again": "The same rng state must give the same draws: draw from `rng` and from nothing else.",
+        "others": "Another rng gives other draws: draw from `rng`, not in turn, nor from a generator of your own.",
+        "shares": "Right pools, wrong shares: rng.choices, with evolution.weights of the pool's members.",
+        "groups of one template": "G draws for a question, one for each rollout; a single one with "
+        "cfg.one_template_per_group only.",
+    },
+    "sample_groups": {
+        "question_id": "G rollouts of each question, group by group, in the order of the questions.",
+        "template": "The template of rollout i is the i-th of templates[question.id]; without an entry all G are ''.",
+        "sampled_context": "Sampled from grpo.chat_ids(policy, gepa_loop.apply_template(z, question.text)).",
+        "trained_context": "Trained is grpo.chat_ids(policy, question.text); without cfg.distill the sampled context.",
+        "response_ids": "Right contexts, other responses: one call of grpo.sample for all of them, with seed=seed.",
+        "reward": "Those of one call verify.judge_of(cfg.reward)(texts, bare questions, truncated), as they are.",
+        "advantage": "Of each group grpo.advantages_of(group, cfg, batch=rollouts, policy=policy, questions=questions)"
+        ", when all rollouts are there.",
+    },
 }
 
 
@@ -148,11 +212,31 @@ def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
     for hint, output in mistaken:
         if difference(output, got, case["tol"]) is None:
             return hint
-    place = message.partition(":")[0]
-    if case["call"] == "train":
-        names = re.split(r"[^a-z_]+", place)
-        return next((FIGURES[name] for name in reversed(names) if name in FIGURES), case["hint"])
-    return case["hint"]
+    figures = FIGURES_OF.get(case["call"], {})
+    names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
+    # A list in place of a number, or of another length; in part 6 lists are pools, and their length is no shape.
+    other_shape = (
+        r"\(how many\)|got \[|expected \[" if case["call"] != "assign_templates" else r"expected '.*', got -?\d"
+    )
+    if case["call"] in SHAPES and re.search(other_shape, message) and "ValueError" not in message:
+        return SHAPES[case["call"]]
+    return next((figures[name] for name in reversed(names) if name in figures), case["hint"])
+
+
+def first_things_first(outcomes: list[dict], named: set[str]) -> list[dict]:
+    """The outcomes, with hints to what has to be mended first, where no known mistake is named."""
+    failed_calls = {o["call"] for o in outcomes if not o["passed"] and o["hint"]}
+    seen: dict[str, str] = {}  # call -> its first check that failed
+    for o in outcomes:
+        if o["passed"] or not o["hint"] or o["hint"] in named:
+            continue
+        below = [call for call in STANDS_ON.get(o["call"], ()) if call in failed_calls]
+        first = seen.setdefault(o["call"], o["name"])
+        if below:
+            o["hint"] = f"{o['call']} stands on {' and '.join(below)}: mend that first."
+        elif o["call"] in FIRST_THINGS_FIRST and first != o["name"]:
+            o["hint"] = f'Mend "{first}" first, which is the simpler check.'
+    return outcomes
 
 
 # ------------------------------------------------------------------------------------------------------------ grading
@@ -182,33 +266,74 @@ class Grader:
             replies.append((reply, time.monotonic() - started))
             started = time.monotonic()
         # Not before they all are there: a diagnosis asks the same process.
+        possible = self.possible_mistakes([(case, reply) for case, (reply, _) in zip(cases, replies, strict=False)])
         outcomes = [
-            self.outcome(case, reply) | {"seconds": seconds}
+            self.outcome(case, reply, possible[case["name"]]) | {"seconds": seconds}
             for case, (reply, seconds) in zip(cases, replies, strict=False)
         ]
         # Checks that a process did not live to see are lost, too.
         not_asked = {"died": "not asked: the process had ended before"}
-        return outcomes + [self.outcome(case, not_asked) | {"seconds": 0.0} for case in cases[len(outcomes) :]]
+        outcomes += [self.outcome(case, not_asked) | {"seconds": 0.0} for case in cases[len(outcomes) :]]
+        named = {hint for known in possible.values() for hint, _ in known}
+        return first_things_first(outcomes, named)
 
-    def outcome(self, case: dict, reply: dict) -> dict:
+    def possible_mistakes(self, answered: list[tuple[dict, dict]]) -> dict[str, list]:
+        """{case's name: its known mistakes} without those that another check of the same function rules out.
+
+        A mistake that explains all answers of a function, the right ones included, is the only one that counts. If none
+        does, a mistake is ruled out by a check that it would fail and the submission passes, and if the submission
+        gives its answer in less than half of the checks that it would fail.
+        """
+        possible: dict[str, list] = {}
+        for call in {case["call"] for case, _ in answered}:
+            own = [(case, reply.get("output", Nothing())) for case, reply in answered if case["call"] == call]
+            wrong = {c["name"] for c, got in own if difference(c["expected"], got, c["tol"]) is not None}
+            mistaken = {case["name"]: [] for case, _ in own}
+            has_an_answer = any(c["name"] in wrong and not isinstance(got, Nothing) for c, got in own)
+            for case in [case for case, _ in own if has_an_answer]:
+                known = self.mistaken(case)
+                mistaken[case["name"]] = [m for m in known if difference(case["expected"], m[1], case["tol"])]
+            hints = {hint for known in mistaken.values() for hint, _ in known}
+            changes = {hint: {name for name in mistaken if hint in dict(mistaken[name])} for hint in hints}
+
+            def explained(hint, own=own, mistaken=mistaken) -> set[str]:
+                answers = ((c, got, dict(mistaken[c["name"]]).get(hint, c["expected"])) for c, got in own)
+                return {c["name"] for c, got, answer in answers if difference(answer, got, c["tol"]) is None}
+
+            left = {hint for hint in hints if changes[hint] <= wrong}
+            left = {hint for hint in left if 2 * len(explained(hint) & changes[hint]) >= len(changes[hint])}
+            left = {hint for hint in left if len(explained(hint)) == len(own)} or left
+            for name, known in mistaken.items():
+                possible[name] = [(hint, output) for hint, output in known if hint in left]
+        return possible
+
+    def outcome(self, case: dict, reply: dict, mistaken: list | None = None) -> dict:
+        """`mistaken`: the known mistakes that may be named; all by default."""
         closed = bool(self.below) and case["part"] == 8
         outcome = {"name": case["name"], "call": case["call"], "passed": False, "hint": "", "traceback": ""}
         if "unwritten" in reply:
-            return outcome | {"message": "not written yet"}
+            hole = re.search(r"hole \d of \d$", str(reply["unwritten"]))  # nothing else that a submission says
+            return outcome | {"message": f"{UNWRITTEN} ({hole[0]})" if hole else UNWRITTEN}
         if "died" in reply:
-            return outcome | {"message": reply["died"], "hint": "Does a loop never end? Does your code call exit()?"}
+            hint = f"Does a loop never end? Does your code call exit()? The check asks: {case['hint']}"
+            return outcome | {"message": reply["died"], "hint": hint}
         if "output" not in reply:
             trace = str(reply.get("traceback", ""))[-MOST_OF_A_TRACEBACK:]
             error = str(reply.get("error", "no output"))[:MOST_OF_A_MESSAGE]
             if closed:
                 error, trace = where_it_failed(error, trace), ""
-            return outcome | {"message": error, "hint": case["hint"], "traceback": trace}
+            if error.startswith(("ValueChanged: ", "NoGradient: ")):  # by calls.py: the message is the hint
+                return outcome | {"message": error, "hint": error.partition(": ")[2], "traceback": trace}
+            hint = f"An exception ended this check, which asks: {case['hint']}{NONES.get(case['call'], '')}"
+            return outcome | {"message": error, "hint": hint, "traceback": trace}
         message = difference(case["expected"], reply["output"], case["tol"], closed)
         if message is None:
             return outcome | {"passed": True, "message": ""}
-        return outcome | {"message": message, "hint": hint_of(case, reply["output"], self.mistaken(case), message)}
+        mistaken = self.mistaken(case) if mistaken is None else mistaken
+        return outcome | {"message": message, "hint": hint_of(case, reply["output"], mistaken, message)}
 
 
+UNWRITTEN = "not written yet"
 MOST_OF_A_MESSAGE, MOST_OF_A_TRACEBACK = 300, 3000  # characters
 
 
@@ -303,12 +428,12 @@ def report(outcomes: Outcomes, tracebacks: bool = False) -> str:
         failed = [check for check in checks if not check["passed"]]
         counted = f"{len(checks) - len(failed)} of {len(checks)} checks"
         lines.append(f"part {part}  {title:<22} {earned[part]:>3} of {worth:<3} ({counted})")
-        if failed and all(check["message"] == "not written yet" for check in checks):
-            lines.append("        not written yet")
+        if failed and all(check["message"].startswith(UNWRITTEN) for check in checks):
+            lines.append(f"        {UNWRITTEN}")
             continue
         for check in failed:
             lines.append(f"      - {check['call']}, {check['name']}: {check['message'][:200]}")
-            lines.append(f"        hint: {check['hint']}")
+            lines += [f"        hint: {check['hint']}"] if check["hint"] else []
             lines += ["        " + line for line in check["traceback"].splitlines() if tracebacks]
     lines.append(f"total   {sum(earned.values()):>26} of {sum(WORTH[part] for part in outcomes)}")
     return "\n".join(lines)

@@ -3,8 +3,9 @@
     python assignment/make.py student                       # a student's folder, made from the reference
     python assignment/make.py --gradescope autograder.zip   # what Gradescope wants; --seed N sets the class's seed
 
-A function of the reference that holds a marker line, `# --- solution: part N ---`, loses everything from there to its
-end and raises NotImplementedError instead. Its signature and its docstring stay. So there is no second copy to keep.
+A function of the reference that holds a marker line, `# --- solution: part N ---`, loses what stands behind it, and
+raises NotImplementedError instead. Right behind the docstring a marker takes out all of the body; further below it
+takes out the lines up to the next blank one, or to the end of their block. So there is no second copy to keep.
 Beside the modules the folder has all that a student needs, the grader included, and nothing of the solution.
 """
 
@@ -37,7 +38,7 @@ from process import GIVEN, SUBMITTED, Process  # noqa: E402
 MODULES = SUBMITTED[:-1]
 GRADER = ("grade.py", "process.py", "calls.py", "final.py")  # what a student gets of this folder
 OPEN_SEED = 1  # of the students' own grader
-MARKER = re.compile(r"^ +# --- solution: part (\d+) ---$")
+MARKER = re.compile(r"^( +)# --- solution: part (\d+) ---$")
 LIMIT = 600  # seconds for the reference's answers
 
 # ------------------------------------------------------------------------------------------------ the student's folder
@@ -87,21 +88,28 @@ jobs:
 
 
 def solutions(source: str) -> list[tuple[int, int, int, str]]:
-    """(marker's line, last line, part, function) of each marked function; lines count from 0.
+    """(marker's line, line behind the hole, part, function) of each hole; lines count from 0.
 
-    A marker that does not stand right behind the docstring of a top-level function is a mistake in the reference.
+    A marker that stands in no top-level function with a docstring is a mistake in the reference.
     """
     lines = source.split("\n")
-    marked = {i: int(match.group(1)) for i, line in enumerate(lines) if (match := MARKER.match(line))}
+    marked = {i: int(match.group(2)) for i, line in enumerate(lines) if (match := MARKER.match(line))}
     found = []
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
             behind_docstring = node.body[0].end_lineno
-            if behind_docstring in marked:
-                found.append((behind_docstring, node.end_lineno, marked.pop(behind_docstring), node.name))
+            for marker in [i for i in marked if behind_docstring <= i < node.end_lineno]:
+                end = node.end_lineno if marker == behind_docstring else end_of_hole(lines, marker)
+                found.append((marker, end, marked.pop(marker), node.name))
     if marked:
-        raise SyntaxError(f"marker not behind the docstring of a function: lines {[i + 1 for i in marked]}")
+        raise SyntaxError(f"marker in no function with a docstring: lines {[i + 1 for i in marked]}")
     return found
+
+
+def end_of_hole(lines: list[str], marker: int) -> int:
+    """The first line behind a marker that is blank or further to the left."""
+    indent = MARKER.match(lines[marker]).group(1)
+    return next(i for i in range(marker + 1, len(lines)) if not lines[i].startswith(indent))
 
 
 def without_solutions(source: str) -> str:
@@ -113,9 +121,14 @@ def without_solutions(source: str) -> str:
         raise NotImplementedError("part 3: f")
     <BLANKLINE>
     """
-    lines = source.split("\n")
-    for first, last, part, name in reversed(solutions(source)):
-        lines[first:last] = [f'    raise NotImplementedError("part {part}: {name}")']
+    lines, holes = source.split("\n"), solutions(source)
+    of_function = Counter(name for *_, name in holes)
+    still_to_number = Counter(of_function)
+    for first, last, part, name in reversed(holes):
+        which = f", hole {still_to_number[name]} of {of_function[name]}" if of_function[name] > 1 else ""
+        still_to_number[name] -= 1
+        indent = MARKER.match(lines[first]).group(1)
+        lines[first:last] = [f'{indent}raise NotImplementedError("part {part}: {name}{which}")']
     return "\n".join(lines)
 
 
@@ -270,14 +283,46 @@ def write_similar(folders: dict[str, Path], reference: Path, file: Path) -> None
 # ---------------------------------------------------------------------------------------------------------- Gradescope
 
 # setup.sh runs when Gradescope builds its image, run_autograder for each submission. Only root can read the solution
-# there, so a submission cannot, even where the kernel has no Landlock.
+# there, so a submission cannot, even where the kernel has no Landlock: it is then run as another user.
 SETUP = """\
 #!/usr/bin/env bash
 set -e
-apt-get update && apt-get install -y python3 python3-venv
-python3 -m venv /autograder/venv
-/autograder/venv/bin/pip install --quiet -r /autograder/source/requirements.txt
-chmod -R go= /autograder/source
+autograder=${AUTOGRADER:-/autograder}
+apt-get update
+apt-get install -y python3 python3-venv
+python=python3
+if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    apt-get install -y python3.11 python3.11-venv  # Ubuntu 22.04, whose python3 is 3.10
+    python=python3.11
+fi
+$python -m venv "$autograder/venv"
+if [ -n "$TORCH_INDEX" ]; then  # torch's CPU build; pip keeps it below
+    "$autograder/venv/bin/pip" install --quiet --index-url "$TORCH_INDEX" \
+        "$(grep '^torch==' "$autograder/source/requirements.txt")"
+fi
+"$autograder/venv/bin/pip" install --quiet -r "$autograder/source/requirements.txt"
+chmod -R go= "$autograder/source"
+"""
+# The same as an image, for a course's own machine, or for Gradescope's manual configuration.
+DOCKERFILE = """\
+# In the folder where autograder.zip was unpacked:
+#   docker build -t p2o-grader --build-arg TORCH_INDEX=URL .
+#   docker run --rm --network none -v "$PWD/handed-in:/handed-in" p2o-grader python assignment/grade.py /handed-in
+# URL is the index of torch's CPU builds; pytorch.org names it (Get started, CPU). Without it the image also holds
+# CUDA's libraries: gigabytes that nothing uses. For Gradescope add
+#   --build-arg BASE=gradescope/autograder-base:ubuntu-22.04
+# The grader is root, and only root reads the solution. A submission is locked up by the kernel (Landlock), or runs as
+# the user nobody.
+ARG BASE=ubuntu:24.04
+FROM ${BASE}
+ARG TORCH_INDEX=
+ENV DEBIAN_FRONTEND=noninteractive PATH=/autograder/venv/bin:$PATH
+COPY . /autograder/source
+RUN bash /autograder/source/setup.sh
+RUN cp /autograder/source/run_autograder /autograder/run_autograder
+RUN mkdir -p /autograder/submission /autograder/results
+WORKDIR /autograder/source
+CMD ["/autograder/run_autograder"]
 """
 RUN_AUTOGRADER = """\
 #!/usr/bin/env bash
@@ -291,8 +336,8 @@ exit 0  # points lost are no failure of the grader
 
 
 def write_gradescope(file: Path, seed: int) -> None:
-    """The zip for Gradescope: the grader, the reference, and the two scripts. All of a class have the same inputs."""
-    scripts = {"setup.sh": SETUP, "run_autograder": RUN_AUTOGRADER.replace("SEED", str(seed))}
+    """The zip for Gradescope: the grader, the reference, and what runs them. All of a class have the same inputs."""
+    scripts = {"setup.sh": SETUP, "run_autograder": RUN_AUTOGRADER.replace("SEED", str(seed)), "Dockerfile": DOCKERFILE}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in scripts.items():
             entry = zipfile.ZipInfo(name)

@@ -35,8 +35,33 @@ MISTAKES = [
         "eps stands inside the root: add it to the standard deviation, not to the variance.",
     ),
     Mistake(
+        1, "grpo.py", "(groups.std(dim=1, keepdim=True) + eps)", "(groups.var(dim=1, keepdim=True) + eps)",
+        "That is the variance: divide by its root, the standard deviation.",
+    ),
+    Mistake(
+        1, "grpo.py", "groups - groups.mean(dim=1, keepdim=True)",
+        "groups - (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)",
+        "The mean of the others (leave-one-out): GRPO's mean is over all G, this response included.",
+    ),
+    Mistake(
+        1, "grpo.py", "    if scale_by_std:\n", "    if not scale_by_std:\n", "scale_by_std is upside down.",
+    ),
+    Mistake(
         1, "grpo.py", "keepdim=True) + eps)", "keepdim=True) + 1e-6)",
         "eps is an argument; you took 1e-6 whatever it says.",
+    ),
+    Mistake(
+        1, "grpo.py", "(groups.std(dim=1, keepdim=True) + eps)", "groups.std(dim=1, keepdim=True).clamp(min=eps)",
+        "eps is a lower bound there: it is added to the standard deviation.",
+    ),
+    Mistake(
+        1, "grpo.py", "(groups.std(dim=1, keepdim=True) + eps)", "groups.std(dim=1, keepdim=True)",
+        "eps is missing: it is added to the standard deviation.",
+    ),
+    Mistake(
+        2, "grpo.py", "(sums / counts.clamp(min=1)).sum() / rollouts",
+        "(sums / counts.clamp(min=1)).sum() / (update_size[0] if update_size else (counts > 0).sum().clamp(min=1))",
+        "A response without tokens was left out of the mean: it counts as a response, with mean 0.",
     ),
     Mistake(
         2, "grpo.py", "sums.sum() / tokens", "per_token.mean()",
@@ -64,6 +89,11 @@ MISTAKES = [
         "There is no dual clip: where A < 0 the loss is at most -A c.",
     ),
     Mistake(
+        2, "grpo.py", "clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)",
+        "clipped = -advantages * log_ratio.clamp(-clip_low, clip_high).exp()",
+        "The log ratio is clipped there: clip rho itself to [1 - clip_low, 1 + clip_high].",
+    ),
+    Mistake(
         2, "grpo.py", "* ratio.clamp(1 - clip_low, 1 + clip_high)", "* ratio.clamp(1 - clip_low, 1 + clip_low)",
         "clip_high is ignored: the two bounds may differ.",
     ),
@@ -88,6 +118,27 @@ MISTAKES = [
         "approx_kl has the wrong sign: it is -(new - old).",
     ),
     Mistake(
+        2, "grpo.py", "(clipped > unclipped).float()", "(clipped >= unclipped).float()",
+        "clip_fraction counts ties: a tie is no clip, count where the clipped loss is strictly larger.",
+    ),
+    Mistake(
+        2, "grpo.py", 'aggregate(value, mask, "token-mean", update_size)', 'aggregate(value, mask, "token-mean")',
+        "The metrics are divided by the update's tokens, too: pass update_size on.",
+    ),
+    Mistake(
+        2, "grpo.py", "advantages[:, None].expand_as(logprobs)", "advantages[None, :].expand_as(logprobs)",
+        "The advantages run along the tokens: a response's A belongs to its row, advantages[:, None].",
+    ),
+    Mistake(
+        2, "grpo.py", 'aggregate(value, mask, "token-mean", update_size)',
+        'aggregate(value * (1 if token_weight is None else token_weight), mask, "token-mean", update_size)',
+        "The metrics are weighted with token_weight: they count every token alike.",
+    ),
+    Mistake(
+        2, "grpo.py", "advantages[:, None].expand_as(logprobs)", "advantages[:, None]",
+        "`loss` gets the advantages as [B, 1]: they are [B, T], one for each token (expand_as).",
+    ),
+    Mistake(
         3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp", "(templated_logprobs - bare_logprobs).clamp",
         "The ratio is upside down: bare above, templated below.",
     ),
@@ -104,6 +155,27 @@ MISTAKES = [
     Mistake(
         3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()",
         "(bare_logprobs - templated_logprobs).exp()", "The difference is not clamped: +-20, before exp.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()",
+        "(bare_logprobs - templated_logprobs).sum(dim=1, keepdim=True).clamp(-20, 20).exp().expand_as(bare_logprobs)",
+        "One ratio for the whole response: each token has its own.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()", "bare_logprobs / templated_logprobs",
+        "That is the quotient of log-probs: the ratio of probabilities is exp of their difference.",
+    ),
+    Mistake(
+        3, "grpo.py", "(bare_logprobs - templated_logprobs).clamp(-20, 20).exp()",
+        "(bare_logprobs - templated_logprobs).exp().clamp(-20, 20)", "Clamped behind exp: +-20 bounds the difference.",
+    ),
+    Mistake(
+        3, "grpo.py", "return bounded / template_ratio", "return (bounded / template_ratio).clamp(max=1)",
+        "The soft weight is capped at 1: below ratio_min, bound / s is above 1.",
+    ),
+    Mistake(
+        3, "grpo.py", "return bounded / template_ratio", "return template_ratio / bounded",
+        "The soft weight is upside down: it is bound / s.",
     ),
     Mistake(
         3, "grpo.py", "return bounded / template_ratio", "return bounded",
@@ -136,6 +208,17 @@ MISTAKES = [
         "    return (logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)) / temperature",
         "The log-probs are divided by the temperature: divide the logits, before the softmax.",
     ),
+    Mistake(
+        4, "grpo.py", "    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)",
+        "    return logits.softmax(dim=1).gather(1, tokens[:, None]).squeeze(1)",
+        "Those are probabilities: take the logarithm (log_softmax).",
+    ),
+    Mistake(
+        4, "grpo.py", "    logprobs = torch.zeros(len(responses), max(map(len, responses)), device=policy.device)",
+        "    longest = max(map(len, (c + r for c, r in zip(contexts, responses, strict=True))))\n"
+        "    logprobs = torch.zeros(len(responses), longest, device=policy.device)",
+        "The result is as wide as the longest sequence: its width is that of the longest response.",
+    ),
     Mistake(4, "grpo.py", "    pretrained.set_training_mode(policy.model)\n", "", ""),
     Mistake(
         4, "grpo.py", "logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)",
@@ -155,6 +238,30 @@ MISTAKES = [
         "Only a full score counts as solved: any above 0 does.",
     ),
     Mistake(
+        5, "gepa_loop.py", "gains = [len(solved - covered) for solved in solves]",
+        "gains = [sum(dev_scores[k][n] for n in solved - covered) for k, solved in enumerate(solves)]",
+        "Scores were added up: a gain is the number of questions, whatever their scores above 0.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "    while True:\n        gains",
+        "    for k in sorted(range(len(solves)), key=lambda k: -len(solves[k])):\n"
+        "        chosen += [k] if solves[k] - covered else []\n        covered |= solves[k]\n"
+        "    while True:\n        gains",
+        "The order was fixed before the first choice: gains are counted anew after each one.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "        if not any(gains):", "        if max(gains, default=0) <= 1:",
+        "It stops too early: a candidate that adds one question is chosen, too.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "for scores in dev_scores]", "for scores in zip(*dev_scores, strict=True)]",
+        "Rows and columns are exchanged: dev_scores[k][n] is candidate k's score on question n.",
+    ),
+    Mistake(
+        5, "gepa_loop.py", "            return chosen\n        best", "            return sorted(chosen)\n        best",
+        "The indices are sorted: they stand in the order of choice.",
+    ),
+    Mistake(
         6, "gepa_loop.py", "if question_id in evolution.dev_ids:", "if False:",
         "Dev questions draw from all chosen templates: those that solve them come first.",
     ),
@@ -167,6 +274,11 @@ MISTAKES = [
         "[1 if question_id in evolution.dev_ids else weights[i] for i in pool], k=draws)",
         "Dev questions draw without weights: those of the templates in their pool count there, too.",
     ),
+    Mistake(
+        6, "gepa_loop.py", "[weights[i] for i in pool], k=draws)", "weights[: len(pool)], k=draws)",
+        "The weights of the first so many templates were taken: each template of a pool has its own, weights[i].",
+    ),
+    Mistake(6, "gepa_loop.py", "    cfg = cfg or EvolutionConfig()\n    chosen", "    chosen", ""),
     Mistake(
         6, "gepa_loop.py", "evolution.candidates[chosen[i]] for i in picks", "evolution.candidates[i] for i in picks",
         "A place in the cover was taken for a candidate's number: chosen[i] is the candidate.",
@@ -184,6 +296,10 @@ MISTAKES = [
     Mistake(
         6, "gepa_loop.py", "draws = 1 if cfg.one_template_per_group else", "draws = 1 or",
         "One draw for the whole group: each rollout has its own, but with cfg.one_template_per_group.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", '[*templates[:-1], ""]', '[*templates, ""]',
+        "cfg.leave_one_bare appends a template: it replaces the last one.",
     ),
     Mistake(
         6, "gepa_loop.py", '[*templates[:-1], ""]', "templates",
@@ -217,12 +333,31 @@ MISTAKES = [
         "The arguments are swapped: the answer comes first, then the reference.",
     ),
     Mistake(
+        7, "verify.py", '(answer or "", unboxed(reference))', '(answer or "", reference)',
+        "The reference kept its box and the text around it: compare with unboxed(reference).",
+    ),
+    Mistake(
+        7, "verify.py", "questions, same_answers(pairs), strict",
+        "questions, [same_answers([pair])[0] for pair in pairs], strict",
+        "same_answers was called for each pair: one call compares them all.",
+    ),
+    Mistake(
+        7, "verify.py", "questions, same_answers(pairs), strict=True",
+        'questions, same_answers([p for p in pairs if p[0]]) + [False] * len(pairs), strict=False',
+        "Pairs without an answer were left out, and the verdicts are out of step: use the answer '' there.",
+    ),
+    Mistake(
         7, "verify.py", "boxes_in(_after_thinking(response)) for", "boxes_in(response) for",
         "A box among the thoughts is no answer: _after_thinking(response) is what counts.",
     ),
     Mistake(
         7, "verify.py", " and not is_copied(answer, reference, question)", "",
         "A formula that was copied from the question earns the reward: is_copied tells.",
+    ),
+    Mistake(
+        8, "p2o.py", "return [group[0].question_id for group in grpo.groups_of(rollouts) if is_hard(group)]",
+        "return [r.question_id for group in grpo.groups_of(rollouts) if is_hard(group) for r in group if not r.reward]",
+        "An id for each rollout: one for each group is wanted.",
     ),
     Mistake(
         8, "p2o.py", "most_successes = 1 if cfg.near_hard else 0", "most_successes = 1",
@@ -253,18 +388,21 @@ MISTAKES = [
         "grpo.sample(policy, trained_contexts, seed=seed)",
         "Responses are sampled from the bare question: it is the template that unlocks them.",
     ),
+    Mistake(
+        8, "p2o.py", "advantages_of(group, cfg, batch=rollouts, ", "advantages_of(group, cfg, batch=group, ",
+        "`batch` is the whole batch, not the group: an advantage may compare groups.",
+    ),
     # What only a run shows: the hint is then that of the first figure that differs.
     Mistake(8, "p2o.py", "            state.hard = []\n", "", ""),
     Mistake(8, "p2o.py", "grpo.learning_rate_at((step + 1) / ", "grpo.learning_rate_at(step / ", ""),
     Mistake(8, "p2o.py", 'seed_for(cfg, "rollout", step)', 'seed_for(cfg, "rollout", batch)', ""),
     Mistake(8, "p2o.py", "chosen, state.templates, cfg, seed", "chosen, {}, cfg, seed", ""),
-    Mistake(8, "p2o.py", "        run.save(state)\n", "", ""),
-    Mistake(8, "p2o.py", "        state.step = step + 1\n", "", ""),
-    Mistake(8, "p2o.py", "rollouts = run.load_rollouts(step, grpo.Rollout)", "rollouts = None", ""),
+    Mistake(8, "p2o.py", "state.hard += [", "state.hard = [", ""),
+    Mistake(8, "p2o.py", "mine_hard(rollouts, cfg) if question_id not in state.hard]", "mine_hard(rollouts, cfg)]", ""),
     Mistake(8, "p2o.py", "        grpo.score_old(policy, updates, cfg)", "        ", ""),
-    Mistake(8, "p2o.py", "        remember_success_rates(state, rollouts)\n", "", ""),
     Mistake(
-        8, "p2o.py", "kept += choose_rollouts(rollouts, cfg, policy, chosen)", "kept += rollouts", ""
+        8, "p2o.py", "            metrics = grpo.update_policy(",
+        "            grpo.score_old(policy, [update], cfg)\n            metrics = grpo.update_policy(", "",
     ),
     Mistake(8, "p2o.py", 'hard, cfg, epoch, run) if cfg.method == "p2o" else {}', "hard, cfg, epoch, run)", ""),
     Mistake(

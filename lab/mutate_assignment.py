@@ -37,9 +37,7 @@ EQUIVALENT = (  # (function, its line holds this, the change; "" for every chang
     ("token_logprobs", "chunk = max(1,", "", "how many tokens the head takes at once: memory, no number"),
     ("token_logprobs", "torch.is_grad_enabled()", "", "checkpointing or not: memory, no number"),
     ("token_logprobs", "use_reentrant=False", "-> `True`", "another implementation of checkpointing, same numbers"),
-    ("train", "run.resume(", "'training data_'", "a name under which a digest of the questions is kept"),
     ("train", "if question_id in by_id", "", "only a run that is resumed on other questions has ids that are no more"),
-    ("train", "grpo.mismatch(", "`4` -> `5`", "on how many rollouts the gap is probed: it is about 1e-6 for any"),
     ("mine_hard", "group[0].question_id", "`0` -> `1`", "all rollouts of a group have its question's id"),
     ("grade_batch", 'questions or [""]', "`'_'`", "no answer is copied from an underscore either"),
     ("grade_batch", '(answer or ""', "`'_'`", "what stands for no box is never right: `bool(found)` comes behind it"),
@@ -179,12 +177,14 @@ def why_equivalent(mutant: Mutant) -> str:
 
 
 def graded_mutants(parts: set[int]) -> list[tuple[int, str, Mutant]]:
-    """(part, file, mutant) of every change to the body of a function that is graded."""
+    """(part, file, mutant) of every change to what a student writes."""
     found = []
     for file in FILES:
         source = (ROOT / file).read_text(encoding="utf-8")
-        part_of = {name: part for *_, part, name in make.solutions(source)}
-        found += [(part_of[m.function], file, m) for m in mutants(source, set(part_of)) if part_of[m.function] in parts]
+        holes = make.solutions(source)  # lines count from 0 there, from 1 in a mutant
+        for mutant in mutants(source, {name for *_, name in holes}):
+            part = next((part for first, last, part, _ in holes if first < mutant.line - 1 < last), None)
+            found += [(part, file, mutant)] if part in parts else []
     return found
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -68,12 +69,46 @@ def test_the_empty_version_gets_none(grader, tmp_path):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.part}: {m.hint[:50] or m.right.strip()[:50]}")
-def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader):
-    found = lost(grader, mistake.part, mistake.file, plant(REFERENCE, mistake)[mistake.file])
+def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader, tmp_path):
+    files = plant(REFERENCE, mistake)
+    found = lost(grader, mistake.part, mistake.file, files[mistake.file])
     assert list(found) == [mistake.part]
     assert found[mistake.part]["message"] and found[mistake.part]["hint"]
-    if mistake.hint and "expected" in found[mistake.part]["message"]:
-        assert found[mistake.part]["hint"] == mistake.hint
+    if mistake.hint and mistake.part == 8:  # the checks behind the first one are runs, which take long
+        assert found[8]["hint"] == mistake.hint
+    elif mistake.hint:
+        checks = grader.grade(submission(tmp_path / "student", files), (mistake.part,))[mistake.part]
+        assert {check["hint"] for check in checks if "expected" in check["message"]} == {mistake.hint}
+
+
+def test_a_known_mistake_that_another_check_rules_out_is_not_named(grader, tmp_path):
+    # It answers as "cfg.leave_one_bare is ignored" does where both options are on, and rightly where only that one is.
+    files = changed(
+        "gepa_loop.py", "if cfg.leave_one_bare:", "if cfg.leave_one_bare and not cfg.one_template_per_group:"
+    )
+    outcomes = grader.grade(submission(tmp_path / "student", files), (6,))[6]
+    assert {check["name"]: check["hint"] for check in outcomes if not check["passed"]} == {
+        "both options": "One draw, and the last of the G is empty."
+    }
+
+
+def test_another_shape_is_named(grader, tmp_path):
+    files = changed("grpo.py", "    return centred.view(-1)\n", "    return centred\n")
+    checks = grader.grade(submission(tmp_path / "one", files), (1,))[1]
+    assert checks[0]["hint"] == grade.SHAPES["group_advantages"]
+    assert checks[1]["hint"] == 'Mend "scaled" first, which is the simpler check.'
+    files = changed("gepa_loop.py", "*evolution.train_ids]:", "]:")  # no other shape, but a pool that is missing
+    checks = grader.grade(submission(tmp_path / "two", files), (6,))[6]
+    assert checks[0]["hint"] == grade.FIGURES_OF["assign_templates"]["pools"]
+
+
+def test_what_stands_on_a_mistake_says_so(grader, tmp_path):
+    files = changed("grpo.py", "return sums.sum() / max_length", "return sums.sum() / max_length / rollouts")
+    hints = {
+        o["call"]: o["hint"] for o in grader.grade(submission(tmp_path / "student", files), (2,))[2] if not o["passed"]
+    }
+    assert set(hints) == {"aggregate", "policy_loss"}
+    assert hints["policy_loss"] == "policy_loss stands on aggregate: mend that first."
 
 
 def test_a_loop_without_end_and_a_dead_process_cost_their_part(grader, tmp_path):
@@ -346,6 +381,9 @@ def test_gradescope_runs_its_zip(tmp_path):
     place = tmp_path / "autograder"
     with zipfile.ZipFile(tmp_path / "autograder.zip") as archive:
         archive.extractall(place / "source")
+    # What the Dockerfile names of the zip is there.
+    named = re.findall(r"/autograder/source/(\S+)", (place / "source" / "Dockerfile").read_text())
+    assert named and all((place / "source" / name).is_file() for name in named)
     (place / "results").mkdir()
     submission(place / "submission", {name: source for name, source in REFERENCE.items() if name != "p2o.py"})
     (place / "venv").symlink_to(sys.prefix)
@@ -393,8 +431,18 @@ def test_the_final_score_counts_responses_and_refuses_other_options(tmp_path):
 def test_a_marker_in_a_wrong_place_is_refused():
     with pytest.raises(SyntaxError, match="marker"):
         make.without_solutions(
-            'def f(x):\n    "Doubles."\n    y = x\n    # --- solution: part 3 ---\n    return 2 * y\n'
+            'class C:\n    def f(x):\n        "Doubles."\n        # --- solution: part 3 ---\n        return 2 * x\n'
         )
+
+
+def test_a_function_may_have_holes_in_what_is_given():
+    marker = "# --- solution: part 3 ---"
+    source = f'def f(x):\n    "Doubles."\n    if x:\n        {marker}\n        x *= 2\n        x += 0\n    y = x\n'
+    source += f"    {marker}\n    y = y + 0\n\n    return y\n"
+    assert make.without_solutions(source) == (
+        'def f(x):\n    "Doubles."\n    if x:\n        raise NotImplementedError("part 3: f, hole 1 of 2")\n    y = x\n'
+        '    raise NotImplementedError("part 3: f, hole 2 of 2")\n\n    return y\n'
+    )
 
 
 def test_every_part_has_a_marker_an_adapter_and_a_file():
