@@ -33,16 +33,16 @@ OPTIONS = {
     "--questions-per-batch": 4,
     "--questions-per-update": 4,
     "--learning-rate": 1e-3,
-    "--epochs": 5,
+    "--epochs": 4,
     "--gepa-dev-size": 12,
     "--gepa-minibatch": 1,
-    "--gepa-budget": 120,
+    "--gepa-budget": 240,
     "--reflection-tokens": 32,
     "--reflection-quote": 16,
     "--reflection-temperature": 0.7,
     "--threads": 0,
 }
-SWITCHES = ["--sampled-eval", "--no-ratio-mask"]
+SWITCHES = ["--sampled-eval", "--no-ratio-mask", "--leave-one-bare"]
 SHORT = {"--epochs": 2, "--train-questions": 16, "--gepa-dev-size": 6, "--gepa-budget": 40}
 
 
