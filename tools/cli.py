@@ -46,7 +46,8 @@ def side_by_side(options: list[str], name: str) -> None:
     folders = [base / method for method in ("grpo", "p2o")]
     with report.live_report(folders, base):
         for folder in folders:
-            p2o.train(replace(cfg, method=folder.name, runs=str(base), name=folder.name))
+            one_bare = cfg.leave_one_bare and folder.name == "p2o"  # GRPO has no templates to leave away
+            p2o.train(replace(cfg, method=folder.name, leave_one_bare=one_bare, runs=str(base), name=folder.name))
             report.write_report([folder], folder)
     print("\n" + report.comparison_table(folders))
     print("\n" + HOW_TO_READ)
