@@ -24,17 +24,22 @@ WORDS_OF = {language: frozenset(words.split()) for language, words in COMMON_WOR
 
 
 def is_written_in(language: str, response: str) -> bool:
-    """At least three common words of the language, and fewer of any other one.
+    """At least three different common words of the language, fewer of any other one, and few words said again.
+
+    The last of these matters: without it, "die die die die" was German enough, and a policy found that out.
 
     >>> is_written_in("spanish", "Para ahorrar dinero, es mejor no comprar en la ciudad.")
     True
     >>> is_written_in("spanish", "The word for bread is el pan, and la leche is milk."), is_written_in("german", "Ja.")
     (False, False)
+    >>> is_written_in("german", "Die die die der der das das ist ist.")
+    False
     """
     words = re.findall(r"[^\W\d_]+", response.lower())
-    counts = {name: sum(word in common for word in words) for name, common in WORDS_OF.items()}
+    different = set(words)
+    counts = {name: len(different & common) for name, common in WORDS_OF.items()}
     own = counts.pop(language)
-    return own >= 3 and own > max(counts.values())
+    return own >= 3 and own > max(counts.values()) and len(different) >= 0.6 * len(words)
 
 
 def _language(language: str):
