@@ -65,7 +65,11 @@ SHORTER = {
     "5": [("epochs=3,", "epochs=2,"), ('gepa_budget="200"', 'gepa_budget="60"')],
     "6": [
         ('Path("runs/real/p2o")', 'Path("runs/notebook-6/p2o")'),  # not the run that `make real` may have left
-        ('*words_of([]),', '*words_of(["--short"]), "--sampled-eval",'),
+        (
+            "*words_of([]),",
+            '*words_of("--short --sampled-eval --train-questions 8 --max-response-tokens 12".split()), '
+            '*"--hard-set-min 4 --gepa-dev-size 2 --gepa-budget 8 --reflection-tokens 16".split(),',
+        ),
         ('load_questions("real/held-out.jsonl")', 'load_questions("real/held-out.jsonl")[::4]'),
         ("held_out[:60]", "(held_out * 4)[:60]"),
     ],
