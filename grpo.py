@@ -99,6 +99,8 @@ class UpdateConfig(Settings):
     learning_rate: float = 5e-4
     # Share of the run over which the learning rate rises to its peak.
     warmup: float = 0.05
+    # Share of the run, at its end, over which the learning rate falls to a tenth of its peak. 0 keeps it at the peak.
+    decay: float = 0.0
     # Largest norm of the gradient. A larger gradient is scaled down to it.
     max_grad_norm: float = 1.0
     # Divide advantages by the standard deviation of the group. Dr. GRPO does not.
@@ -135,6 +137,7 @@ class UpdateConfig(Settings):
         low, high, cap = self.ratio_min, self.ratio_max, self.importance_cap
         require(0 < self.learning_rate < math.inf, f"--learning-rate {self.learning_rate}: must be positive")
         require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: a share of all updates, from 0 to 1")
+        require(0 <= self.decay <= 1, f"--decay {self.decay}: a share of all updates, from 0 to 1")
         require(self.max_grad_norm > 0, f"--max-grad-norm {self.max_grad_norm}: must be positive")
         require(0 <= self.clip_low < 1, f"--clip-low {self.clip_low}: at least 0 and below 1")
         require(self.dual_clip > 1, f"--dual-clip {self.dual_clip}: must be greater than 1")
@@ -726,14 +729,17 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
 
 
 def learning_rate_at(done: float, cfg: UpdateConfig) -> float:
-    """The learning rate when a share `done` of the run is over: linear up to the share `warmup`, then constant.
+    """The learning rate when a share `done` of the run is over: up to its peak, there, and down to a tenth of it.
 
-    >>> [learning_rate_at(done, UpdateConfig(learning_rate=1.0, warmup=0.25)) for done in (0.125, 0.25, 0.5)]
-    [0.5, 1.0, 1.0]
+    >>> cfg = UpdateConfig(learning_rate=1.0, warmup=0.25, decay=0.5)
+    >>> [learning_rate_at(done, cfg) for done in (0.125, 0.25, 0.5, 1.0)]
+    [0.5, 1.0, 1.0, 0.1]
     """
-    if done >= cfg.warmup:
-        return cfg.learning_rate
-    return cfg.learning_rate * (done / cfg.warmup)
+    # Up: Adam's first steps are as large as the rate, however noisy the first gradients are.
+    up = done / cfg.warmup if done < cfg.warmup else 1.0
+    # Down: Adam steps as far as ever when nearly all is learned, and at a constant rate walks away from it again.
+    down = 0.1 + 0.9 * (1 - done) / cfg.decay if done > 1 - cfg.decay else 1.0
+    return cfg.learning_rate * min(up, down)
 
 
 def loss_of(

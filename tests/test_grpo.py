@@ -140,6 +140,11 @@ def test_the_learning_rate_warms_up_and_stays():
     assert grpo.learning_rate_at(0.05, cfg) == pytest.approx(1.0)
     assert grpo.learning_rate_at(0.1, cfg) == grpo.learning_rate_at(1.0, cfg) == 2.0
     assert grpo.learning_rate_at(0.01, dataclasses.replace(cfg, warmup=0.0)) == 2.0
+    # Overlapping: the rate is the lower one of the two lines, and never 0.
+    both = dataclasses.replace(cfg, warmup=0.5, decay=1.0)
+    assert grpo.learning_rate_at(0.25, both) == pytest.approx(2.0 * 0.5)
+    assert grpo.learning_rate_at(0.5, both) == pytest.approx(2.0 * 0.55)
+    assert grpo.learning_rate_at(1.0, both) == pytest.approx(2.0 * 0.1)
 
 
 # ---------------------------------------------------------------------------------- sampling and log-probs, for real

@@ -506,6 +506,7 @@ def refused(capsys, *argv):
         (["--clip-high", "nan"], "--clip-high nan: not a number"),
         (["--warmup", "-1"], "--warmup -1.0: a share of all updates, from 0 to 1"),
         (["--warmup", "2"], "--warmup 2.0: a share of all updates, from 0 to 1"),
+        (["--decay", "1.5"], "--decay 1.5: a share of all updates, from 0 to 1"),
         (["--learning-rate", "inf"], "--learning-rate inf"),
         (["--max-grad-norm", "-1"], "--max-grad-norm -1.0: must be positive"),
         (["--kl-coef", "inf"], "--kl-coef inf"),

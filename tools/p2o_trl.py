@@ -47,7 +47,7 @@ from support.settings import QWEN3
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental: the version is pinned
 # Options of p2o.py that TRL's trainer has no place for: those at their defaults are no loss.
 ABSENT = ("select", "keep", "advantage", "ratio", "loss", "aggregation", "drop_failed_templated", "importance_cap",
-          "load_in_4bit", "dtype", "evolve", "mine", "track", "reflection_model")  # fmt: skip
+          "load_in_4bit", "dtype", "evolve", "mine", "track", "reflection_model", "decay")  # fmt: skip
 
 
 @dataclass(frozen=True)
