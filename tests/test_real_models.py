@@ -9,7 +9,7 @@ import runpy
 import sys
 import tempfile
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -641,6 +641,29 @@ def started(policy, monkeypatch, **settings):
 def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):
     assert started(tiny_policy, monkeypatch).llm.asked["dtype"] == "float32"
     assert started(tiny_policy, monkeypatch, dtype="float16").llm.asked["dtype"] == "float16"
+
+
+@pytest.mark.parametrize("capability, dtype, invariant, said", [
+    ((7, 5), torch.float16, "0", "a card is older than Ampere"),
+    ((9, 0), torch.float32, "0", "adapters compute in 16 bits only"),
+    ((8, 9), torch.bfloat16, "1", "VLLM_BATCH_INVARIANT=1: on a card"),
+    ((8, 9), torch.bfloat16, "0", None), ((9, 0), torch.float16, "1", None), ((12, 0), torch.bfloat16, "1", None),
+])  # fmt: skip
+def test_what_vllm_cannot_do_on_a_card_is_refused(monkeypatch, capability, dtype, invariant, said):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", invariant)
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        vllm_engine.refuse_what_a_card_cannot_do(dtype)
+
+
+@pytest.mark.parametrize("invariant", ["0", "1"])
+def test_vllm_leaves_tf32_to_the_trainers_head_unless_it_is_to_be_batch_invariant(monkeypatch, invariant):
+    """It sets the precision of the whole process. Batch invariance forbids TF32 by another setting: they would clash."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=StartedLLM))
+    monkeypatch.setattr(os, "environ", {"VLLM_BATCH_INVARIANT": invariant})
+    assert vllm_engine.import_vllm(on_gpu=True) is StartedLLM
+    assert os.environ.get("VLLM_FLOAT32_MATMUL_PRECISION") == {"0": "high", "1": None}[invariant]
 
 
 def test_engines_that_are_there_at_exit_are_shut_down(tiny_policy, monkeypatch):
