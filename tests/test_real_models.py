@@ -659,7 +659,7 @@ def test_what_vllm_cannot_do_on_a_card_is_refused(monkeypatch, capability, dtype
 
 @pytest.mark.parametrize("invariant", ["0", "1"])
 def test_vllm_leaves_tf32_to_the_trainers_head_unless_it_is_to_be_batch_invariant(monkeypatch, invariant):
-    """It sets the precision of the whole process. Batch invariance forbids TF32 by another setting: they would clash."""
+    """It sets the whole process's precision. Batch invariance forbids TF32 by another setting: the two would clash."""
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=StartedLLM))
     monkeypatch.setattr(os, "environ", {"VLLM_BATCH_INVARIANT": invariant})
     assert vllm_engine.import_vllm(on_gpu=True) is StartedLLM
