@@ -94,7 +94,7 @@ class VllmEngine:
     has the card.
     """
 
-    started = False  # any in this process
+    started = False  # any in this process, be it in vain: its process group is there all the same
 
     def __init__(
         self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0,
@@ -117,6 +117,7 @@ class VllmEngine:
         longest = min(max_model_len, peft_model.config.max_position_embeddings)
         machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory, "enforce_eager": enforce_eager} if on_gpu else CPU
         rank = next(r for r in RANKS if r >= peft_model.peft_config["default"].r)
+        VllmEngine.started = True
         try:
             self.llm = LLM(
                 model=model, max_model_len=longest, max_num_seqs=cfg.sample_batch, seed=seed, enable_lora=True,
@@ -127,7 +128,8 @@ class VllmEngine:
                 hf_overrides={"head_dtype": "float32"},  # as the trainer's: rounded logits are most of the mismatch
                 disable_log_stats=False,  # or preemptions are not counted
             )  # fmt: skip
-        except (ValueError, RuntimeError) as error:  # no room for the share, or in it for one whole sequence
+        # No room for the share, or in it for one whole sequence; an assertion says that a process has vLLM already.
+        except (ValueError, RuntimeError, AssertionError) as error:
             raise UserError(
                 f"--engine vllm: vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of {longest} "
                 f"tokens; python p2o.py fit says what needs how much ({error})"
@@ -136,7 +138,6 @@ class VllmEngine:
             if copied:
                 shutil.rmtree(copied, ignore_errors=True)  # gigabytes that nobody needs once they are loaded
         _engines.add(self)
-        VllmEngine.started = True
         self._sleep()
 
     def sample(

@@ -666,6 +666,22 @@ def test_vllm_leaves_tf32_to_the_trainers_head_unless_it_is_to_be_batch_invarian
     assert os.environ.get("VLLM_FLOAT32_MATMUL_PRECISION") == {"0": "high", "1": None}[invariant]
 
 
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, AssertionError])
+def test_a_vllm_that_does_not_start_is_told_in_one_line_and_its_process_group_is_ended(tiny_policy, monkeypatch, error):
+    def failing(**_):
+        raise error("no room for one sequence")
+
+    monkeypatch.setattr(VllmEngine, "started", False)
+    monkeypatch.setattr(vllm_engine, "import_vllm", lambda on_gpu: failing)
+    with pytest.raises(UserError, match="vLLM did not start with --vllm-memory 0.6.*no room for one sequence"):
+        VllmEngine(tiny_policy.model, tiny_policy.tokenizer, tiny_policy.cfg, max_model_len=200)
+    ended = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(True))
+    vllm_engine.shut_down()  # atexit calls it
+    assert ended == [True]
+
+
 def test_engines_that_are_there_at_exit_are_shut_down(tiny_policy, monkeypatch):
     engine = started(tiny_policy, monkeypatch)
     vllm_engine.shut_down()  # atexit calls it
