@@ -173,6 +173,63 @@ def high_water_mark() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
+# ------------------------------------------------------------------------------------------- one update, for lab/gpu.py
+
+
+def update_on_a_card(model: Path, rollouts: list[grpo.Rollout], preset: dict, settle: Callable[[], None]) -> dict:
+    """Seconds and GiB of GRPOTrainer's second update, its sampling replaced by the rollouts of one group.
+
+    `settle` waits for the card, and forgets what was its peak.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    on_gpu, count = torch.cuda.is_available(), len(rollouts)
+    device = "cuda" if on_gpu else "cpu"
+    tensors = {
+        "prompt_ids": torch.tensor([r.trained_context for r in rollouts], device=device),
+        "completion_ids": torch.tensor([r.response_ids for r in rollouts], device=device),
+        "advantages": torch.tensor([r.advantage for r in rollouts], device=device),
+    }
+    for part in ("prompt", "completion"):
+        tensors[f"{part}_mask"] = torch.ones_like(tensors[f"{part}_ids"])
+    tensors["num_items_in_batch"] = tensors["completion_mask"].sum()
+
+    class Fixed(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            return dict(tensors)
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            settle()
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            peak = torch.cuda.max_memory_reserved() / 2**30  # before `settle` forgets it
+            settle()
+            self.figures = {"seconds": time.perf_counter() - self.started, "peak_gib": peak}
+
+    settings = GRPOConfig(
+        output_dir=str(model.parent / "trl"), max_steps=2, per_device_train_batch_size=2, num_generations=count,
+        gradient_accumulation_steps=count // 2, gradient_checkpointing=True, bf16=on_gpu, use_cpu=not on_gpu,
+        max_completion_length=len(rollouts[0].response_ids), report_to="none", save_strategy="no", disable_tqdm=True,
+        temperature=preset["temperature"], beta=0.0, loss_type="dapo",
+        model_init_kwargs={"dtype": "bfloat16" if on_gpu else "float32"},
+    )  # fmt: skip
+    clock = Clock()
+    lora = LoraConfig(
+        r=preset["lora_rank"], lora_alpha=preset["lora_alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    Fixed(
+        model=str(model), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=settings,
+        train_dataset=Dataset.from_dict({"prompt": ["What is 2 + 2?"] * 2 * count}), peft_config=lora,
+        callbacks=[clock],
+    ).train()  # fmt: skip
+    return clock.figures
+
+
 # --------------------------------------------------------------------------------------------------------- TRL's losses
 
 LOSSES = {

@@ -2,7 +2,7 @@
 
 python lab/gpu.py                          random weights in Qwen3-4B's exact shape
 python lab/gpu.py --only kernels memory    some of them
-python lab/gpu.py --only vllm_eager        vLLM without compilation: a faster start, and how much slower tokens?
+python lab/gpu.py --only vllm vllm_eager   with and without compilation: from how many tokens on does it pay?
 VLLM_BATCH_INVARIANT=1 python lab/gpu.py --only vllm    does the same seed draw the same tokens, and at what cost?
 python lab/gpu.py --smoke                  a shrunken model, on a CPU if need be: does the script run?
 
@@ -248,16 +248,6 @@ def matmul_flops() -> float:
     return times * 2 * size**3 / seconds_of(lambda: [a @ b for _ in range(times)])
 
 
-def minutes_per_batch(record: dict) -> dict[str, float]:
-    """Of the preset's batch, at the measured rates. Sampling is vLLM's, if that was measured, or transformers'."""
-    rates = record["speed"]["tokens_per_second"] | record.get("vllm", {}).get("tokens_per_second", {})
-    # As `fit` assumes: a response of half the longest, half of the groups taught, and the later half of them scored.
-    tokens = PRESET["questions_per_batch"] * GROUP * PRESET["max_response_tokens"] * fit.RESPONSE_SHARE
-    weights = {"sampling": 1.0, "scoring": fit.TAUGHT / 2, "update": fit.TAUGHT}
-    minutes = {name: weight * tokens / rates[name] / 60 for name, weight in weights.items()}
-    return minutes | {"all": sum(minutes.values())}
-
-
 RMS_LIMITS = {"float16": 0.005, "bfloat16": 0.05}  # nats; bfloat16's as others report it, float16's is our goal
 
 
@@ -285,7 +275,7 @@ def recording(setup: Setup) -> tuple[dict, bool]:
         drawn[kind] = [s.response_ids for s in grpo.sample(policy, contexts, seed=1)]
 
     for kind in ("recorded", "step by step"):
-        with patch.object(fast, "can_be_recorded", (lambda *_: False) if kind != "recorded" else fast.can_be_recorded):
+        with patch.object(fast, "RECORDED_ON", {"cuda"} if kind == "recorded" else set()):
             draw(kind)  # warm up
             figures[f"seconds, {kind}"] = seconds_of(functools.partial(draw, kind))
     figures["tokens"] = sum(map(len, drawn["recorded"]))
@@ -382,20 +372,35 @@ def vllm(setup: Setup, enforce_eager: bool = False) -> tuple[dict, bool]:
         # On random weights rounding shows more than on a model's. A stale adapter would show in a larger second number.
         figures["rms"] = gaps = [*gaps, rms(policy, contexts, TOKENS)]
         figures["update_seconds"] = seconds_of(step)  # batch invariance changes the trainer's kernels as well
-        same = [grpo.sample(policy, contexts, seed=7, max_new_tokens=TOKENS) for _ in range(2)]
-        figures["seeds_hold"] = [s.response_ids for s in same[0]] == [s.response_ids for s in same[1]]
+        first, second, third = (
+            [s.response_ids for s in grpo.sample(policy, contexts, seed=7, max_new_tokens=TOKENS)] for _ in range(3)
+        )
+        # vLLM reads a prompt once. In the first call the adapter is new and prompts are read, in the others they are
+        # not, so that other numbers of tokens meet in a step.
+        figures["seeds_hold"], figures["seeds_hold_with_prompts_to_read"] = second == third, first == second
         figures["batch_invariant"] = os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1"
-        figures["preempted"] = policy.engine.preemptions() / (len(many) + 9 * GROUP)
+        figures["trainers_tf32"] = torch.get_float32_matmul_precision() == "high"  # vLLM's start may take it away
+        figures["preempted"] = policy.engine.preemptions() / (len(many) + 10 * GROUP)
         figures["without_room"] = said_without_room(policy)
     good = max(residues) <= 1.5 and abs(figures["drift_gib"]) <= 0.1 and figures["preempted"] < 0.1
     good = good and gaps[1] < 1.5 * gaps[0]
-    good = good and (figures["seeds_hold"] or not figures["batch_invariant"])  # without it nobody promises that
+    # Without batch invariance nobody promises that seeds hold; with it there is no TF32.
+    good = good and figures["seeds_hold" if figures["batch_invariant"] else "trainers_tf32"]
     return figures, good and "--vllm-memory" in figures["without_room"]
 
 
 def vllm_eager(setup: Setup) -> tuple[dict, bool]:
     """Only when asked for: (9) without compilation and CUDA graphs."""
     return vllm(setup, enforce_eager=True)
+
+
+def compilation_pays_from(compiled: dict, eager: dict) -> float | None:
+    """From how many sampled tokens on has a run the longer start back? None if never, or if one was not measured."""
+    if not ("tokens_per_second" in compiled and "tokens_per_second" in eager):
+        return None
+    seconds = [1 / figures["tokens_per_second"]["sampling"] for figures in (compiled, eager)]  # of one token
+    longer_start = compiled["start_seconds"] - eager["start_seconds"]
+    return max(0.0, longer_start) / (seconds[1] - seconds[0]) if seconds[1] > seconds[0] else None
 
 
 def said_without_room(policy: grpo.Policy) -> str:
@@ -447,6 +452,8 @@ def tiny_world(setup: Setup) -> tuple[dict, bool]:
 def beside_trl(setup: Setup) -> tuple[dict, bool]:
     """(8) The same update by TRL's GRPOTrainer: the same model, adapter, tokens and pieces; bf16, no NF4."""
     need("trl", "datasets")
+    from lab.beside_trl import update_on_a_card
+
     length = setup.response_tokens * 5 // 4
     rollouts = setup.rollouts(length)
     figures = {}
@@ -457,58 +464,8 @@ def beside_trl(setup: Setup) -> tuple[dict, bool]:
     figures["p2o"] = {"seconds": seconds_of(step), "peak_gib": torch.cuda.max_memory_reserved() / fit.GIB}
     del policy, step
     Setup.policy.cache_clear()
-    figures["trl"] = trl_update(setup, rollouts)
+    figures["trl"] = update_on_a_card(setup.folder, rollouts, PRESET, free)
     return figures, True  # a comparison: there is nothing that it should be
-
-
-def trl_update(setup: Setup, rollouts: list[grpo.Rollout]) -> dict:
-    """Seconds and peak of TRL's second update, its sampling replaced by these rollouts."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    device = "cuda" if ON_GPU else "cpu"
-    tensors = {
-        "prompt_ids": torch.tensor([r.trained_context for r in rollouts], device=device),
-        "completion_ids": torch.tensor([r.response_ids for r in rollouts], device=device),
-        "advantages": torch.tensor([r.advantage for r in rollouts], device=device),
-    }
-    for part in ("prompt", "completion"):
-        tensors[f"{part}_mask"] = torch.ones_like(tensors[f"{part}_ids"])
-    tensors["num_items_in_batch"] = tensors["completion_mask"].sum()
-
-    class Fixed(GRPOTrainer):
-        def _generate_and_score_completions(self, inputs):
-            return dict(tensors)
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            free()
-            self.started = time.perf_counter()
-
-        def on_step_end(self, *_, **__):
-            peak = torch.cuda.max_memory_reserved() / fit.GIB  # before `free` resets it
-            free()
-            self.figures = {"seconds": time.perf_counter() - self.started, "peak_gib": peak}
-
-    settings = GRPOConfig(
-        output_dir=str(setup.folder.parent / "trl"), max_steps=2, per_device_train_batch_size=2, num_generations=GROUP,
-        gradient_accumulation_steps=GROUP // 2, gradient_checkpointing=True, bf16=ON_GPU, use_cpu=not ON_GPU,
-        max_completion_length=setup.response_tokens, report_to="none", save_strategy="no", disable_tqdm=True,
-        temperature=PRESET["temperature"], beta=0.0, loss_type="dapo",
-        model_init_kwargs={"dtype": "bfloat16" if ON_GPU else "float32"},
-    )  # fmt: skip
-    clock = Clock()
-    lora = LoraConfig(
-        r=PRESET["lora_rank"], lora_alpha=PRESET["lora_alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    Fixed(
-        model=str(setup.folder), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=settings,
-        train_dataset=Dataset.from_dict({"prompt": ["What is 2 + 2?"] * 2 * GROUP}), peft_config=lora,
-        callbacks=[clock],
-    ).train()  # fmt: skip
-    return clock.figures
 
 
 # One process after the other, but those of a row side by side: what they measure does not depend on who else is there.
@@ -602,8 +559,8 @@ def main() -> int:
         with lock:
             record[name] = figures
             print(f"{name}: {json.dumps(figures)}", flush=True)
-            if name in ("speed", "vllm") and "tokens_per_second" in record.get("speed", {}):
-                record["minutes_per_batch"] = minutes_per_batch(record)
+            if {"vllm", "vllm_eager"} <= record.keys():
+                record["compilation_pays_from_tokens"] = compilation_pays_from(record["vllm"], record["vllm_eager"])
             args.out.write_text(json.dumps([*kept, record], indent=1) + "\n")  # at once, for the machine may be gone
 
     started = time.perf_counter()

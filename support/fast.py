@@ -12,7 +12,7 @@ and values, so log-probs and gradients are those of the plain pass. (The idea of
 
 from __future__ import annotations
 
-import functools
+import weakref
 
 import torch
 from transformers import DynamicCache, StaticCache
@@ -73,9 +73,12 @@ def next_token_logits(model, tokens, mask, positions, cache) -> torch.Tensor:
     return output.logits[:, -1]
 
 
+RECORDED_ON = {"cuda"}  # kinds of devices; the tests add the CPU, which takes every step as usual
+
+
 def step_for(model: torch.nn.Module, cache: DynamicCache, mask: torch.Tensor, length: int) -> Step:
     """A step for responses of at most `length` tokens, behind contexts that `cache` holds and `mask` [B, W] shows."""
-    recorded = mask.is_cuda and can_be_recorded(model, cache)
+    recorded = mask.device.type in RECORDED_ON and can_be_recorded(model, cache)
     return RecordedStep(model, cache, mask, length) if recorded else Step(model, cache, mask)
 
 
@@ -83,7 +86,11 @@ def can_be_recorded(model: torch.nn.Module, cache: DynamicCache) -> bool:
     """Does every layer keep all tokens, does attention take any mask, and do no numbers decide what is computed?"""
     causal_lm, kinds = model.get_base_model(), {type(layer) for layer in cache.layers}
     any_mask = causal_lm.config._attn_implementation == "sdpa"
-    return kinds == {RoomyLayer} and any_mask and getattr(causal_lm, "_can_compile_fullgraph", False)
+    compilable = getattr(causal_lm, "_can_compile_fullgraph", False) and causal_lm not in _not_recordable
+    return kinds == {RoomyLayer} and any_mask and compilable
+
+
+_not_recordable: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # those with which it was tried, and failed
 
 
 class Step:
@@ -114,7 +121,8 @@ class RecordedStep(Step):
         count, self.written = mask.shape  # B, W
         room = -(-(self.written + length) // 8) * 8  # attention kernels like multiples of 8
         self.model, self.cache = model, StaticCache(model.config, max_cache_len=room)
-        for full, layer in zip(self.cache.layers, cache.layers, strict=True):
+        for full in self.cache.layers:
+            layer = cache.layers.pop(0)  # taken out, so that the contexts are not held twice
             full.update(layer.keys, layer.values)
         self.visible = mask.new_zeros(count, 1, 1, room, dtype=torch.bool)
         self.visible[..., : self.written] = mask[:, None, None, :].bool()
@@ -143,22 +151,22 @@ class RecordedStep(Step):
         self.logits = next_token_logits(self.model, self.tokens, self.visible, self.positions, self.cache)
 
     def _record(self) -> None:
-        """Recording runs nothing. A model that cannot be recorded, although it should be, goes on step by step."""
+        """Recording runs nothing. A model that cannot be recorded, although it should be, goes on step by step.
+
+        Its intermediate results have memory of their own, which is free again when the recording is gone.
+        """
         recording = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(recording, pool=recordings_memory().id):
+            # The outer context restores the stream: torch.cuda.graph stays on its own one if a recording fails.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(recording):
                 self._read()
         except torch.OutOfMemoryError:
             raise  # grpo.sample goes on with smaller batches
         except RuntimeError:
+            # Not tried again with this model: torch keeps the memory of a recording that failed (pytorch#190308).
+            _not_recordable.add(self.model.get_base_model())
             return
         self.recording = recording
-
-
-@functools.cache
-def recordings_memory() -> torch.cuda.MemPool:
-    """Recordings write their intermediate results into the same memory, one batch after the other."""
-    return torch.cuda.MemPool()
 
 
 # ----------------------------------------------------------------------------------------- a prompt read once, to train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Iterator
 
@@ -14,6 +15,10 @@ from support.errors import UserError
 # Segments that grow: without them the trainer's blocks of ever other sizes leave holes that nothing fits into. Read by
 # torch when it first allocates on the card; vLLM's allocator looks for this very name, to switch them off for its pool.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+# vLLM sets these, too, so that cuBLAS splits no sum. But torch reads them once, at its first product of matrices, and
+# the trainer's may come before vLLM.
+if os.environ.get("VLLM_BATCH_INVARIANT") == "1":
+    os.environ |= {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "1"}
 
 
 def adamw(parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.AdamW:
@@ -31,16 +36,17 @@ class LossScale:
     float16 knows no number below 6e-8. The gradients that flow back through the layers are smaller, for the loss is a
     mean over thousands of tokens, and would become 0. bfloat16 and float32 reach down to 1e-38 and need no scale.
 
-    The optimizer keeps the scale, so that a checkpoint holds it. It never grows: it is halved when a number overflows,
-    and that update is left out.
+    The optimizer keeps the scale, so that a checkpoint holds it. It never grows: it is halved when a gradient
+    overflows, and that update is left out.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
-        self.groups, self.scale = optimizer.param_groups, 1.0
+        self.groups, self.scale, self.losses_are_finite = optimizer.param_groups, 1.0, True
         if any(p.dtype == torch.float16 for p in model.parameters()):
             self.scale = self.groups[0].setdefault("loss_scale", 2.0**16)
 
     def backward(self, loss: torch.Tensor) -> None:
+        self.losses_are_finite &= math.isfinite(loss.item())
         (loss * self.scale).backward()
 
     def take_out(self) -> None:
@@ -49,7 +55,8 @@ class LossScale:
         if self.scale == 1.0 or not gradients:
             return
         torch._foreach_div_(gradients, self.scale)
-        if not all(gradient.isfinite().all() for gradient in gradients):
+        # Where the loss itself is no number, an activation overflowed on the way forward, which no scale can help.
+        if self.losses_are_finite and not all(gradient.isfinite().all() for gradient in gradients):
             self.groups[0]["loss_scale"] = self.scale / 2
             print(f"a gradient overflowed float16: the loss scale goes down to {self.scale / 2:g}")
 
@@ -105,10 +112,11 @@ def halve_when_out_of_memory(size: str, smallest: int):
                     return work(policy, *args, **kwargs)
                 except torch.OutOfMemoryError:
                     pass  # the retry stands outside, where the traceback no longer keeps the tensors alive
-                half = getattr(policy.cfg, size) // 2
+                present = getattr(policy.cfg, size)
+                half = present // 2
                 if half < smallest:
                     raise UserError(
-                        f"out of memory with {size} = {2 * half}: lower --max-response-tokens or --group-size, or add "
+                        f"out of memory with {size} = {present}: lower --max-response-tokens or --group-size, or add "
                         "--gradient-checkpointing or --load-in-4bit"
                     )
                 print(f"out of memory: {size} goes down to {half}")

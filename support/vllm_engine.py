@@ -48,6 +48,10 @@ def import_vllm(on_gpu: bool) -> type:
     defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if not on_gpu:
         defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; torch's threads
+    elif not batch_invariant():
+        # vLLM sets torch's precision of float32 products when it starts, for the trainer in this process, too: at its
+        # "highest", the trainer's head would lose TF32 (pretrained.mix_precision).
+        defaults["VLLM_FLOAT32_MATMUL_PRECISION"] = "high"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     try:
@@ -60,6 +64,27 @@ def import_vllm(on_gpu: bool) -> type:
     return LLM
 
 
+def batch_invariant() -> bool:
+    return os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1"
+
+
+def refuse_what_a_card_cannot_do(dtype: torch.dtype) -> None:
+    """UserError where vLLM would fail on this card, or the trainer beside it would. Read in vLLM 0.30's source."""
+    card = torch.cuda.get_device_name()
+    if not has_bfloat16():
+        raise UserError(f"--engine vllm: {card} is older than Ampere, where this was never tried; use --engine hf")
+    if dtype == torch.float32:
+        raise UserError(
+            "--engine vllm: on a card, vLLM's kernels for adapters compute in 16 bits only; take --dtype bfloat16 or "
+            "float16, or --engine hf"
+        )
+    if batch_invariant() and torch.cuda.get_device_capability()[0] == 8:
+        raise UserError(
+            f"VLLM_BATCH_INVARIANT=1: on {card} (Ampere or Ada), vLLM replaces torch's linear layers by kernels that "
+            "have no backward pass, and this process trains as well; leave it out, or use --engine hf"
+        )
+
+
 class VllmEngine:
     """vLLM with the weights of a peft model's base; the adapter is handed over when it has changed.
 
@@ -69,7 +94,7 @@ class VllmEngine:
     has the card.
     """
 
-    started = False  # any in this process
+    started = False  # any in this process, be it in vain: its process group is there all the same
 
     def __init__(
         self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0,
@@ -77,16 +102,13 @@ class VllmEngine:
     ):  # fmt: skip
         """`enforce_eager` compiles nothing: a faster start, and slower tokens (lab/gpu.py measures both)."""
         on_gpu = next(peft_model.parameters()).is_cuda
-        if on_gpu and not has_bfloat16():
-            raise UserError(
-                f"--engine vllm: {torch.cuda.get_device_name()} is older than Ampere, where this was never tried; use "
-                "--engine hf"
-            )
+        dtype = compute_dtype(cfg.dtype)
+        if on_gpu:
+            refuse_what_a_card_cannot_do(dtype)
         LLM = import_vllm(on_gpu)
         self.peft_model, model = peft_model, cfg.model
         self._folder = tempfile.TemporaryDirectory(prefix="p2o-vllm-")  # removed with the engine
         self._adapter, copied = Path(self._folder.name) / "adapter", None
-        dtype = compute_dtype(cfg.dtype)
         self._version, self._request, self.handovers = None, None, 0
         self._sleeps = on_gpu  # vLLM knows sleep mode on GPUs only
         if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
@@ -95,6 +117,7 @@ class VllmEngine:
         longest = min(max_model_len, peft_model.config.max_position_embeddings)
         machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory, "enforce_eager": enforce_eager} if on_gpu else CPU
         rank = next(r for r in RANKS if r >= peft_model.peft_config["default"].r)
+        VllmEngine.started = True
         try:
             self.llm = LLM(
                 model=model, max_model_len=longest, max_num_seqs=cfg.sample_batch, seed=seed, enable_lora=True,
@@ -105,7 +128,8 @@ class VllmEngine:
                 hf_overrides={"head_dtype": "float32"},  # as the trainer's: rounded logits are most of the mismatch
                 disable_log_stats=False,  # or preemptions are not counted
             )  # fmt: skip
-        except (ValueError, RuntimeError) as error:  # no room for the share, or in it for one whole sequence
+        # No room for the share, or in it for one whole sequence; an assertion says that a process has vLLM already.
+        except (ValueError, RuntimeError, AssertionError) as error:
             raise UserError(
                 f"--engine vllm: vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of {longest} "
                 f"tokens; python p2o.py fit says what needs how much ({error})"
@@ -114,7 +138,6 @@ class VllmEngine:
             if copied:
                 shutil.rmtree(copied, ignore_errors=True)  # gigabytes that nobody needs once they are loaded
         _engines.add(self)
-        VllmEngine.started = True
         self._sleep()
 
     def sample(

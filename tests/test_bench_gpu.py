@@ -36,7 +36,6 @@ def test_on_a_bare_machine_it_measures_what_it_can_and_names_what_is_missing(tmp
         "kernels", "gradient", "speed", "agreement", "agreement_bfloat16",
     ]  # fmt: skip
     assert "flash" in str(found["kernels"]["update"]) and found["gradient"]["cosine"]["float16"] > 0.999
-    assert set(found["minutes_per_batch"]) == {"sampling", "scoring", "update", "all"}
     assert 0 < found["speed"]["share_of_peak"] < 1 and found["agreement"]["transformers"] < 0.005
     assert found["memory"]["why"] == "a card missing" and "gepa" in found["tiny_world"]["why"]
     assert "trl" in found["beside_trl"]["why"] and "vllm and bitsandbytes" in found["vllm"]["why"]
@@ -75,6 +74,16 @@ def test_a_shallow_copy_of_the_saved_model_is_its_first_layers(tmp_path):
     assert len(one.model.layers) == 1 and len(three.model.layers) == 3
     weights = three.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in one.state_dict().items() if "lora" not in name)
+
+
+def test_compilation_pays_from_where_faster_tokens_have_made_up_for_the_start():
+    def figures(start, rate):
+        return {"start_seconds": start, "tokens_per_second": {"sampling": rate}}
+
+    assert gpu.compilation_pays_from(figures(90, 2000), figures(30, 1000)) == pytest.approx(120_000)  # 60 s each
+    assert gpu.compilation_pays_from(figures(20, 2000), figures(30, 1000)) == 0
+    assert gpu.compilation_pays_from(figures(90, 1000), figures(30, 1000)) is None
+    assert gpu.compilation_pays_from({"verdict": "FAILED"}, figures(30, 1000)) is None
 
 
 @pytest.mark.parametrize("figure, verdict", [(0.5, "NOT GOOD"), (2.0, "good")])

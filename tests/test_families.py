@@ -274,11 +274,6 @@ def dense_to_flat(dense, responses):
     return torch.cat([row[: len(response)] for row, response in zip(dense, responses, strict=True)])
 
 
-def step_on_a_card(model, cache, mask, length):
-    recorded = fast.can_be_recorded(model, cache)
-    return fast.RecordedStep(model, cache, mask, length) if recorded else fast.Step(model, cache, mask)
-
-
 def check_family(folder, tmp_path, **settings):
     policy = noisy(load(folder, **settings))
     reference = Reference(folder, policy, tmp_path)
@@ -298,7 +293,7 @@ def check_family(folder, tmp_path, **settings):
 
     # On a card, steps are recorded: with room for all tokens from the start, and a mask. A CPU can do that unrecorded.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "step_for", step_on_a_card)
+        patch.setattr(fast, "RECORDED_ON", {"cpu"})
         for one, other in zip(samples, grpo.sample(policy, contexts, seed=0), strict=True):
             assert one.response_ids == other.response_ids
             assert one.sampled_logprobs == pytest.approx(other.sampled_logprobs, abs=1e-4)

@@ -150,6 +150,9 @@ def test_the_24_gb_preset_fits_and_a_small_card_is_told_what_to_lower(capsys):
     p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--card-gb", "24"])
     assert "DOES NOT FIT" not in (text := capsys.readouterr().out) and "training peak" in text
     assert "lower" not in text and "estimated hours on an RTX 4090" in text  # nothing to lower: it ends within a day
+    assert "T4" not in text and "sampling: data sheets alone" in text
+    p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--engine", "hf", "--card-gb", "24"])
+    assert "T4" in (text := capsys.readouterr().out) and "sampling: what an H200 took" in text
     p2o.main(["fit", "--preset", "qwen3-4b-24gb-paper"])
     assert "lower --train-questions" in capsys.readouterr().out
     p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--card-gb", "8", "--no-gradient-checkpointing"])

@@ -3,10 +3,13 @@ bitsandbytes (which runs on a CPU), LoRA, gradient checkpointing, chat templates
 
 import dataclasses
 import json
+import math
 import os
 import runpy
 import sys
 import tempfile
+import weakref
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -250,10 +253,15 @@ def test_an_overflow_halves_the_scale_leaves_the_update_out_and_a_resumed_run_ke
     policy = load(make_model(tmp_path / "base"), dtype="float16")
     optimizer = adamw(policy.trainable, 1e-3)
     optimizer.param_groups[0]["loss_scale"] = 2.0**40  # far too much
+    for state in optimizer.state.values():  # as after a step
+        state["exp_avg"].fill_(0.1)
+        state["exp_avg_sq"].fill_(0.1)
     before = {n: p.clone() for n, p in policy.model.named_parameters() if p.requires_grad}
     metrics = grpo.update_policy(policy, optimizer, same_rollouts(policy), grpo.UpdateConfig())
     assert metrics["skipped"] == 1 and optimizer.param_groups[0]["loss_scale"] == 2.0**39
     assert all(torch.equal(p, before[n]) for n, p in policy.model.named_parameters() if p.requires_grad)
+    for state in optimizer.state.values():
+        assert state["step"] == 0 and all(state[name].eq(0.1).all() for name in ("exp_avg", "exp_avg_sq"))
     assert "overflowed float16" in capsys.readouterr().out
     checkpoint.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
     resumed = adamw(policy.trainable, 1e-3)
@@ -264,6 +272,20 @@ def test_an_overflow_halves_the_scale_leaves_the_update_out_and_a_resumed_run_ke
     scale = resumed.param_groups[0]["loss_scale"]
     assert metrics["skipped"] == 0 and 1 < scale < 2.0**39
     assert any(not torch.equal(p, before[n]) for n, p in policy.model.named_parameters() if p.requires_grad)
+
+
+def test_a_loss_that_is_no_number_skips_the_update_and_leaves_the_scale(tmp_path, monkeypatch):
+    """An activation that overflowed on the way forward would halve it for nothing, and it never grows."""
+    policy = load(make_model(tmp_path), dtype="float16")
+    optimizer, plain = adamw(policy.trainable, 1e-3), grpo.loss_of
+
+    def overflowed(*args):
+        loss, metrics = plain(*args)
+        return loss * math.nan, metrics
+
+    monkeypatch.setattr(grpo, "loss_of", overflowed)
+    assert grpo.update_policy(policy, optimizer, same_rollouts(policy), grpo.UpdateConfig())["skipped"] == 1
+    assert optimizer.param_groups[0]["loss_scale"] == 2.0**16
 
 
 def test_a_model_whose_activations_overflow_float16_is_refused(tmp_path):
@@ -479,6 +501,70 @@ def test_a_card_draws_the_same_tokens_with_everything_at_a_fixed_place(tiny_poli
         assert one.sampled_logprobs == pytest.approx(other.sampled_logprobs, abs=1e-4)
 
 
+@pytest.fixture
+def recordings(monkeypatch):
+    """`recordings(error)`: on a CPU, every step is recorded as on a card, and every recording ends with that error."""
+    streams, made, step = ["usual"], [], fast.RecordedStep
+
+    @contextmanager
+    def on(stream):
+        before = streams[-1]
+        streams.append(stream)
+        try:
+            yield
+        finally:
+            streams.append(before)
+
+    def failing(error):
+        def graph(_):
+            streams.append("the recording's")  # where a recording that fails leaves torch
+            raise error
+
+        def recorded(*args):
+            made.append(step(*args))
+            made[-1]._record()
+            return made[-1]
+
+        for name, fake in {"graph": graph, "stream": on, "current_stream": lambda: streams[-1]}.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(fast, "RecordedStep", recorded)
+        monkeypatch.setattr(fast, "RECORDED_ON", {"cpu"})
+        monkeypatch.setattr(fast, "_not_recordable", weakref.WeakSet())
+        return made, streams
+
+    return failing
+
+
+def test_a_recording_that_fails_is_not_tried_again_and_sampling_goes_on_where_it_was(tiny_policy, recordings):
+    contexts = [grpo.chat_ids(tiny_policy, "12 + 5 =")] * 4
+    before = grpo.sample(tiny_policy, contexts, seed=3)
+    made, streams = recordings(RuntimeError("operation not permitted when stream is capturing"))
+    for _ in range(2):
+        assert [s.response_ids for s in grpo.sample(tiny_policy, contexts, seed=3)] == [s.response_ids for s in before]
+        assert len(made) == 1 and made[0].recording is None and streams[-1] == "usual"
+
+
+def test_a_recording_without_room_is_tried_with_fewer_rows(tiny_policy, recordings):
+    policy = dataclasses.replace(tiny_policy, cfg=dataclasses.replace(tiny_policy.cfg, sample_batch=4))
+    made, streams = recordings(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(UserError, match="out of memory with sample_batch = 1"):
+        grpo.sample(policy, [grpo.chat_ids(policy, "12 + 5 =")] * 4, seed=3)
+    assert [len(step.tokens) for step in made] == [4, 2, 1] and streams[-1] == "usual"
+
+
+def test_contexts_are_not_held_twice_when_their_cache_gets_its_last_size(tiny_policy):
+    cache = roomy_cache(tiny_policy.model.config)
+    ids, mask = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)
+    with torch.no_grad():
+        fast.next_token_logits(tiny_policy.model, ids, mask, mask.cumsum(dim=1) - 1, cache)
+    held = [layer.keys.clone() for layer in cache.layers]
+    step = fast.RecordedStep(tiny_policy.model, cache, mask, 5)
+    assert not cache.layers and len(held) == len(step.cache.layers)
+    for keys, layer in zip(held, step.cache.layers, strict=True):
+        assert torch.equal(layer.keys[:, :, :3], keys) and not layer.keys[:, :, 3:].any()
+
+
 # ----------- running out of the card's memory, as far as a CPU can show it: errors raised where a card would raise them
 
 
@@ -557,6 +643,45 @@ def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):
     assert started(tiny_policy, monkeypatch, dtype="float16").llm.asked["dtype"] == "float16"
 
 
+@pytest.mark.parametrize("capability, dtype, invariant, said", [
+    ((7, 5), torch.float16, "0", "a card is older than Ampere"),
+    ((9, 0), torch.float32, "0", "adapters compute in 16 bits only"),
+    ((8, 9), torch.bfloat16, "1", "VLLM_BATCH_INVARIANT=1: on a card"),
+    ((8, 9), torch.bfloat16, "0", None), ((9, 0), torch.float16, "1", None), ((12, 0), torch.bfloat16, "1", None),
+])  # fmt: skip
+def test_what_vllm_cannot_do_on_a_card_is_refused(monkeypatch, capability, dtype, invariant, said):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", invariant)
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        vllm_engine.refuse_what_a_card_cannot_do(dtype)
+
+
+@pytest.mark.parametrize("invariant", ["0", "1"])
+def test_vllm_leaves_tf32_to_the_trainers_head_unless_it_is_to_be_batch_invariant(monkeypatch, invariant):
+    """It sets the whole process's precision. Batch invariance forbids TF32 by another setting: the two would clash."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=StartedLLM))
+    monkeypatch.setattr(os, "environ", {"VLLM_BATCH_INVARIANT": invariant})
+    assert vllm_engine.import_vllm(on_gpu=True) is StartedLLM
+    assert os.environ.get("VLLM_FLOAT32_MATMUL_PRECISION") == {"0": "high", "1": None}[invariant]
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, AssertionError])
+def test_a_vllm_that_does_not_start_is_told_in_one_line_and_its_process_group_is_ended(tiny_policy, monkeypatch, error):
+    def failing(**_):
+        raise error("no room for one sequence")
+
+    monkeypatch.setattr(VllmEngine, "started", False)
+    monkeypatch.setattr(vllm_engine, "import_vllm", lambda on_gpu: failing)
+    with pytest.raises(UserError, match="vLLM did not start with --vllm-memory 0.6.*no room for one sequence"):
+        VllmEngine(tiny_policy.model, tiny_policy.tokenizer, tiny_policy.cfg, max_model_len=200)
+    ended = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(True))
+    vllm_engine.shut_down()  # atexit calls it
+    assert ended == [True]
+
+
 def test_engines_that_are_there_at_exit_are_shut_down(tiny_policy, monkeypatch):
     engine = started(tiny_policy, monkeypatch)
     vllm_engine.shut_down()  # atexit calls it
@@ -596,9 +721,16 @@ def test_adam_has_its_state_before_the_first_update_and_steps_as_if_it_had_not()
 def test_the_allocator_is_told_before_the_card_is_first_used(monkeypatch):
     """By the import of a module that grpo imports: done once more here, for it has long been done."""
     assert grpo.halve_when_out_of_memory is memory.halve_when_out_of_memory
-    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    cublas = ("CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE")
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "VLLM_BATCH_INVARIANT", *cublas):
+        monkeypatch.setenv(name, "")  # so that whatever is set below is taken back
+        monkeypatch.delenv(name)
     runpy.run_path(memory.__file__)
     assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert not any(name in os.environ for name in cublas)
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    runpy.run_path(memory.__file__)
+    assert [os.environ[name] for name in cublas] == [":16:8", "1"]
 
 
 def test_what_a_reflection_quotes_is_short_enough_for_the_longest_sequence(tiny_policy):

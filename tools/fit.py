@@ -32,7 +32,9 @@ CARDS = {
 # Measured on an H200 with Qwen3-4B in NF4, while another job ran beside it (lab/results/gpu.json; tests/test_fit.py
 # holds these numbers to that file). Other cards: the same share of their arithmetic, and the same launches.
 ARITHMETIC_USED = 0.20  # scoring and update, of the data sheet's peak
-LAYER_SECONDS = 0.0036  # of each token that transformers samples, for each layer: launching kernels, Python
+# Of each token that transformers samples, for each layer: launching kernels, Python. Measured before steps were
+# recorded (support/fast.py); with recorded steps it is less, but that was measured beside other jobs only.
+LAYER_SECONDS = 0.0036
 # Assumed for vLLM, whose speed has not been measured yet.
 BANDWIDTH_USED = 0.6  # share of the data sheet's
 STEP_SECONDS = 0.005  # of each sampled token on top
@@ -247,12 +249,15 @@ def say(cfg, card: float | None = None) -> None:
     for hint in advice(cfg, parts, card):
         print(f"lower {hint}")
     name = torch.cuda.get_device_name() if present else ""
-    known = [key for key in CARDS if key in name] or ["RTX 4090"]
-    by_card = {key: hours(cfg, model, speed, parts["KV cache"]) for key, speed in CARDS.items()}
+    cards = {key: speed for key, speed in CARDS.items() if cfg.engine == "hf" or key != "T4"}  # vLLM is refused there
+    known = [key for key in cards if key in name] or ["RTX 4090"]
+    by_card = {key: hours(cfg, model, speed, parts["KV cache"]) for key, speed in cards.items()}
     totals = {key: sum(by_part.values()) for key, by_part in by_card.items()}
     told = ", ".join(f"{part} {value:.1f}" for part, value in by_card[known[-1]].items())
     print(f"estimated hours on an {known[-1]}: {totals[known[-1]]:.1f} ({told})")
-    print("  by rates measured on an H200, and for vLLM by data sheets; scaled to each card by what it is sold with")
+    print("  scoring and update: the share of its peak that an H200 reached, scaled by data sheets")
+    measured = "what an H200 took for a layer, before steps were recorded"
+    print(f"  sampling: {'data sheets alone' if cfg.engine == 'vllm' else measured}")
     print("  with as much memory on: " + ", ".join(f"{key} {total:.0f}" for key, total in totals.items()))
     if totals[known[-1]] > 24:
         print("lower --train-questions, --epochs or --max-response-tokens to end within a day")
