@@ -39,7 +39,8 @@ SHORTER = {
         ("for _ in range(2000)", "for _ in range(100)"),
         ("100_000", "10_000"),
         ("for seed in range(10)])", "for seed in range(2)])"),
-        ("steps=300, G=6", "steps=20, G=6"),
+        ("steps=300", "steps=20"),
+        ("range(4000)", "range(20)"),
         ("questions[:48], questions[144:]", "questions[:12], questions[144:154]"),
     ],
     "2": [
@@ -52,7 +53,7 @@ SHORTER = {
         ('train.jsonl")[:48]', 'train.jsonl")[:16]'),
         ('hard.jsonl")[:60]', 'hard.jsonl")[:20]'),
         ("held_out[:40]", "held_out[:5]"),
-        ("held_out[:20]) / 20", "held_out[:5]) / 5"),
+        ("held_out[:20]]", "held_out[:5]]"),
     ],
     "4": [
         ("    epochs=4,", "    epochs=3,"),
