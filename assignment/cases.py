@@ -86,8 +86,10 @@ def advantages(rng: random.Random) -> Iterator[Case]:
     hint += "added to the standard deviation."
     yield "scaled", call, settings, hint
     yield "pairs", call, {"rewards": rewards[: 2 * size], "group_size": 2}, hint
-    yield "successes and failures", call, {"rewards": binary, "group_size": 6}, hint
-    yield "mean only", call, settings | {"scale_by_std": False}, "Without scale_by_std nothing is divided."
+    same = "The same formula: rewards of 0 and 1, groups of six, some of them perhaps all 0 or all 1."
+    yield "successes and failures", call, {"rewards": binary, "group_size": 6}, same
+    undivided = "Without scale_by_std only the division is left out: the mean is subtracted, too."
+    yield "mean only", call, settings | {"scale_by_std": False}, undivided
     equal = {"rewards": [0.0] * size + [1.0] * size, "group_size": size}
     yield (
         "collapse",
@@ -189,17 +191,15 @@ def weights(rng: random.Random) -> Iterator[Case]:
     shift = rng.uniform(1, 4)
     bare[1][:3] = [templated[1][0] + 24 + shift, templated[1][1] - 24 - shift, templated[1][2] + 3]
     call, both = "template_ratio_weight", {"bare_logprobs": bare, "templated_logprobs": templated}
-    inside = (
-        "s is bare over templated; in the range, bounds included, the weight is 1; beyond, a soft one is bound / s."
-    )
-    outside = "Outside the range a hard clip weighs 0, a soft one bound / s, with the nearer bound."
+    rule = "s is bare over templated, exp of a difference. From ratio_min to ratio_max, bounds included, the weight is "
+    rule += "1; outside, a hard clip weighs 0, a soft one bound / s, with the nearer bound, ratio_min or ratio_max."
     narrow = {"ratio_min": round(rng.uniform(0.1, 0.3), 3), "ratio_max": round(rng.uniform(3, 6), 3)}
     for soft in (False, True):
         kind = "soft" if soft else "hard"
-        yield f"{kind} clip", call, both | narrow | {"soft": soft}, outside
-        yield f"{kind} clip, as it is", call, both | {"soft": soft}, outside
-        yield f"{kind} clip, bounds at 1 and above", call, both | {"ratio_min": 1.0, "soft": soft}, inside
-        yield f"{kind} clip, bounds at 1 and below", call, both | {"ratio_max": 1.0, "soft": soft}, inside
+        yield f"{kind} clip", call, both | narrow | {"soft": soft}, rule
+        yield f"{kind} clip, as it is", call, both | {"soft": soft}, rule
+        yield f"{kind} clip, bounds at 1 and above", call, both | {"ratio_min": 1.0, "soft": soft}, rule
+        yield f"{kind} clip, bounds at 1 and below", call, both | {"ratio_max": 1.0, "soft": soft}, rule
         far = {"ratio_min": 1.2e-9, "ratio_max": 8e8, "soft": soft}  # just beyond exp(-20) and exp(20)
         yield f"{kind} clip, far out", call, both | far, "The difference of log-probs is clamped to +-20 before exp."
 
@@ -243,7 +243,7 @@ def covers(rng: random.Random) -> Iterator[Case]:
     hint += (
         "questions which no earlier choice covers, counted anew after each choice, the first on ties; stop when none "
     )
-    hint += "adds any. Indices in the order of choice."
+    hint += "adds any. The result: the candidates' indices in the order of choice."
     for number in range(14):
         rows, columns = rng.randint(3, 8), rng.randint(4, 10)
         share = rng.uniform(0.15, 0.6)
@@ -343,7 +343,7 @@ def rewards(rng: random.Random) -> Iterator[Case]:
     formula = f"{a}x+{b}y"
     inputs = {"responses": [rf"\boxed{{{formula}}}"], "references": [rf"So \boxed{{{formula}}}"]}
     inputs |= {"questions": [f"Expand ${formula}$, if you can."]}
-    own = "What is the reference itself is not copied: is_copied takes the unboxed reference, like same_answers."
+    own = "What is the reference itself is not copied: is_copied(answer, unboxed reference, question), in this order."
     yield "a copy that is right", "grade_batch", inputs, own
 
 

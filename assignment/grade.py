@@ -95,7 +95,9 @@ SHAPES = {
 # A function that stands on others of its part: mend these first.
 STANDS_ON = {"policy_loss": ("aggregate", "importance_ratio", "surrogate"), "train": ("mine_hard", "sample_groups")}
 # Checks that go from the simple to the difficult: what the first one shows, those behind it show again.
-FIRST_THINGS_FIRST = ("group_advantages", "policy_loss", "token_logprobs", "assign_templates", "sample_groups")
+FIRST_THINGS_FIRST = (
+    "group_advantages", "policy_loss", "template_ratio_weight", "token_logprobs", "assign_templates", "sample_groups",
+)  # fmt: skip
 AS_A_METRIC = (
     "A float (.item()): the token mean under the mask, without token weights, over the update's tokens (pass "
     "update_size on)."
@@ -127,8 +129,8 @@ FIGURES_OF = {
         "same again": "The same rng state must give the same draws: draw from `rng` and from nothing else.",
         "others": "Another rng gives other draws: draw from `rng`, not in turn, nor from a generator of your own.",
         "shares": "Right pools, wrong shares: rng.choices, with evolution.weights of the pool's members.",
-        "groups of one template": "G draws for a question, one for each rollout; a single one with "
-        "cfg.one_template_per_group only.",
+        "groups of one template": "G draws for each question, one for each rollout, and anew for the next question; a "
+        "single one for a whole group with cfg.one_template_per_group only.",
     },
     "sample_groups": {
         "question_id": "G rollouts of each question, group by group, in the order of the questions.",
@@ -207,10 +209,61 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def numbers_in(value: object) -> list[float]:
+    """All numbers of nested lists, in order; none of anything else."""
+    if isinstance(value, list):
+        return [number for each in value for number in numbers_in(each)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def is_cut_off(expected: list[float], got: list[float], tolerance: float) -> bool:
+    """Is it the right answer, clamped between two bounds?
+
+    >>> is_cut_off([-1.3, 0.4, 2.0], [-1.0, 0.4, 1.0], 1e-5), is_cut_off([-1.3, 0.4, 2.0], [-1.0, 0.3, 1.0], 1e-5)
+    (True, False)
+    """
+    low, high = min(got), max(got)
+    clamped = [min(max(wanted, low), high) for wanted in expected]
+    return low < high and all(same(wanted, given, tolerance) for wanted, given in zip(clamped, got, strict=True))
+
+
+def has_holes(expected: list[float], got: list[float], tolerance: float) -> bool:
+    """Are some numbers right, and all others 0?
+
+    >>> has_holes([-1.3, -0.4], [-1.3, 0.0], 1e-5), has_holes([-1.3, -0.4], [-1.2, 0.0], 1e-5)
+    (True, False)
+    """
+    wrong = [given for wanted, given in zip(expected, got, strict=True) if not same(wanted, given, tolerance)]
+    return 0 < len(wrong) < len(got) and not any(wrong)
+
+
+# What all wrong numbers have in common says more than the first of them.
+IN_COMMON = {
+    "group_advantages": (
+        is_cut_off,
+        "The formula is right, but its result is cut off: an advantage has no bound, neither above nor below.",
+    ),
+    "token_logprobs": (
+        has_holes,
+        "Right, but for tokens that are left at 0: each token of a response has its log-prob, the first and the last "
+        "one, too. Zeros stand behind a shorter response only.",
+    ),
+}
+
+
 def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
-    """The known mistake that gives just this answer; else what the first wrong figure says, or the case's own hint."""
+    """The known mistake that gives just this answer, or what all wrong numbers have in common; else what the first
+    wrong figure says, or the case's own hint."""
     for hint, output in mistaken:
         if difference(output, got, case["tol"]) is None:
+            return hint
+    if case["call"] in IN_COMMON:
+        have_it_in_common, hint = IN_COMMON[case["call"]]
+        wanted, given = (
+            numbers_in(value["logprobs"] if isinstance(value, dict) and "logprobs" in value else value)
+            for value in (case["expected"], got)
+        )
+        if given and len(given) == len(wanted) and have_it_in_common(wanted, given, case["tol"]):
             return hint
     figures = FIGURES_OF.get(case["call"], {})
     names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
@@ -272,8 +325,7 @@ class Grader:
             for case, (reply, seconds) in zip(cases, replies, strict=False)
         ]
         # Checks that a process did not live to see are lost, too.
-        not_asked = {"died": "not asked: the process had ended before"}
-        outcomes += [self.outcome(case, not_asked) | {"seconds": 0.0} for case in cases[len(outcomes) :]]
+        outcomes += [self.outcome(case, {"died": NOT_ASKED}) | {"seconds": 0.0} for case in cases[len(outcomes) :]]
         named = {hint for known in possible.values() for hint, _ in known}
         return first_things_first(outcomes, named)
 
@@ -282,7 +334,7 @@ class Grader:
 
         A mistake that explains all answers of a function, the right ones included, is the only one that counts. If none
         does, a mistake is ruled out by a check that it would fail and the submission passes, and if the submission
-        gives its answer in less than half of the checks that it would fail.
+        gives its answer in no more than half of the checks that it would fail.
         """
         possible: dict[str, list] = {}
         for call in {case["call"] for case, _ in answered}:
@@ -301,7 +353,7 @@ class Grader:
                 return {c["name"] for c, got, answer in answers if difference(answer, got, c["tol"]) is None}
 
             left = {hint for hint in hints if changes[hint] <= wrong}
-            left = {hint for hint in left if 2 * len(explained(hint) & changes[hint]) >= len(changes[hint])}
+            left = {hint for hint in left if 2 * len(explained(hint) & changes[hint]) > len(changes[hint])}
             left = {hint for hint in left if len(explained(hint)) == len(own)} or left
             for name, known in mistaken.items():
                 possible[name] = [(hint, output) for hint, output in known if hint in left]
@@ -314,6 +366,8 @@ class Grader:
         if "unwritten" in reply:
             hole = re.search(r"hole \d of \d$", str(reply["unwritten"]))  # nothing else that a submission says
             return outcome | {"message": f"{UNWRITTEN} ({hole[0]})" if hole else UNWRITTEN}
+        if reply.get("died") == NOT_ASKED:
+            return outcome | {"message": NOT_ASKED}
         if "died" in reply:
             hint = f"Does a loop never end? Does your code call exit()? The check asks: {case['hint']}"
             return outcome | {"message": reply["died"], "hint": hint}
@@ -334,6 +388,7 @@ class Grader:
 
 
 UNWRITTEN = "not written yet"
+NOT_ASKED = "not asked: the process had ended before"
 MOST_OF_A_MESSAGE, MOST_OF_A_TRACEBACK = 300, 3000  # characters
 
 
@@ -431,9 +486,12 @@ def report(outcomes: Outcomes, tracebacks: bool = False) -> str:
         if failed and all(check["message"].startswith(UNWRITTEN) for check in checks):
             lines.append(f"        {UNWRITTEN}")
             continue
+        said = ""
         for check in failed:
             lines.append(f"      - {check['call']}, {check['name']}: {check['message'][:200]}")
-            lines += [f"        hint: {check['hint']}"] if check["hint"] else []
+            hint = "as above" if check["hint"] == said else check["hint"]
+            lines += [f"        hint: {hint}"] if hint else []
+            said = check["hint"]
             lines += ["        " + line for line in check["traceback"].splitlines() if tracebacks]
     lines.append(f"total   {sum(earned.values()):>26} of {sum(WORTH[part] for part in outcomes)}")
     return "\n".join(lines)

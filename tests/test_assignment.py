@@ -102,6 +102,25 @@ def test_another_shape_is_named(grader, tmp_path):
     assert checks[0]["hint"] == grade.FIGURES_OF["assign_templates"]["pools"]
 
 
+@pytest.mark.parametrize("bounds", ["-0.3, 0.4", "max=0.4", "min=0.0"])
+def test_advantages_that_are_cut_off_are_named(bounds, grader, tmp_path):
+    files = changed("grpo.py", "    return centred.view(-1)\n", f"    return centred.view(-1).clamp({bounds})\n")
+    checks = grader.grade(submission(tmp_path / "student", files), (1,))[1]
+    hints = [check["hint"] for check in checks if not check["passed"]]
+    assert hints[0] == grade.IN_COMMON["group_advantages"][1]
+
+
+@pytest.mark.parametrize("left_out", ["[:, -1]", "[:, 0]"])
+def test_a_token_that_is_left_at_0_is_named(left_out, grader, tmp_path):
+    kept = "logprobs = logprobs.index_put((rows, columns), torch.cat(values))\n"
+    zeroed = f"    {kept}    gone = torch.ones_like(logprobs)\n    gone{left_out} = 0\n    return logprobs * gone\n"
+    right = "    return logprobs.index_put((rows, columns), torch.cat(values))  # [B, T]\n"
+    checks = grader.grade(submission(tmp_path / "student", changed("grpo.py", right, zeroed)), (4,))[4]
+    hints = [check["hint"] for check in checks if not check["passed"]]
+    assert hints[0] == grade.IN_COMMON["token_logprobs"][1]
+    assert set(hints[1:]) == {'Mend "one response" first, which is the simpler check.'}
+
+
 def test_what_stands_on_a_mistake_says_so(grader, tmp_path):
     files = changed("grpo.py", "return sums.sum() / max_length", "return sums.sum() / max_length / rollouts")
     hints = {
@@ -118,6 +137,7 @@ def test_a_loop_without_end_and_a_dead_process_cost_their_part(grader, tmp_path)
     outcomes = {5: grader.outcomes(folder, 5, limit=1)} | grader.grade(folder, (7, 6))
     assert grade.points(outcomes) == {5: 0, 7: 0, 6: 10}
     assert "it took longer than " in grade.report(outcomes) and "ended with code 3" in grade.report(outcomes)
+    assert {check["hint"] for check in outcomes[5] if check["message"] == grade.NOT_ASKED} == {""}
 
 
 def test_memory_has_a_limit(grader, tmp_path):
