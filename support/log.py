@@ -232,7 +232,7 @@ def silent_failures(line: dict, cfg) -> list[str]:
             "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is "
             "it an instruct model with its own chat template?"
         )
-    elif line["reward"] == 0:
+    elif line["reward"] == 0 and not cfg.reward:
         warnings.append(
             "every reward is 0: is the reference answer in the form of the responses? See transcripts.jsonl"
         )
