@@ -252,18 +252,10 @@ IN_COMMON = {
 
 
 def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
-    """The known mistake that gives just this answer, or what all wrong numbers have in common; else what the first
-    wrong figure says, or the case's own hint."""
+    """The known mistake that gives just this answer; else what its shape should be, what all wrong numbers have in
+    common, what the first wrong figure says, or the case's own hint."""
     for hint, output in mistaken:
         if difference(output, got, case["tol"]) is None:
-            return hint
-    if case["call"] in IN_COMMON:
-        have_it_in_common, hint = IN_COMMON[case["call"]]
-        wanted, given = (
-            numbers_in(value["logprobs"] if isinstance(value, dict) and "logprobs" in value else value)
-            for value in (case["expected"], got)
-        )
-        if given and len(given) == len(wanted) and have_it_in_common(wanted, given, case["tol"]):
             return hint
     figures = FIGURES_OF.get(case["call"], {})
     names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
@@ -273,6 +265,14 @@ def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
     )
     if case["call"] in SHAPES and re.search(other_shape, message) and "ValueError" not in message:
         return SHAPES[case["call"]]
+    if case["call"] in IN_COMMON:
+        have_it_in_common, hint = IN_COMMON[case["call"]]
+        wanted, given = (
+            numbers_in(value["logprobs"] if isinstance(value, dict) and "logprobs" in value else value)
+            for value in (case["expected"], got)
+        )
+        if given and len(given) == len(wanted) and have_it_in_common(wanted, given, case["tol"]):
+            return hint
     return next((figures[name] for name in reversed(names) if name in figures), case["hint"])
 
 
