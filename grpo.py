@@ -165,7 +165,10 @@ def group_advantages(
     groups = rewards.view(-1, group_size)  # [B / G, G]
     # The mean over dim 1 compares a rollout with its own question's rollouts. Over dim 0, or over the whole batch, an
     # easy question would always look good and a hard one always bad.
-    centred = groups - groups.mean(dim=1, keepdim=True)
+    # The mean of six rewards of 1000.1 is rounded. The rest that it leaves is not 0, and its standard deviation is as
+    # small as it is: divided, a group without any contrast would look like six successes.
+    all_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # [B / G, 1]
+    centred = (groups - groups.mean(dim=1, keepdim=True)).masked_fill(all_equal, 0.0)
     if scale_by_std:
         # eps is added to the standard deviation, not to the variance. It only keeps 0 / 0 from happening.
         centred = centred / (groups.std(dim=1, keepdim=True) + eps)
@@ -211,8 +214,8 @@ def aggregate(
     tensor(3.)
     """
     # --- solution: part 2 ---
-    # The mask is 0 where there is only padding.
-    sums, counts = (per_token * mask).sum(dim=1), mask.sum(dim=1)  # [B], [B]
+    # The mask is 0 where there is only padding. What stands there may be NaN, and NaN * 0 is NaN.
+    sums, counts = per_token.masked_fill(mask == 0, 0.0).sum(dim=1), mask.sum(dim=1)  # [B], [B]
     rollouts, tokens, max_length = update_size or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])
     # Every token weighs the same, so a long response weighs more than a short one.
     if aggregation == "token-mean":
