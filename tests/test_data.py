@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import gepa_loop
 import grpo
+import p2o
 import verify
 from support import data, messages
 from support.data import load_questions
@@ -141,6 +142,10 @@ def test_parquet_and_jsonl_of_ones_own_are_the_same(tmp_path):
         ("", "holds no questions"),
         ('{"question": "a", "answer": 1}\n{"question"', "line 2: not JSON"),
         ("[1]", "line 1: no field `question`"),
+        (
+            '{"question": "a", "answer": 1, "answer": 2}',
+            "line 1: JSON that cannot be read \\(`answer` stands there twice",
+        ),
         ('{"id": 1, "question": "a", "answer": 1}\n{"id": 1, "question": "b", "answer": 1}', "the same `id`"),
     ],
 )
@@ -216,6 +221,24 @@ def test_an_empty_answer_is_allowed_where_a_reward_of_ones_own_looks_elsewhere(t
     assert load_questions(path, empty_answers=True)[0].reference == ""
     with pytest.raises(UserError, match="is null"):
         load_questions(write(tmp_path / "mine.jsonl", [GOOD | {"answer": None}]), empty_answers=True)
+
+
+def test_what_is_trained_twice_or_held_out_as_well_is_said(tmp_path, capsys):
+    rows = [GOOD, GOOD, {"question": "1, 1", "answer": "2"}]
+    odd = [*rows, {"question": "3, 4 ", "answer": "8"}]
+    for train, said in (
+        (rows, []),
+        (odd, ["a training question stands there twice, with different answers: 7", "(odd-4)"]),
+    ):
+        files = [
+            write(tmp_path / f"{name}.jsonl", r) for name, r in (("odd", train), ("other", [GOOD | {"question": "5"}]))
+        ]
+        cfg = p2o.Config(train_data=files[0], eval_data=(files[1],))
+        data.load_data(cfg, lambda references: [])
+        printed = capsys.readouterr().out
+        assert all(text in printed for text in said) and bool(said) == bool(printed)
+    data.load_data(p2o.Config(train_data=files[0], eval_data=(files[0],)), lambda references: [])
+    assert "odd: 4 of 4 held-out questions are trained, too" in capsys.readouterr().out
 
 
 def test_a_missing_id_is_numbered(tmp_path):

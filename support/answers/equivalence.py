@@ -9,6 +9,7 @@ Most answers of a training run are decided here. Where `quick` says None, `suppo
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -224,11 +225,19 @@ def _unworked(answer: str, reference: str) -> bool:
 
 
 def _rounded(match: re.Match) -> str:
-    """0.30000000000000004 -> 0.3; the same text if it is not how a float with noise in its last digits is printed."""
+    """0.30000000000000004 and, of a float of 32 bits, 3.299999952316284 -> 0.3 and 3.3; any other text as it is."""
     digits = match[0]
-    short = f"{float(digits):.12g}"
-    is_noise = 16 <= len(digits.replace(".", "").lstrip("0")) <= 17
-    return short if is_noise and abs(float(short) - float(digits)) <= 1e-15 * float(digits) else digits
+    value, is_long = float(digits), 16 <= len(digits.replace(".", "").lstrip("0")) <= 17
+    short = f"{value:.12g}"
+    if is_long and abs(float(short) - value) <= 1e-15 * value:
+        return short
+    if value < 1e30 and _in_32_bits(value) == value and Fraction(value) != Fraction(digits):
+        return next(short for n in range(6, 10) if _in_32_bits(float(short := f"{value:.{n}g}")) == value)
+    return digits
+
+
+def _in_32_bits(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def _without_noise(text: str) -> str:
@@ -238,8 +247,8 @@ def _without_noise(text: str) -> str:
 def bare(answer: str, reference: str) -> tuple[str, str] | None:
     """Two tidy answers without names, words that they share and a float's noise; None if their units differ.
 
-    >>> bare("3.3", "3.3000000000000003"), bare("0.333", "0.3333333333333333")
-    (('3.3', '3.3'), ('0.333', '0.3333333333333333'))
+    >>> bare("3.3", "3.3000000000000003"), bare("0.333", "0.3333333333333333"), bare("3.3", "3.299999952316284")
+    (('3.3', '3.3'), ('0.333', '0.3333333333333333'), ('3.3', '3.3'))
     """
     if (exact := _without_noise(reference)) != reference:  # a reference that a program has computed
         answer, reference = _without_noise(answer), exact
