@@ -189,6 +189,22 @@ def _named(text: str) -> tuple[str, str]:
     ), value.strip()
 
 
+def _exact_part(answer: str, reference: str) -> str:
+    r"""What stands left of `\approx`, where the reference is no decimal: 2\pi \approx 6.28 says 2\pi.
+
+    >>> _exact_part(r"2\pi \approx 6.28", r"2\pi"), _exact_part(r"x \approx 5", "5")
+    ('2\\pi ', 'x \\approx 5')
+    >>> _exact_part(r"\pi \approx 3.1", "3.1")
+    '\\pi \\approx 3.1'
+    """
+    exact, sign, _ = answer.partition(r"\approx")
+    if not sign or r"\approx" in reference:
+        return answer
+    asked, said = number(reference), number(exact.strip())
+    fraction = asked and said and not asked.decimals and not said.decimals
+    return exact if fraction or not asked else answer
+
+
 def unnamed(answer: str, reference: str) -> tuple[str, str]:
     r"""Both without what stands left of `=`, where only one has a name or both have the same.
 
@@ -202,6 +218,7 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
         drop_modulus = any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other))
     if drop_modulus:
         answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
+    answer = _exact_part(answer, reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
     if name and target_name:
@@ -273,6 +290,9 @@ def quick(answer: str, reference: str) -> bool | None:
     """The verdict where text, numbers and words can tell, else None."""
     if (one := _money(answer)) and (other := _money(reference)) and not one & other:
         return False
+    for share, other in ((answer, reference), (reference, answer)):
+        if _PERCENT.search(tidy(share)) and (_money(other) or split(tidy(other)).unit):
+            return False  # 5% is neither $5 nor 5 cm
     if canonical(answer) == canonical(reference):
         return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
     if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):

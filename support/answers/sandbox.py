@@ -32,7 +32,7 @@ from pathlib import Path
 
 TIME_LIMIT = 1.0  # seconds of a worker's CPU for one question, so that a busy machine does not turn verdicts
 PATIENCE = 10  # times as long by the clock, whatever the worker is doing (its start, a second or two, is not counted)
-START_LIMIT = 60.0  # seconds
+START_LIMIT = 600.0  # seconds by the clock: a second or two of CPU, of which a busy machine may give little
 MEMORY_LIMIT = 2 << 30  # bytes of address space of a worker
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(CORES, 4)  # each holds about 100 MB
