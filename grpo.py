@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from support import fast, pretrained
 from support.memory import LossScale, halve_when_out_of_memory, micro_batches, padded
-from support.messages import as_messages, encode_chat
+from support.messages import as_messages, encode_chat, response_texts
 from support.seams import variant
 from support.settings import Settings, at_least, require
 
@@ -168,7 +168,10 @@ def group_advantages(
     groups = rewards.view(-1, group_size)  # [B / G, G]
     # The mean over dim 1 compares a rollout with its own question's rollouts. Over dim 0, or over the whole batch, an
     # easy question would always look good and a hard one always bad.
-    centred = groups - groups.mean(dim=1, keepdim=True)
+    # The mean of six rewards of 1000.1 is rounded. The rest that it leaves is not 0, and its standard deviation is as
+    # small as it is: divided, a group without any contrast would look like six successes.
+    all_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # [B / G, 1]
+    centred = (groups - groups.mean(dim=1, keepdim=True)).masked_fill(all_equal, 0.0)
     if scale_by_std:
         # eps is added to the standard deviation, not to the variance. It only keeps 0 / 0 from happening.
         centred = centred / (groups.std(dim=1, keepdim=True) + eps)
@@ -214,8 +217,8 @@ def aggregate(
     tensor(3.)
     """
     # --- solution: part 2 ---
-    # The mask is 0 where there is only padding.
-    sums, counts = (per_token * mask).sum(dim=1), mask.sum(dim=1)  # [B], [B]
+    # The mask is 0 where there is only padding. What stands there may be NaN, and NaN * 0 is NaN.
+    sums, counts = per_token.masked_fill(mask == 0, 0.0).sum(dim=1), mask.sum(dim=1)  # [B], [B]
     rollouts, tokens, max_length = update_size or (mask.shape[0], counts.sum().clamp(min=1), mask.shape[1])
     # Every token weighs the same, so a long response weighs more than a short one.
     if aggregation == "token-mean":
@@ -522,7 +525,7 @@ def sample(
             for start in range(0, len(contexts), size):
                 numbers = None if uniform is None else uniform[start : start + size].to(policy.device)
                 drawn += _decode(policy, contexts[start : start + size], numbers, temperature, length)
-    texts = policy.tokenizer.batch_decode([ids for ids, _, _ in drawn], skip_special_tokens=True)
+    texts = response_texts(policy.tokenizer, contexts, [ids for ids, _, _ in drawn])
     return [Sample(ids, logprobs, cut, text) for (ids, logprobs, cut), text in zip(drawn, texts, strict=True)]
 
 
@@ -534,10 +537,10 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
     # Prefill. The G rollouts of a question share its context, so each of the C distinct contexts goes through the model
     # once. They are padded on the left, so that all end in the last column, where the first token is predicted.
     distinct = {context: row for row, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
-    batch = policy.tokenizer.pad({"input_ids": [list(c) for c in distinct]}, return_tensors="pt").to(policy.device)
-    mask, cache = batch.attention_mask, fast.roomy_cache(policy.model.config)  # [C, W]
+    ids, mask = fast.padded_on_the_left(list(distinct), policy.device)  # [C, W]
+    cache = fast.roomy_cache(policy.model.config)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # a context begins at 0, however much padding is in front
-    logits = fast.next_token_logits(policy.model, batch.input_ids, mask, positions, cache)  # [C, V]
+    logits = fast.next_token_logits(policy.model, ids, mask, positions, cache)  # [C, V]
 
     # Expand. From here on a row of the batch is a response; it starts from a copy of its context's keys and values.
     context_rows = torch.tensor([distinct[tuple(context)] for context in contexts], device=policy.device)
@@ -606,8 +609,7 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     # 1. The hidden state that predicts each response token, N = sum of the responses' lengths in all.
     if fast.can_share_prompts(causal_lm, contexts):
         # An optimization with the same numbers: the G responses of a question read their prompt once.
-        padding = policy.tokenizer.pad_token_id
-        hidden = fast.hidden_states_of_shared_prompts(causal_lm, contexts, responses, padding)  # [N, D]
+        hidden = fast.hidden_states_of_shared_prompts(causal_lm, contexts, responses)  # [N, D]
     else:
         hidden = _hidden_states(policy, contexts, responses)  # [N, D]
 
@@ -637,7 +639,7 @@ def _hidden_states(policy: Policy, contexts: list[list[int]], responses: list[li
     # Padding stands on the right. Causal attention never looks to the right, so padding needs no attention mask.
     sequences = [context + response for context, response in zip(contexts, responses, strict=True)]
     longest = max(map(len, sequences))
-    padding = [policy.tokenizer.pad_token_id] * longest
+    padding = [fast.PAD] * longest
     ids = torch.tensor([s + padding[len(s) :] for s in sequences], device=policy.device)  # [B, L]
     body = pretrained.body_of(policy.model.get_base_model())
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state  # [B, L, D]

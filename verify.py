@@ -33,7 +33,8 @@ What counts as an answer, and by whose convention:
   `44 AD`, `5 or more` not `5`. `5 million` is `5000000`, and `7 tenths` is `0.7`. `3:30 PM` is `3:30 p.m.`, not
   `3:30 a.m.`
 - `3 \pmod 7` is `3`, not `3 \pmod 5`.
-- A reference may be a float as programs print it: `3.3000000000000003` is `3.3`, if 16 or 17 digits say no more.
+- A reference may be a float as programs print it: `3.3000000000000003` is `3.3`, if 16 or 17 digits say no more, and so
+  is `3.299999952316284`, a float of 32 bits.
 - `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `0.\overline{3}` is 1/3,
   `10–12` with a dash is a range.
 - Words and choice letters: ignoring case, `\text{}` and brackets, `(C)`, `(C) 12`, `C: 12` and `Option C` are `c`, also

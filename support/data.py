@@ -250,11 +250,20 @@ def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
         where, line = f"{file}, line {number}", line.strip("\ufeff \t\r")  # files that were joined have several marks
         try:
             if line:
-                yield where, json.loads(line)
+                yield where, json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
             raise UserError(f"{where}: JSON that cannot be read ({error})") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object. Python itself would take the last of two values of one name, without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(name for name, times in collections.Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"`{twice}` stands there twice")
+    return row
 
 
 def _cell(where: str, column: str, read: Callable[[object], str], row: dict) -> str:
@@ -297,7 +306,32 @@ def load_data(cfg, unparseable: Callable[[list[str]], list[int]]) -> tuple[list[
         return load_questions(path, cfg.question_suffix, unparseable)
 
     questions = read(cfg.train_data)[: cfg.train_questions or None]
-    return questions, {name: read(path) for name, path in labelled(cfg.eval_data).items()}
+    held_out = {name: read(path) for name, path in labelled(cfg.eval_data).items()}
+    for line in repeated(questions, held_out):
+        print(line)
+    return questions, held_out
+
+
+def repeated(questions: list[Question], held_out: dict[str, list[Question]]) -> list[str]:
+    """Lines about training questions that stand there twice with different answers, or are held out as well.
+
+    >>> one, other = Question("1", "1 + 1?", "2"), Question("2", " 1 + 1?", "3")
+    >>> repeated([one, other], {"hard": [one]})[0]
+    'a training question stands there twice, with different answers: 2 (1) and 3 (2)'
+    >>> repeated([one], {"hard": [one]})
+    ['hard: 1 of 1 held-out questions are trained, too: it measures memory']
+    """
+    lines, known = [], {}
+    for question in questions:
+        first = known.setdefault(question.text.strip(), question)
+        compared = first.score is None and first.reference.strip() != question.reference.strip()
+        if compared and not lines:
+            answers = f"{first.reference[:60]} ({first.id}) and {question.reference[:60]} ({question.id})"
+            lines.append(f"a training question stands there twice, with different answers: {answers}")
+    for name, asked in held_out.items():
+        if count := sum(question.text.strip() in known for question in asked):
+            lines.append(f"{name}: {count} of {len(asked)} held-out questions are trained, too: it measures memory")
+    return lines
 
 
 def that_fit(name: str, questions: list[Question], length: Callable[[Question], int], limit: int) -> list[Question]:

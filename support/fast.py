@@ -20,6 +20,25 @@ from transformers.cache_utils import DynamicLayer
 
 from support.pretrained import body_of
 
+# Padding is masked, or stands where nobody looks, so any token will do. A tokenizer's own padding token may be missing,
+# or lie beyond the model's embeddings.
+PAD = 0
+
+
+def padded_on_the_left(contexts: list, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, mask), both [C, W]: all contexts end in the last column.
+
+    >>> padded_on_the_left([[5, 6], [7]], torch.device("cpu"))
+    (tensor([[5, 6],
+            [0, 7]]), tensor([[1, 1],
+            [0, 1]]))
+    """
+    width = max(map(len, contexts))
+    ids = [[PAD] * (width - len(context)) + list(context) for context in contexts]
+    mask = [[0] * (width - len(context)) + [1] * len(context) for context in contexts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
 # ----------------------------------------------------------------------------------------- a cache with room, to sample
 
 
@@ -186,16 +205,15 @@ def can_share_prompts(causal_lm: torch.nn.Module, contexts: list[list[int]]) -> 
 
 
 def hidden_states_of_shared_prompts(
-    causal_lm: torch.nn.Module, contexts: list[list[int]], responses: list[list[int]], pad: int
+    causal_lm: torch.nn.Module, contexts: list[list[int]], responses: list[list[int]]
 ) -> torch.Tensor:
     """The last hidden state in front of each response token, response after response: [N, D], N tokens in all."""
     device = next(causal_lm.parameters()).device
     place = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
     rows = torch.tensor([place[tuple(context)] for context in contexts], device=device)  # [B], into the C contexts
-    width, length = max(map(len, place)), max(map(len, responses))
+    length = max(map(len, responses))
     # Contexts are padded on the left, so that all end where their responses begin.
-    ids = torch.tensor([[pad] * (width - len(c)) + list(c) for c in place], device=device)  # [C, W]
-    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in place], device=device)
+    ids, mask = padded_on_the_left(list(place), device)  # [C, W]
     cache = DynamicCache()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     model = body_of(causal_lm)
@@ -203,7 +221,7 @@ def hidden_states_of_shared_prompts(
     hidden = [read.last_hidden_state[rows, -1:]]  # [B, 1, D]: what predicts the first token
     if length > 1:
         cache.batch_select_indices(rows)  # differentiable: each context's gradient is the sum over its responses
-        tokens = torch.tensor([r + [pad] * (length - len(r)) for r in responses], device=device)[:, :-1]
+        tokens = torch.tensor([r + [PAD] * (length - len(r)) for r in responses], device=device)[:, :-1]
         full = torch.cat([mask[rows], torch.ones_like(tokens)], dim=1)  # what is padded on the right is not read
         positions = mask.sum(dim=1)[rows, None] + torch.arange(length - 1, device=device)
         written = model(input_ids=tokens, attention_mask=full, position_ids=positions, past_key_values=cache)

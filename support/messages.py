@@ -11,12 +11,12 @@ Nor does a question that holds `<|im_end|>` end its message: see `encode_chat`.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import re
 import secrets
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from support.errors import UserError
@@ -98,12 +98,70 @@ def encode_chat(tokenizer, messages: list[dict[str, str]], **switches) -> list[i
     return [ids.get(token, token) for token in twin.encode(text, add_special_tokens=False).ids]
 
 
-def _render(tokenizer, messages: list[dict[str, str]], **switches):
+def _render(tokenizer, messages: list[dict], add_generation_prompt: bool = True, **switches):
+    if takes_parts(tokenizer):
+        messages = [message | {"content": _parts(message["content"])} for message in messages]
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **switches)
-    except TemplateError as error:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **switches)
+    except Exception as error:  # the template is a program, and may raise anything
         roles = " and ".join(message["role"] for message in messages)
         raise UserError(f"the model's chat template refuses messages of {roles}: {error}") from None
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def on_one_day(chat_template: str) -> str:
+    """The same chat template, for which it is always 26 July 2024, the day that Llama's own falls back to.
+
+    Some write today's date (Llama 3.2, SmolLM3, gpt-oss). A run that is resumed after midnight would have other prompts
+    than before, and the same seed other numbers. transformers takes no function for a template, but a macro in it wins.
+
+    >>> on_one_day("{{ strftime_now('%Y') }}")[-36:], on_one_day("{{ messages }}")
+    ("endmacro -%}{{ strftime_now('%Y') }}", '{{ messages }}')
+    """
+    if "strftime_now" not in chat_template:
+        return chat_template
+    day, codes = datetime.datetime(2024, 7, 26), [f"%{code}" for code in "YymdBbAaHIMSpj"]
+    filled_in = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in codes)
+    return f"{{%- macro strftime_now(layout) -%}}{{{{ layout{filled_in} }}}}{{%- endmacro -%}}{chat_template}"
+
+
+@functools.lru_cache(maxsize=8)
+def takes_parts(tokenizer) -> bool:
+    """Does the chat template want a message as a list of parts, as those of models that also see may do?
+
+    Given a string, such a template finds no part in it and leaves the question out, without a word. UserError for one
+    that leaves it out either way.
+    """
+    text, reason = "What is 7 + 9?", "it leaves the question out"
+    for parts in (False, True):
+        try:
+            question = [{"role": "user", "content": _parts(text) if parts else text}]
+            rendered = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+        except Exception as error:
+            reason, rendered = reason if parts else str(error), ""
+        if text in rendered:
+            return parts
+    raise UserError(f"the model's chat template refuses messages of user: {reason}")
+
+
+@functools.lru_cache(maxsize=8)
+def end_of_turn(tokenizer) -> int | None:
+    """The control token that the chat format writes behind a response; None if it writes none.
+
+    It may be another one than the tokenizer's and the config's end token, as in Qwen's base models. A response that
+    went on behind it would play the user's part as well.
+    """
+    conversation = [{"role": "user", "content": "7 + 9?"}, {"role": "assistant", "content": "sixteen"}]
+    try:
+        text = _render(tokenizer, conversation, add_generation_prompt=False, tokenize=False)
+    except UserError:  # a template for questions only
+        return None
+    _, response, behind = text.rpartition("sixteen")
+    token = control_tokens(tokenizer).match(behind.lstrip()) if response else None
+    return tokenizer.convert_tokens_to_ids(token.group()) if token else None
 
 
 def encode_text(tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
@@ -122,10 +180,10 @@ def count_tokens(tokenizer, text: str) -> int:
 @functools.lru_cache(maxsize=8)
 def need_system_role(tokenizer, option: str) -> None:
     """Refuse an option that puts text into a system message, if the chat template raises at one, or leaves it out."""
-    text, messages = "Be brief.", as_messages("7 + 9?", "Be brief.")
+    text = "Be brief."
     try:
-        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except TemplateError:
+        rendered = _render(tokenizer, as_messages("7 + 9?", text), tokenize=False)
+    except UserError:
         rendered = ""
     if text not in rendered:
         raise UserError(
@@ -181,3 +239,40 @@ def twin_of(tokenizer) -> tuple[Tokenizer, dict[str, str], dict[int, int]]:
     twin.no_padding()
     twin.no_truncation()
     return twin, secret_names, {twin.token_to_id(name): known for name, known in known_ids.items()}
+
+
+# -------------------------------------------------------------------------------------------- from token ids to texts
+
+# <think>, [THINK], <seed:think>, ◁think▷, and their ends
+THINKING = re.compile(r"[<\[◁](/?)(?:\w+:)?(?:think|thinking|thought)[>\]▷]", re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=8)
+def thinking_tags(tokenizer) -> dict[str, tuple[str, bool]]:
+    """{the model's token around its thinking: (<think> or </think>, is it marked as special?)}."""
+    tags = {}
+    for token in tokenizer.added_tokens_decoder.values():
+        if tag := THINKING.fullmatch(token.content):
+            tags[token.content] = (f"<{tag[1]}think>", token.special)
+    return tags
+
+
+def response_texts(tokenizer, contexts: list[list[int]], responses: list[list[int]]) -> list[str]:
+    """The responses as texts without control tokens, but with `<think>` and `</think>` around what is only thought.
+
+    An answer inside of thinking is none. So its tags must be there for whoever reads the text: also where the model
+    marks them as special, calls them otherwise, or the chat template has put the first one into the prompt.
+    """
+    tags, names = thinking_tags(tokenizer), control_tokens(tokenizer)
+    if any(special for _, special in tags.values()):
+        texts = tokenizer.batch_decode(responses)
+        texts = [names.sub(lambda name: name.group() if name.group() in tags else "", text) for text in texts]
+    else:
+        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    for name, (tag, _) in tags.items():
+        texts = [text.replace(name, tag) for text in texts]
+    if not THINKING.search(str(tokenizer.chat_template)):
+        return texts
+    openings = ("<think>", *(name for name, (tag, _) in tags.items() if tag == "<think>"))
+    prompts = [tokenizer.decode(context[-16:]).rstrip() for context in contexts]
+    return ["<think>" * prompt.endswith(openings) + text for prompt, text in zip(prompts, texts, strict=True)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from support.errors import UserError
-from support.messages import need_system_role
+from support.messages import end_of_turn, need_system_role, on_one_day
 
 
 def compute_dtype(asked: str = "auto") -> torch.dtype:
@@ -127,8 +127,19 @@ def load_base(
             f"would take their place: {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}. "
             f"Is it another kind of model than {type(base).__name__}?"
         )
+    if getattr(base, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"--model {model}: an adapter (adapter_config.json) lies beside the weights, and the new one would take "
+            "its place. Merge it into the weights (peft's merge_and_unload), or take it out of the folder"
+        )
     stop_ids = base.generation_config.eos_token_id
-    stop_ids = set(stop_ids if isinstance(stop_ids, list) else [stop_ids]) | {tokenizer.eos_token_id}
+    stop_ids = {*(stop_ids if isinstance(stop_ids, list) else [stop_ids]), tokenizer.eos_token_id}
+    stop_ids = {token for token in stop_ids | {end_of_turn(tokenizer)} if token is not None and token >= 0}
+    if not stop_ids:
+        raise UserError(
+            f"--model {model}: neither its generation_config.json nor its tokenizer nor its chat template names a "
+            "token that ends a response; set eos_token in its tokenizer_config.json"
+        )
     # A model's own generation config may hold a top-k, a top-p or a repetition penalty: rollouts sampled under those do
     # not come from the distribution whose log-probs are trained. Nothing of it is kept.
     base.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id)
@@ -138,7 +149,7 @@ def load_base(
         # gradients, for a kernel that has no backward: after one sampling the layers below would learn nothing.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return base, sorted(stop_ids - {None})
+    return base, sorted(stop_ids)
 
 
 def _first_line(error: Exception) -> str:
@@ -268,6 +279,28 @@ def refuse_if_it_overflows(model: torch.nn.Module, ids: list[int]) -> None:
             f"--model {model.config.name_or_path}: its activations overflow float16; take --dtype bfloat16, or float32 "
             "on a card without bfloat16"
         )
+
+
+@torch.no_grad()
+def refuse_if_beyond_its_positions(model: torch.nn.Module, longest: int) -> None:
+    """UserError if the longest prompt and response together are more tokens than the model has positions for.
+
+    Learned positions end there, and a run would stop at its first long response. Rotary ones go on: that is said.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not limit or longest <= limit:
+        return
+    told = (
+        f"--model {model.config.name_or_path}: {longest} tokens of prompt and response, and it knows {limit} positions"
+    )
+    tokens = torch.zeros(1, longest, dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        body_of(model.get_base_model())(input_ids=tokens, use_cache=False)
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError):
+        raise UserError(f"{told}: lower --max-prompt-tokens or --max-response-tokens") from None
+    print(f"{told}: what is beyond them it was not trained on")
 
 
 @torch.no_grad()
@@ -443,6 +476,7 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
     for line in coverage(policy.model, policy.cfg.load_in_4bit):
         print(line)
     contexts = [ids[: policy.cfg.max_prompt_tokens] for ids in contexts]  # vLLM takes no more
+    refuse_if_beyond_its_positions(policy.model, policy.cfg.max_prompt_tokens + policy.cfg.max_response_tokens)
     with or_refused(policy.cfg.model, policy.model.get_base_model()):
         refuse_if_an_adapter_is_lost(policy.model)
         refuse_if_it_overflows(policy.model, contexts[-1])
@@ -486,6 +520,8 @@ def load_tokenizer(model: str):
             f"--model {model}: its tokenizer has no chat template. Take the instruct version of the model, or put a "
             "chat_template.jinja into its folder"
         )
+    if isinstance(tokenizer.chat_template, str):  # else several by their names
+        tokenizer.chat_template = on_one_day(tokenizer.chat_template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

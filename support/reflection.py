@@ -15,13 +15,16 @@ from pathlib import Path
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
 from support.errors import UserError
+from support.messages import THINKING
 
 # "Here is the new instruction:", "Sure! A better instruction would be:", "**New instruction:**"
 _ANNOUNCED = re.compile(
     r"""\s*(?:(?:sure|certainly|of\ course|okay|ok|absolutely)\b[^\n:]{0,20}[!,.]\s*)?[*_#\s]*
     (?:(?:here(?:'s|\ is|\ are)\b|(?:the\ |an?\ |my\ )?(?:new|better|improved|revised|updated)\b)[^\n:]{0,80}
     |(?:new\ |the\ )?instructions?\s*)
-    :[*_]*[ \t]*\n*""",
+    :[*_]*[ \t]*\n*
+    |\s*\#+[ ][^\n]{0,40}(?:instruction|prompt)\b[^\n]{0,20}\n  # a heading
+    |[^\n]{0,400}\b(?:instruction|prompt)\b[^\n.]{0,60}:[*_]*[ ]*\n\s*\n  # a paragraph that leads to it""",
     re.IGNORECASE | re.VERBOSE,
 )
 # A later paragraph that speaks about the instruction, or to whoever asked for it, is no part of it.
@@ -74,13 +77,13 @@ def parse_reflection(reply: str) -> str | None:
     >>> parse_reflection("```\\nAdd one") is None, parse_reflection("<think>Perhaps\\n```\\nAdd.\\n```\\nor") is None
     (True, True)
     """
+    if THINKING.match(reply.lstrip()):  # by whatever name the model calls it
+        reply = THINKING.sub(r"<\1think>", reply, count=2)
     reply = _after_thinking(reply)
     if reply is None:
         return None
-    if "```" not in reply:
-        return _unfenced(reply) or None
-    blocks = _fenced(reply)
-    return blocks[-1] or None if blocks else None
+    text = (_fenced(reply) or [""])[-1] if "```" in reply else _unfenced(reply)
+    return text if re.search(r"\w", text) else None
 
 
 def _after_thinking(reply: str) -> str | None:
@@ -120,11 +123,11 @@ def _fenced(text: str) -> list[str] | None:
         if opening is None:
             opening, depth = marks, 1
         elif len(marks[0]) >= len(opening[0]):
-            opens_another = re.match(r"[\w+-]+[ \t]*\n|[^\s`][^\n`]*`{3,}", text[marks.end() :])
+            opens_another = re.match(r"[\w+-]+[ \t]*\r?\n|[^\s`][^\n`]*`{3,}", text[marks.end() :])
             depth += 1 if opens_another else -1
             if depth == 0:
                 content = text[opening.end() : marks.start()]
-                blocks.append(re.sub(r"\A[\w+-]*[ \t]*\n", "", content).strip())  # without the language
+                blocks.append(re.sub(r"\A[\w+-]*[ \t]*\r?\n", "", content).strip())  # without the language
                 opening = None
     return None if opening else blocks
 
@@ -140,11 +143,23 @@ def _unfenced(reply: str) -> str:
     reply = reply.strip()
     reply = reply[announced.end() :] if (announced := _ANNOUNCED.match(reply)) else reply
     adopted = []
-    for paragraph in re.split(r"\n\s*\n", reply.strip()):
-        if adopted and _ABOUT_IT.match(paragraph.strip(" *_")):
+    for paragraph in re.split(r"\n\s*\n", _unwrapped(reply.strip())):
+        if adopted and (_ABOUT_IT.match(paragraph.strip(" *_")) or not re.search(r"\w", paragraph)):
             break
         adopted.append(paragraph.strip())
     return _unquoted("\n\n".join(adopted))
+
+
+def _unwrapped(text: str) -> str:
+    """Without one pair of tags around the whole of it: <instruction>, <answer>, a box.
+
+    >>> _unwrapped("<instruction>\\nAdd.\\n</instruction>"), _unwrapped(r"\\boxed{Add.}")
+    ('Add.', 'Add.')
+    >>> _unwrapped("<b>Add</b> or <b>double</b>")
+    '<b>Add</b> or <b>double</b>'
+    """
+    whole = re.fullmatch(r"<([\w-]+)>((?:(?!</?\1>).)*)</\1>|\\boxed\{([^{}]*)\}", text, re.DOTALL)
+    return (whole[2] or whole[3] or "").strip() if whole else text
 
 
 def _unquoted(text: str) -> str:

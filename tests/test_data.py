@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import gepa_loop
 import grpo
+import p2o
+import verify
 from support import data, messages
 from support.data import load_questions
 from support.errors import UserError
@@ -140,6 +142,10 @@ def test_parquet_and_jsonl_of_ones_own_are_the_same(tmp_path):
         ("", "holds no questions"),
         ('{"question": "a", "answer": 1}\n{"question"', "line 2: not JSON"),
         ("[1]", "line 1: no field `question`"),
+        (
+            '{"question": "a", "answer": 1, "answer": 2}',
+            "line 1: JSON that cannot be read \\(`answer` stands there twice",
+        ),
         ('{"id": 1, "question": "a", "answer": 1}\n{"id": 1, "question": "b", "answer": 1}', "the same `id`"),
     ],
 )
@@ -215,6 +221,24 @@ def test_an_empty_answer_is_allowed_where_a_reward_of_ones_own_looks_elsewhere(t
     assert load_questions(path, empty_answers=True)[0].reference == ""
     with pytest.raises(UserError, match="is null"):
         load_questions(write(tmp_path / "mine.jsonl", [GOOD | {"answer": None}]), empty_answers=True)
+
+
+def test_what_is_trained_twice_or_held_out_as_well_is_said(tmp_path, capsys):
+    rows = [GOOD, GOOD, {"question": "1, 1", "answer": "2"}]
+    odd = [*rows, {"question": "3, 4 ", "answer": "8"}]
+    for train, said in (
+        (rows, []),
+        (odd, ["a training question stands there twice, with different answers: 7", "(odd-4)"]),
+    ):
+        files = [
+            write(tmp_path / f"{name}.jsonl", r) for name, r in (("odd", train), ("other", [GOOD | {"question": "5"}]))
+        ]
+        cfg = p2o.Config(train_data=files[0], eval_data=(files[1],))
+        data.load_data(cfg, lambda references: [])
+        printed = capsys.readouterr().out
+        assert all(text in printed for text in said) and bool(said) == bool(printed)
+    data.load_data(p2o.Config(train_data=files[0], eval_data=(files[0],)), lambda references: [])
+    assert "odd: 4 of 4 held-out questions are trained, too" in capsys.readouterr().out
 
 
 def test_a_missing_id_is_numbered(tmp_path):
@@ -521,6 +545,86 @@ def test_a_chat_template_that_refuses_a_message_is_quoted_in_one_line():
     fast.chat_template = "{{ raise_exception('only cats') }}"
     with pytest.raises(UserError, match="the model's chat template refuses messages of user: only cats"):
         encode_chat(fast, user("7?"))
+
+
+PARTS = CHAT_TEMPLATE.replace("{{ m.content | trim }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
+
+
+def test_a_chat_template_that_wants_parts_gets_parts():
+    """As LLaVA's: it looks for the parts of type text, and in a string it would find none."""
+    plain, parts = (chat_of(byte_level(), template) for template in (CHAT_TEMPLATE, PARTS))
+    for messages_ in (user("What is 2 + 2?"), user(HOSTILE), [{"role": "system", "content": "Be brief."}, *user("7?")]):
+        assert encode_chat(parts, messages_) == encode_chat(plain, messages_)
+    messages.need_system_role(parts, "--system-prompt")
+
+
+@pytest.mark.parametrize(
+    "template, reason",
+    [
+        ("{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}", "it leaves the question out"),
+        ("", "it leaves the question out"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate"),
+        ({"rag": CHAT_TEMPLATE, "tool_use": CHAT_TEMPLATE}, "no default"),
+    ],
+)
+def test_a_chat_template_without_the_question_is_refused_in_one_line(template, reason):
+    with pytest.raises(UserError, match=f"chat template refuses messages of user: .*{reason}") as refusal:
+        encode_chat(chat_of(byte_level(), template), user("What is 2 + 2?"))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "template, name",
+    [
+        (CHAT_TEMPLATE, "<|im_end|>"),
+        (PARTS, "<|im_end|>"),
+        (CHAT_TEMPLATE.replace("<|im_end|>", " <|im_end|>"), "<|im_end|>"),
+        ("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", None),
+        ("<|im_start|>{{ messages[0].content }}", None),
+        ("{% if messages[1] %}{{ raise_exception('one question') }}{% endif %}{{ messages[0].content }}", None),
+    ],
+)
+def test_the_token_behind_a_response_is_read_from_the_chat_template(template, name):
+    tokenizer = chat_of(byte_level(), template)
+    assert messages.end_of_turn(tokenizer) == (name and tokenizer.convert_tokens_to_ids(name))
+
+
+def test_a_chat_template_that_writes_the_date_writes_the_same_one_every_day():
+    inner = "{% macro head() %}Today: {{ strftime_now('%d %b %Y, %B %d, %Y-%m-%d') }}\n{% endmacro %}{{ head() }}"
+    tokenizer = chat_of(byte_level(), messages.on_one_day(inner + CHAT_TEMPLATE))
+    assert tokenizer.decode(encode_chat(tokenizer, user("7?"))).startswith("Today: 26 Jul 2024, July 26, 2024-07-26\n<")
+
+
+def chat_of(core, template):
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>")
+    fast.chat_template = template
+    return fast
+
+
+@pytest.mark.parametrize(
+    "opening, closing", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷")]
+)
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("in_prompt", [False, True])
+def test_what_is_thought_keeps_its_tags_in_the_text_of_a_response(opening, closing, special, in_prompt):
+    """Otherwise a box in thinking would be the answer: of a response that was cut off while it thought, for example."""
+    core = byte_level_without_names()
+    core.add_special_tokens([AddedToken(name, normalized=False) for name in ["<|pad|>", *NAMES]])
+    core.add_tokens([AddedToken(name, normalized=False, special=special) for name in (opening, closing)])
+    tokenizer = chat_of(core, CHAT_TEMPLATE + in_prompt * f"{{% if add_generation_prompt %}}{opening}\n{{% endif %}}")
+    context = encode_chat(tokenizer, user("What is 2 + 2?"))
+    begun = "" if in_prompt else opening
+    written = [f"{begun}5? \\boxed{{5}}{closing}\\boxed{{4}}<|im_end|>", f"{begun}4? \\boxed{{4}}, or rather"]
+    responses = [tokenizer(text, add_special_tokens=False).input_ids for text in written]
+    texts = messages.response_texts(tokenizer, [context] * 2, responses)
+    assert texts == ["<think>5? \\boxed{5}</think>\\boxed{4}", "<think>4? \\boxed{4}, or rather"]
+    assert [verify.grade(text, "4").reward for text in texts] == [1, 0]
+
+
+def test_a_response_without_thinking_is_decoded_as_ever(tokenizer):
+    context = encode_chat(tokenizer, user("What is 2 + 2?"))
+    ids = tokenizer("The answer is four.<|im_end|>", add_special_tokens=False).input_ids
+    assert messages.response_texts(tokenizer, [context], [ids]) == [tokenizer.decode(ids, skip_special_tokens=True)]
 
 
 def test_a_text_of_its_own_is_text_too(tiny_policy):

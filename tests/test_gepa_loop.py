@@ -123,6 +123,8 @@ def test_nothing_solved_means_the_next_epoch_runs_bare():
         ("```Do it.``` That is all.", "Do it."),
         ("```\nDo it.```", "Do it."),
         ("```\r\nDo it.\r\n```", "Do it."),
+        ("```text\r\nDo it.\r\n```", "Do it."),
+        ("```\n...\n```", None),
         ("The old one was\n```\nOld text.\n```\nBetter:\n```\nDo it.\n```", "Do it."),  # the last block
         ("Old:\n```\nOld text.\n```\nNew:\n```\nDo it and", None),  # it is not complete
         ("```\nDo it", None),
@@ -148,6 +150,9 @@ def test_of_a_reply_with_fences_the_last_complete_block_is_adopted(reply, expect
         ("```\nDo it.\n```\n<think>or rather", None),
         ("<think>maybe", None),
         ("```\nThink between <think> and </think>.\n```", "Think between <think> and </think>."),
+        ("<thinking>no</thinking>\n\nDo it.", "Do it."),
+        ("[THINK]```no```[/THINK]```\nThink in <thinking> tags.\n```", "Think in <thinking> tags."),
+        ("<thinking>maybe", None),
     ],
 )
 def test_what_a_model_thought_is_no_instruction(reply, expected):
@@ -168,6 +173,12 @@ def test_what_a_model_thought_is_no_instruction(reply, expected):
         ('Write "sum" before each "total"', 'Write "sum" before each "total"'),
         ("Here is the new instruction:", None),
         ("Do it.\n\nI hope this helps!", "Do it."),
+        ("Do it.\n\n---\n\nThis prompt is clearer.", "Do it."),
+        ("### Improved Instruction\n\nDo it.", "Do it."),
+        ("The sums were wrong. A better instruction would be:\n\nDo it.", "Do it."),
+        ("<instruction>\nDo it.\n\nTwice.\n</instruction>", "Do it.\n\nTwice."),
+        ("\\boxed{Do it.}", "Do it."),
+        ("Follow the instruction: add.", "Follow the instruction: add."),
         ('""', None),
         (" \n", None),
         ("", None),

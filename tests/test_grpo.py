@@ -92,6 +92,13 @@ def test_advantages_of_a_group_sum_to_zero_and_vanish_when_all_agree(rewards):
     assert (advantages == 0).all() == (len(set(rewards)) == 1)
 
 
+@pytest.mark.parametrize("reward", [0.1, 1000.1, 12345.678])
+@pytest.mark.parametrize("size", [3, 6, 7, 16])
+def test_equal_rewards_that_are_no_round_numbers_give_no_advantage(reward, size):
+    """As those of a --reward of one's own may be: the mean is rounded, and dividing by std would blow the rest up."""
+    assert not grpo.group_advantages(TENSOR([reward] * size), size).any()
+
+
 def test_advantages_compare_within_groups_and_not_across():
     advantages = grpo.group_advantages(TENSOR([1.0, 1.0, 0.0, 0.0]), 2)
     assert advantages.tolist() == [0, 0, 0, 0]
@@ -101,6 +108,16 @@ def test_advantages_compare_within_groups_and_not_across():
 def test_advantages_refuse_what_is_no_group(rewards, size):
     with pytest.raises(ValueError, match="do not make groups"):
         grpo.group_advantages(torch.zeros(rewards), size)
+
+
+@pytest.mark.parametrize("aggregation", get_args(grpo.Aggregation))
+@pytest.mark.parametrize("rubbish", [math.nan, -math.inf])
+def test_what_stands_in_the_padding_counts_for_nothing(aggregation, rubbish):
+    logprobs, mask = TENSOR([[-1.0, -2.0], [-1.0, rubbish]]), TENSOR([[1.0, 1.0], [1.0, 0.0]])
+    old = TENSOR([[-1.5, -1.5], [-1.5, rubbish]])
+    found = grpo.policy_loss(logprobs, old, TENSOR([1.0, -1.0]), mask, aggregation=aggregation)
+    logprobs[1, 1] = old[1, 1] = 0.0
+    assert found == grpo.policy_loss(logprobs, old, TENSOR([1.0, -1.0]), mask, aggregation=aggregation)
 
 
 def test_aggregation_refuses_an_unknown_name():

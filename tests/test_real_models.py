@@ -10,6 +10,7 @@ import sys
 import tempfile
 import weakref
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import gepa_loop
@@ -400,6 +409,66 @@ def test_chat_templates_are_used_as_they_are(qwen3, tmp_path):
     )
     with pytest.raises(UserError, match="no chat template.*chat_template.jinja"):
         load(make_model(tmp_path / "base-model", chat_template=None))
+
+
+def edit_json(file, **changes):
+    """Set entries of a JSON file; None takes one out."""
+    entries = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in entries.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    "tokenizer_says, ends_say, stop_ids",
+    [
+        ({"pad_token": None, "eos_token": None}, {}, [2]),  # only the chat format ends a turn
+        ({"eos_token": "<|endoftext|>"}, {"eos_token_id": 0}, [0, 2]),  # as Qwen's base models
+        ({"model_input_names": ["input_ids"]}, {"eos_token_id": [2, -1]}, [2]),
+        ({"pad_token": "<|beyond|>", "extra_special_tokens": ["<|beyond|>"]}, {"eos_token_id": 2}, [2]),
+    ],
+)
+def test_odd_tokenizers_sample_and_stop_as_the_plain_one(qwen3, tmp_path, tokenizer_says, ends_say, stop_ids):
+    """Without a padding token, with one beyond the embeddings, without a mask, without the chat format's own end."""
+    folder = Path(make_model(tmp_path, vocab_size=len(make_tokenizer())))
+    edit_json(folder / "tokenizer_config.json", **tokenizer_says)
+    (folder / "generation_config.json").write_text(json.dumps(ends_say))
+    odd, plain = load(str(folder)), load(make_model(tmp_path / "plain", vocab_size=len(make_tokenizer())))
+    assert odd.stop_ids == stop_ids
+    plain.stop_ids = stop_ids
+    contexts = [grpo.chat_ids(plain, question) for question in ("2 + 2?", "And what is 2 + 2 + 2?")] * 2
+    assert [grpo.chat_ids(odd, question) for question in ("2 + 2?", "And what is 2 + 2 + 2?")] * 2 == contexts
+    assert grpo.sample(odd, contexts, seed=0) == grpo.sample(plain, contexts, seed=0)
+
+
+def test_a_model_that_nothing_ends_is_refused(tmp_path):
+    folder = Path(make_model(tmp_path, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"))
+    edit_json(folder / "tokenizer_config.json", eos_token=None)
+    (folder / "generation_config.json").write_text("{}")
+    with pytest.raises(UserError, match="names a token that ends a response"):
+        load(str(folder))
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path):
+    """transformers loads it with the model, and the fresh adapter would take its place without a word."""
+    folder = make_model(tmp_path)
+    checkpoint.save_adapter(load(folder).model, tmp_path)
+    with pytest.raises(UserError, match="an adapter .* lies beside the weights"):
+        load(folder)
+
+
+@pytest.mark.parametrize("family, learned", [("gpt2", True), ("llama", False)])
+def test_more_tokens_than_positions_are_refused_where_they_are_learned_and_told_elsewhere(
+    tmp_path, family, learned, capsys, monkeypatch
+):
+    monkeypatch.setitem(CONFIGS, "gpt2", GPT2Config)
+    folder = make_model(tmp_path, family, max_position_embeddings=70)
+    load(folder, max_prompt_tokens=58)
+    assert "positions" not in capsys.readouterr().out
+    if learned:
+        with pytest.raises(UserError, match="71 tokens of prompt and response, and it knows 70 positions: lower --max"):
+            load(folder, max_prompt_tokens=59)
+    else:
+        load(folder, max_prompt_tokens=59)
+        assert "71 tokens of prompt and response, and it knows 70 positions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family, sliding", [("gemma3", {}), ("qwen3", {"use_sliding_window": True})])

@@ -9,6 +9,7 @@ Most answers of a training run are decided here. Where `quick` says None, `suppo
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -188,6 +189,22 @@ def _named(text: str) -> tuple[str, str]:
     ), value.strip()
 
 
+def _exact_part(answer: str, reference: str) -> str:
+    r"""What stands left of `\approx`, where the reference is no decimal: 2\pi \approx 6.28 says 2\pi.
+
+    >>> _exact_part(r"2\pi \approx 6.28", r"2\pi"), _exact_part(r"x \approx 5", "5")
+    ('2\\pi ', 'x \\approx 5')
+    >>> _exact_part(r"\pi \approx 3.1", "3.1")
+    '\\pi \\approx 3.1'
+    """
+    exact, sign, _ = answer.partition(r"\approx")
+    if not sign or r"\approx" in reference:
+        return answer
+    asked, said = number(reference), number(exact.strip())
+    fraction = asked and said and not asked.decimals and not said.decimals
+    return exact if fraction or not asked else answer
+
+
 def unnamed(answer: str, reference: str) -> tuple[str, str]:
     r"""Both without what stands left of `=`, where only one has a name or both have the same.
 
@@ -201,6 +218,7 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
         drop_modulus = any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other))
     if drop_modulus:
         answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
+    answer = _exact_part(answer, reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
     if name and target_name:
@@ -224,11 +242,19 @@ def _unworked(answer: str, reference: str) -> bool:
 
 
 def _rounded(match: re.Match) -> str:
-    """0.30000000000000004 -> 0.3; the same text if it is not how a float with noise in its last digits is printed."""
+    """0.30000000000000004 and, of a float of 32 bits, 3.299999952316284 -> 0.3 and 3.3; any other text as it is."""
     digits = match[0]
-    short = f"{float(digits):.12g}"
-    is_noise = 16 <= len(digits.replace(".", "").lstrip("0")) <= 17
-    return short if is_noise and abs(float(short) - float(digits)) <= 1e-15 * float(digits) else digits
+    value, is_long = float(digits), 16 <= len(digits.replace(".", "").lstrip("0")) <= 17
+    short = f"{value:.12g}"
+    if is_long and abs(float(short) - value) <= 1e-15 * value:
+        return short
+    if value < 1e30 and _in_32_bits(value) == value and Fraction(value) != Fraction(digits):
+        return next(short for n in range(6, 10) if _in_32_bits(float(short := f"{value:.{n}g}")) == value)
+    return digits
+
+
+def _in_32_bits(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def _without_noise(text: str) -> str:
@@ -238,8 +264,8 @@ def _without_noise(text: str) -> str:
 def bare(answer: str, reference: str) -> tuple[str, str] | None:
     """Two tidy answers without names, words that they share and a float's noise; None if their units differ.
 
-    >>> bare("3.3", "3.3000000000000003"), bare("0.333", "0.3333333333333333")
-    (('3.3', '3.3'), ('0.333', '0.3333333333333333'))
+    >>> bare("3.3", "3.3000000000000003"), bare("0.333", "0.3333333333333333"), bare("3.3", "3.299999952316284")
+    (('3.3', '3.3'), ('0.333', '0.3333333333333333'), ('3.3', '3.3'))
     """
     if (exact := _without_noise(reference)) != reference:  # a reference that a program has computed
         answer, reference = _without_noise(answer), exact
@@ -264,6 +290,9 @@ def quick(answer: str, reference: str) -> bool | None:
     """The verdict where text, numbers and words can tell, else None."""
     if (one := _money(answer)) and (other := _money(reference)) and not one & other:
         return False
+    for share, other in ((answer, reference), (reference, answer)):
+        if _PERCENT.search(tidy(share)) and (_money(other) or split(tidy(other)).unit):
+            return False  # 5% is neither $5 nor 5 cm
     if canonical(answer) == canonical(reference):
         return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
     if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):

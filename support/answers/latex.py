@@ -121,7 +121,14 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),
     (r"([=<>][^=<>]*?)\\(?:land|wedge)(?![a-zA-Z])", r"\1\\text{ and }", r"x=1\land y=2", r"x=1\text{ and } y=2"),
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
+    (r"^ ?\*\*([^*]+)\*\* ?$", r"\1", "**5**", "5"),  # bold, in Markdown
     (r"\*\*", "^", "x**2", "x^2"),
+    (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
+    (r"(\[|\() ?([^][(),]+),([^][(),]+)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
+    (r"\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
+     lambda match: f"({match[1]},{match[2]}{match[4] or ')'}", "]1,2[", "(1,2)"),
+    (rf"{_TEXT_OPEN}(?:DNE|does not exist)\.?{_TEXT_CLOSE}", r"\\text{does not exist}", "DNE",
+     r"\text{does not exist}"),
     (r"\\varphi(?![a-zA-Z])", r"\\phi", r"\varphi", r"\phi"),
     (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus", r"A\backslash B", r"A\setminus B"),
     (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?|(?<=\d\.)\((\d+)\)", r"\\overline{\1\2\3\4}", r"0.\dot{2}\dot{7}",
