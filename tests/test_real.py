@@ -148,7 +148,8 @@ def test_a_resumed_run_is_the_same_run(smollm2, tmp_path):
     small.write_text("".join((ROOT / "real" / "train.jsonl").read_text().splitlines(True)[:4]))
     words = [
         "--train-data", str(small), "--eval-data", str(small), "--epochs", "2", "--group-size", "2",
-        "--questions-per-batch", "4", "--questions-per-update", "2", "--max-response-tokens", "8", "--warmup", "0",
+        "--questions-per-batch", "4", "--questions-per-update", "2", "--max-response-tokens", "8",
+        "--warmup", "0", "--decay", "0",  # both go by the length of the run, and the stopped one has another
         "--hard-set-min", "4", "--gepa-dev-size", "2", "--gepa-budget", "8", "--reflection-tokens", "16",
         "--runs", str(tmp_path), "--reward", f"{tmp_path / 'rule.py'}:vowels", "--no-sampled-eval", "--threads", "1",
     ]  # fmt: skip
