@@ -12,7 +12,7 @@ demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a re
 real: .venv/real-installed  ## the same on a real language model, SmolLM2-135M (REAL="--short" takes a few minutes)
 	$(PY) real/demo.py $(REAL)
 
-test: .venv/installed  ## the whole test suite (no network, no GPU)
+test: .venv/installed  ## the tests (no network, no GPU), but for those of the three targets below
 	$(PY) -m pytest
 
 test-families: .venv/installed  ## every family of models in docs/models.md (two minutes); `make test` takes the quick ones

@@ -168,8 +168,8 @@ def group_advantages(
     groups = rewards.view(-1, group_size)  # [B / G, G]
     # The mean over dim 1 compares a rollout with its own question's rollouts. Over dim 0, or over the whole batch, an
     # easy question would always look good and a hard one always bad.
-    # The mean of equal rewards may be rounded: that of six times 1000.1 is. What is left is tiny, but so is its standard
-    # deviation, and divided by it a group without any contrast would look like six successes.
+    # The mean of equal rewards may be rounded: that of six times 1000.1 is. What is left is tiny, but so is its
+    # standard deviation, and divided by it a group without any contrast would look like six successes.
     all_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # [B / G, 1]
     centred = (groups - groups.mean(dim=1, keepdim=True)).masked_fill(all_equal, 0.0)
     if scale_by_std:

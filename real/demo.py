@@ -5,7 +5,7 @@
     python real/demo.py --epochs 3      any option of `p2o.py --help`; it wins over those below
 
 The questions are everyday ones. The verifier wants those that begin with "How" answered in Spanish and those that begin
-with "Why" in another language, and the prompt tells neither (real/rules.py). The bare model answers in English.
+with "Why" in German, and the prompt tells neither (real/rules.py). The bare model answers in English.
 """
 
 from __future__ import annotations

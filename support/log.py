@@ -21,7 +21,7 @@ SHOWN_TOKENS = 500  # of each transcript come with their log-probs; its whole te
 MAX_FAMILIES = 24  # a column with more values than that does not sort questions into families
 MAX_BAD_UPDATES = 3  # in a row, without a finite gradient
 MAX_SMALL_CONTRAST = 0.1  # of the groups, in which rewards differ, but by less than 0.5
-MAX_MISMATCH = 0.1  # nats, mean over tokens: in bf16 a single token may differ by more than 1, the mean hardly by 0.02
+MAX_MISMATCH = 0.1  # nats, mean over tokens: 0.03 to 0.05 in bf16 (docs/gpu.md); a single token may exceed 1
 
 
 class RunLog:

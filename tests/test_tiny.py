@@ -239,7 +239,7 @@ def test_two_hints_together_solve_nothing_in_the_divided_world(base, family):
 @pytest.mark.parametrize("world", [DIVIDED], ids=["divided"])
 @pytest.mark.parametrize("family, heeded", [("total", True), ("binary", False), ("chain", False), ("clock", True)])
 def test_a_hint_as_a_system_message_reaches_two_families_of_the_divided_world(base, family, heeded):
-    """Nobody taught that: no text of either world has a system message. docs/variants.md says it of --gepa-system."""
+    """Nobody taught that: no text of either world has a system message. docs/results.md says it of --gepa-system."""
     share = solved(base, held_out("hard", family), as_template({"system": FAMILIES[family].hints[0], "template": ""}))
     assert share >= 0.7 if heeded else share <= 0.05
 

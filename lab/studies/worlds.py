@@ -1,7 +1,7 @@
 """What the studies run on: question files, tiny models with a dial turned, and functions that know too much.
 
     python lab/studies/worlds.py questions   # runs/worlds/selection.jsonl, selection-held-out.jsonl, pattern.jsonl, ...
-    python lab/studies/worlds.py models      # runs/dials/: two minutes of one core for each of the twelve models
+    python lab/studies/worlds.py models      # runs/dials/: two minutes of one core for each of the thirteen models
 
 Question files, drawn from a fixed seed:
 
