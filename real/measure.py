@@ -4,6 +4,7 @@
     python real/measure.py reflections                  how often does a reflection name the rule?
     python real/measure.py reflections --prompt ""      the same with the prompt that large models get
     python real/measure.py mask runs/real/p2o           which tokens of a run's transcripts would the ratio mask cut?
+    python real/measure.py line                         who wins at which bare rate? The picture of real-line.toml
 
 A rule that the bare model keeps now and then is one that GRPO finds by itself; one that it does not keep when told
 either is one that no template unlocks. All bare responses are sampled once and judged by every rule.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 import time
 from collections import Counter
@@ -21,6 +23,7 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "lab" / "results"
 sys.path.insert(0, str(ROOT))
 
 import gepa_loop  # noqa: E402
@@ -28,6 +31,7 @@ import grpo  # noqa: E402
 from real import rules as known  # noqa: E402
 from support.data import load_questions  # noqa: E402
 from support.reflection import parse_reflection, read_wording  # noqa: E402
+from tools import compare  # noqa: E402
 
 
 def rules(
@@ -56,24 +60,24 @@ def rules(
     policy, asked = grpo.load_policy(cfg), load_questions(data)
     asked = asked[: questions or None]
 
-    def rates(template: str, count: int, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-        pairs = [question for question in asked for _ in range(count)]
-        drawn = grpo.respond(policy, [gepa_loop.apply_template(template, q.text) for q in pairs], seed=0)
-        verdicts = {
-            name: [known.RULES[name](s.text, q)[0] for s, q in zip(drawn, pairs, strict=True)] for name in names
-        }
-        return {name: (int(sum(rewards)), len(rewards)) for name, rewards in verdicts.items()}
-
     command = f"python real/measure.py {' '.join(sys.argv[1:])}"
     started, found = time.time(), {"command": command, "temperature": temperature, "response_tokens": response_tokens}
-    bare = rates("", samples, names)
+    bare = kept_by(policy, asked, "", samples, names)
     print(f"{'rule':12} {'bare':>16} {'told':>16}   ({time.time() - started:.0f} s for the bare responses)")
     for name in names:
-        kept, told = bare[name], rates(known.TOLD[name], told_samples, (name,))[name]
+        kept, told = bare[name], kept_by(policy, asked, known.TOLD[name], told_samples, (name,))[name]
         found[name] = {"bare": kept, "told": told, "template": known.TOLD[name]}
         print(f"{name:12} {share(*kept):>16} {share(*told):>16}", flush=True)
     if out:
         Path(out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def kept_by(policy, asked: list, template: str, samples: int, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """{rule: (responses that keep it, all responses)}, `samples` to each question under the template."""
+    pairs = [question for question in asked for _ in range(samples)]
+    drawn = grpo.respond(policy, [gepa_loop.apply_template(template, q.text) for q in pairs], seed=0)
+    verdicts = {name: [known.RULES[name](s.text, q)[0] for s, q in zip(drawn, pairs, strict=True)] for name in names}
+    return {name: (int(sum(rewards)), len(rewards)) for name, rewards in verdicts.items()}
 
 
 def share(kept: int, count: int) -> str:
@@ -149,5 +153,63 @@ def mask(run: tyro.conf.Positional[Path], ratio_min: float = 0.01, ratio_max: fl
         print(f"{name:8} below {ratio_min}: {low}, above {ratio_max}: {high}")
 
 
+def line(samples: int = 5, results: Path = RESULTS / "studies.json", picture: Path = RESULTS / "real-line.png") -> None:
+    """Who wins at which bare rate? Each rule's bare rate, measured anew, beside what the study real-line.toml gave.
+
+    Its variants are called "rule: method". Two numbers for each run: the sampled accuracy on held-out questions at the
+    end, and its mean on the way to as many responses as all runs have spent, GEPA's included.
+
+    Args:
+        samples: Bare responses to each training question.
+        results: Where the study has put its results.
+        picture: The PNG file to be written.
+    """
+    record = json.loads(results.read_text(encoding="utf-8"))["real-line"]
+    runs = {tuple(name.split(": ")): of for name, of in record["results"].items() if of}
+    options = next(iter(record["options"].values()))
+    cfg = grpo.PolicyConfig(
+        model=options["model"], temperature=options["temperature"], max_response_tokens=options["max_response_tokens"],
+        threads=1, sample_batch=160,
+    )  # fmt: skip
+    names = tuple(dict.fromkeys(rule for rule, _ in runs))
+    bare = kept_by(grpo.load_policy(cfg), load_questions(options["train_data"]), "", samples, names)
+    names = sorted(names, key=bare.get)
+    budget = compare.shared_budget(record["results"])
+    curves = {key: [compare.curve_of(run, "held-out, sampled") for run in of] for key, of in runs.items()}
+    numbers = {
+        "at the end": {key: [curve[-1][1] for curve in of] for key, of in curves.items()},
+        f"mean on the way to {budget:,} responses": {
+            key: [compare.area(curve, budget) for curve in of] for key, of in curves.items()
+        },
+    }
+    for what, values in numbers.items():
+        print(what)
+        for name in names:
+            means = [f"{method} {statistics.fmean(values[name, method]):.2f}" for method in ("GRPO", "P2O")]
+            print(f"    {name:12} bare {share(*bare[name]):>14}   {', '.join(means)}")
+    draw_line(numbers, {name: share(*bare[name]) for name in names}, picture)
+
+
+def draw_line(numbers: dict, rates: dict[str, str], picture: Path) -> None:
+    """A panel for each number; in it each rule has a place, by its bare rate: a dot a run, a line through the means."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axis, (what, values) in zip(figure.subplots(1, len(numbers), sharey=True), numbers.items(), strict=True):
+        for method, colour, shift in (("GRPO", "#d95f02", -0.06), ("P2O", "#1b9e77", 0.06)):
+            places = [place + shift for place in range(len(rates))]
+            for place, rule in zip(places, rates, strict=True):
+                axis.plot([place] * len(values[rule, method]), values[rule, method], "o", color=colour, alpha=0.35)
+            means = [statistics.fmean(values[rule, method]) for rule in rates]
+            axis.plot(places, means, "D-", color=colour, label=method.replace("P2O", "P²O"))
+        axis.set_title(what, fontsize=10)
+        axis.set(ylim=(-0.04, 1.04), xticks=range(len(rates)), xticklabels=[f"{r}\n{of}" for r, of in rates.items()])
+        axis.grid(axis="y", alpha=0.25)
+    figure.axes[0].legend()
+    figure.supylabel("accuracy, held out, bare, sampled", fontsize=9)
+    figure.supxlabel("rule, and how often the untrained model keeps it", fontsize=9)
+    figure.savefig(picture, dpi=110)
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"rules": rules, "reflections": reflections, "mask": mask})
+    tyro.extras.subcommand_cli_from_dict({"rules": rules, "reflections": reflections, "mask": mask, "line": line})

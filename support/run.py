@@ -18,6 +18,7 @@ from support.data import Question, digest
 from support.errors import UserError
 from support.log import RunLog, start_tracker
 from support.pretrained import fingerprint
+from support.seams import SEAMS
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"
 # Where a run and its inputs are is no part of what it computes. What the inputs hold is, and that is in inputs.json.
@@ -92,11 +93,14 @@ class Run(RunLog):
 
     def _compare_inputs(self, data: dict[str, str]) -> None:
         """A digest of all that goes in, which is kept beside the run; a resumed run is refused if it has changed."""
-        file, self.inputs = self.folder / "inputs.json", {"base_model": self.fingerprint, "data": data}
+        file = self.folder / "inputs.json"
+        self.inputs = {"base_model": self.fingerprint, "data": data, "files": files_of(self.cfg)}
         if self.cfg.resume and file.exists():
             known = json.loads(file.read_text(encoding="utf-8"))
             names = [name for name in known["data"] | data if known["data"].get(name) != data.get(name)]
             changed = [f"other questions in {name}" for name in names]
+            edited = known.get("files", {}).items() - self.inputs["files"].items()
+            changed += [f"an edited file of --{name.replace('_', '-')}" for name, _ in sorted(edited)]
             if known["base_model"] != self.fingerprint:
                 changed += [f"{self.cfg.model} is another base model"]
             if changed and not self.cfg.allow_changes:
@@ -205,6 +209,13 @@ class Run(RunLog):
 def recorded(cfg) -> dict:
     """The settings that config.json keeps: everything but how the command was given."""
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("resume", "allow_changes")}
+
+
+def files_of(cfg) -> dict[str, str]:
+    """{option: digest of its file}, of the files of the user's own that options name: edited, they make another run."""
+    files = {seam: getattr(cfg, seam).rpartition(":")[0] for seam in SEAMS}  # "" for a variant of ours
+    files["reflection_prompt"] = cfg.reflection_prompt
+    return {option: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for option, file in files.items() if file}
 
 
 def settings_of(cfg, but: tuple[str, ...]) -> dict:

@@ -214,6 +214,19 @@ def test_a_run_does_not_go_on_with_other_data_unless_that_is_allowed(interrupted
     assert {file: file.read_bytes() for file in interrupted.folder.rglob("*") if file.is_file()} == kept
 
 
+def test_a_run_does_not_go_on_with_an_edited_function_of_the_users_own(cfg, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(response, question):\n    return float('7' in response), 'A seven, please.'\n")
+    mine = dataclasses.replace(cfg, reward=f"{file}:mine")
+    p2o.train(mine)
+    resumed = dataclasses.replace(mine, resume=True)
+    file.write_text(file.read_text().replace("7", "8"))
+    with pytest.raises(UserError, match="--resume: .*: an edited file of --reward. Give") as refusal:
+        p2o.train(resumed)
+    assert "--allow-changes" in str(refusal.value)
+    p2o.train(dataclasses.replace(resumed, allow_changes=True))
+
+
 def test_a_run_that_goes_on_with_other_data_samples_anew_and_forgets_the_questions_that_are_gone(cfg, capsys):
     p2o.train(cfg)
     rewritten(cfg.train_data, lambda lines: lines[4:])
