@@ -1,6 +1,6 @@
 """`python p2o.py fit`: what a run will need of the card's memory and how long it will take; and what to lower.
 
-Estimates from the architecture alone, before anything is loaded. tests/test_fit.py holds the memory of training to a
+Estimates from the architecture alone, before anything is loaded. tests/test_card.py holds the memory of training to a
 count of every tensor that the real architectures' passes make, and to measured peaks of small models on a CPU. The
 hours of scoring and updates, and of sampling by transformers, rest on rates that were measured on one H200
 (lab/results/gpu.json) and are scaled to other cards by what their data sheets say. Sampling by vLLM rests on data
@@ -29,7 +29,7 @@ CARDS = {
     "T4": (320, 65), "RTX 3090": (936, 71), "RTX 4090": (1008, 165), "RTX 5090": (1792, 210), "L4": (300, 121),
     "A10": (600, 125), "A100": (1555, 312), "H100": (3350, 989), "H200": (4800, 989),
 }  # fmt: skip
-# Measured on an H200 with Qwen3-4B in NF4, while another job ran beside it (lab/results/gpu.json; tests/test_fit.py
+# Measured on an H200 with Qwen3-4B in NF4, while another job ran beside it (lab/results/gpu.json; tests/test_card.py
 # holds these numbers to that file). Other cards: the same share of their arithmetic, and the same launches.
 ARITHMETIC_USED = 0.20  # scoring and update, of the data sheet's peak
 # Of each token that transformers samples, for each layer: launching kernels, Python. Measured before steps were
