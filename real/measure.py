@@ -165,29 +165,35 @@ def line(samples: int = 5, results: Path = RESULTS / "studies.json", picture: Pa
         picture: The PNG file to be written.
     """
     record = json.loads(results.read_text(encoding="utf-8"))["real-line"]
-    runs = {tuple(name.split(": ")): of for name, of in record["results"].items() if of}
+    numbers = figures_of(record["results"])
     options = next(iter(record["options"].values()))
-    cfg = grpo.PolicyConfig(
-        model=options["model"], temperature=options["temperature"], max_response_tokens=options["max_response_tokens"],
-        threads=1, sample_batch=160,
-    )  # fmt: skip
-    names = tuple(dict.fromkeys(rule for rule, _ in runs))
-    bare = kept_by(grpo.load_policy(cfg), load_questions(options["train_data"]), "", samples, names)
-    names = sorted(names, key=bare.get)
-    budget = compare.shared_budget(record["results"])
-    curves = {key: [compare.curve_of(run, "held-out, sampled") for run in of] for key, of in runs.items()}
-    numbers = {
+    sampling = {name: options[name] for name in ("model", "temperature", "max_response_tokens")}
+    policy = grpo.load_policy(grpo.PolicyConfig(**sampling, threads=1, sample_batch=160))
+    names = tuple(dict.fromkeys(rule for rule, _ in next(iter(numbers.values()))))
+    bare = kept_by(policy, load_questions(options["train_data"]), "", samples, names)
+    rates = {name: share(*bare[name]) for name in sorted(names, key=bare.get)}
+    for what, values in numbers.items():
+        print(what)
+        for name, rate in rates.items():
+            means = [f"{method} {statistics.fmean(values[name, method]):.2f}" for method in ("GRPO", "P2O")]
+            print(f"    {name:12} bare {rate:>14}   {', '.join(means)}")
+    draw_line(numbers, rates, picture)
+
+
+def figures_of(results: dict[str, list[dict]]) -> dict[str, dict[tuple[str, str], list[float]]]:
+    """{what the number says: {(rule, method): the number of each seed}}"""
+    results = {variant: runs for variant, runs in results.items() if runs}
+    curves = {
+        tuple(variant.split(": ")): [compare.curve_of(run, "held-out, sampled") for run in runs]
+        for variant, runs in results.items()
+    }
+    budget = compare.shared_budget(results)
+    return {
         "at the end": {key: [curve[-1][1] for curve in of] for key, of in curves.items()},
         f"mean on the way to {budget:,} responses": {
             key: [compare.area(curve, budget) for curve in of] for key, of in curves.items()
         },
     }
-    for what, values in numbers.items():
-        print(what)
-        for name in names:
-            means = [f"{method} {statistics.fmean(values[name, method]):.2f}" for method in ("GRPO", "P2O")]
-            print(f"    {name:12} bare {share(*bare[name]):>14}   {', '.join(means)}")
-    draw_line(numbers, {name: share(*bare[name]) for name in names}, picture)
 
 
 def draw_line(numbers: dict, rates: dict[str, str], picture: Path) -> None:

@@ -12,7 +12,7 @@ import gepa_loop
 import grpo
 import p2o
 import verify
-from real import demo, make_model, rules
+from real import demo, make_model, measure, rules
 from support.data import Question, label, load_questions
 from support.errors import UserError
 from tools import cli
@@ -65,6 +65,20 @@ def test_the_questions_come_in_two_kinds_with_different_rules_and_none_is_on_bot
 
 def test_every_rule_has_words_that_tell_it():
     assert set(rules.TOLD) == set(rules.RULES)
+
+
+def test_the_line_says_how_good_each_method_is_at_the_end_and_on_the_way(tmp_path):
+    def run(*curve):
+        return {"curve": [{"rollouts": x, "accuracy": {"held-out": 0.0, "held-out, sampled": y}} for x, y in curve]}
+
+    early, late = run((0, 0.0), (100, 1.0), (200, 1.0)), run((0, 0.0), (100, 0.0), (300, 1.0))
+    found = measure.figures_of({"short: GRPO": [late, early], "short: P2O": [early], "german: P2O": []})
+    assert found == {
+        "at the end": {("short", "GRPO"): [1.0, 1.0], ("short", "P2O"): [1.0]},
+        "mean on the way to 200 responses": {("short", "GRPO"): [0.125, 0.75], ("short", "P2O"): [0.75]},
+    }
+    measure.draw_line(found, {"short": "1.0% of 100"}, tmp_path / "line.png")
+    assert (tmp_path / "line.png").stat().st_size > 10_000
 
 
 def test_without_the_package_it_says_what_to_do(monkeypatch, tmp_path):
