@@ -82,10 +82,11 @@ def trained_part(group: Group) -> Group:
 def luffy(group: Group, *, policy: grpo.Policy, questions: list, scale_by_std: bool = True) -> Group:
     r"""LUFFY (arXiv:2504.14945). A demonstration takes the place of the group's last rollout; the A_i are drawn anew.
 
-    Against GRPO: no group is without contrast unless all are right. The demonstration's writer is taken to have
-    been sure of each token, so its old log-probs are 0. Given a right response to every question, which P2O does not need. (A recipe
-    derived from the authors' has one demonstration to seven rollouts, no division by the standard deviation and no mean
-    over tokens: `--group-size 8 --no-scale-by-std --aggregation seq-mean-token-sum-norm`. It does not clip either.)
+    Against GRPO: no group is without contrast unless all are right. The demonstration's writer is taken to have been
+    sure of each token, so its old log-probs are 0. Given a right response to every question, which P2O does not need.
+    (A recipe derived from the authors' has one demonstration to seven rollouts, no division by the standard deviation
+    and no mean over tokens: `--group-size 8 --no-scale-by-std --aggregation seq-mean-token-sum-norm`. It does not clip
+    either.)
     """
     question = next(q for q in questions if q.id == group[0].question_id)
     text, bare = given.demonstration(question, policy.cfg.model), group[0].trained_context
