@@ -56,7 +56,7 @@ grade: .venv/installed  ## points and hints, and submission.zip; PART=2 for one 
 run: .venv/installed  ## P2O on the tiny model, with your code
 	$(PY) p2o.py
 
-final: .venv/installed  ## the final task: your line against the baseline's (half an hour)
+final: .venv/installed  ## the final task: your line (about ten minutes)
 	$(PY) grader/final.py
 
 .venv/installed: requirements.txt

@@ -45,9 +45,10 @@ LAST_LINES = 12  # of a traceback
 # --------------------------------------------------------------------------------------- the lock, in the child process
 
 # A submission may read what it was given, write into its own folder, and take no more time or memory than it has. On
-# Linux the kernel holds it to that (Landlock, since 5.13; no root is needed): other files, other processes and TCP are
-# out of reach, for the process and for all that it starts. Where the kernel has no Landlock and the grader is root, as
-# in a grading container, the process becomes another user, who cannot read what only root may read.
+# Linux the kernel holds it to that (Landlock; no root is needed): other files (since Linux 5.13), TCP (6.7) and signals
+# to other processes (6.12) are out of reach, for the process and for all that it starts. Where the kernel has no
+# Landlock and the grader is root, as in a grading container, the process becomes another user, who cannot read what
+# only root may read.
 
 # linux/landlock.h: rights on files by version of the interface, then those that reading needs
 RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}

@@ -145,9 +145,9 @@ def dra_grpo(group: Group) -> list[float]:
 def t_spmo(group: Group) -> list[list[float]]:
     r"""T-SPMO (arXiv:2504.20834). A_it = mean reward of the group's rollouts that begin y_<=t, less that of y_<t.
 
-    Against GRPO: each token earns what it changed. Behind the place where a rollout parts from all others the advantage
-    is 0, so `--keep trained_part` saves those passes. (The paper counts a token that several share once; here each of
-    them carries it.)
+    Against GRPO: each token earns what it changed in the mean reward. Behind the place where a rollout parts from all
+    others the advantage is 0, so `--keep trained_part` saves those passes. (The paper counts a token that several share
+    once; here each of them carries it.)
 
     >>> [[round(a, 3) for a in row] for row in t_spmo(rewarded(1, 0, 0, ids=([7, 8], [7, 9], [5])))]
     [[0.167, 0.5], [0.167, -0.5], [-0.333]]
@@ -184,9 +184,9 @@ def s_grpo(group: Group, first: int = 5, share: float = 0.5, most: int = 15) -> 
 def disco(group: Group, tau: float = 10.0) -> list[float]:
     r"""DisCO (arXiv:2505.12366). A_i = 1 / n_right if right, else -softmax_i(s / tau) of the wrong ones.
 
-    s is the mean log-prob; for it the authors recommend tau = 10, and 1 for likelihood ratios. Against GRPO: right
-    against wrong, whatever the share of right ones, and most against the likeliest mistake. What was sampled under a
-    template is scored under it, for pi(y | x) is not yet known here.
+    s is the mean log-prob; for it the authors recommend tau = 10, and 1 for likelihood ratios. Against GRPO: the weight
+    of a question does not depend on the share of right responses, and the likeliest wrong one is pushed down most. What
+    was sampled under a template is scored under it, for pi(y | x) is not yet known here.
 
     >>> [round(a, 3) for a in disco(rewarded(1, 1, 0, 0, logprobs=(-1.0, -1.0, -1.0, -3.0)))]
     [0.5, 0.5, -0.55, -0.45]
@@ -214,8 +214,8 @@ def successes(group: Group) -> list[float]:
 def spectral(group: Group, *, questions: list) -> list[float]:
     r"""Spectral policy optimization (arXiv:2505.11595). GRPO, but where all fail the rewards are a judge's.
 
-    Against GRPO: no group is dead as long as one response goes further than another. Given a judge that finds the first
-    wrong step of a response, which P2O does not need.
+    Against GRPO: a group in which all fail has contrast if one response goes further than another. Given a judge that
+    finds the first wrong step of a response, which P2O does not need.
 
     >>> from support.data import Question
     >>> add = Question("q", "Add these digits: 7, 9, 8.", "24")
@@ -231,8 +231,8 @@ def spectral(group: Group, *, questions: list) -> list[float]:
 def sdpo(group: Group, *, policy: grpo.Policy, questions: list) -> list[list[float]]:
     r"""SDPO, OPSD (arXiv:2601.20802, 2601.18734). A_it = GRPO_i + log pi(y_t | T(x, z)) - log pi(y_t | x).
 
-    Against GRPO: the policy itself, under a template, says of each token of a bare response how much better it would
-    have been likelier. This is the form of the sampled token, and it is added to GRPO's advantage here. SDPO's code
+    Against GRPO: the policy under a template is the teacher, and a token of a bare response gains the log-prob that the
+    template adds to it. This is the form of the sampled token, and it is added to GRPO's advantage here. SDPO's code
     minimizes a divergence (JSD, or KL either way) of the whole next-token distributions instead, or of their top k.
     There the teacher is shown a response that succeeded, and feedback; in OPSD, the reference solution; here, a
     template. Needs bare samples of templated questions: `git apply variants/sdpo.diff`, then `--sample-bare`;

@@ -49,10 +49,10 @@ def cppo(group: Group) -> Group:
 def positives(group: Group) -> Group:
     r"""Positives only (arXiv:2504.11343). The rollouts with A_i > 0.
 
-    Against GRPO: no response is pushed down, so what lies beside the right ones is never told apart from them. (The
-    paper's RAFT++ gives every right response the weight 1, in groups that are all right, too; here GRPO's A stays, and
-    such a group has none. What the paper finds to help most is that all-wrong groups teach nothing, which GRPO has
-    anyway; its Reinforce-Rej leaves out the all-right ones as well.)
+    Against GRPO: right responses are pushed up, and no response is pushed down. (The paper's RAFT++ gives every right
+    response the weight 1, in groups that are all right, too; here GRPO's A stays, and such a group has none. What the
+    paper finds to help most is that all-wrong groups teach nothing, which GRPO has anyway; its Reinforce-Rej leaves out
+    the all-right ones as well.)
 
     >>> [r.advantage for r in positives(advantaged(1.5, -0.5, -0.5, -0.5))]
     [1.5]
@@ -62,10 +62,10 @@ def positives(group: Group) -> Group:
 
 @needs(ratio="", loss="", kl_coef=0.0)
 def trained_part(group: Group) -> Group:
-    r"""What S-GRPO and T-SPMO (arXiv:2504.20834) save: each response ends with its last token of which A is not 0.
+    r"""Shorter passes for S-GRPO and T-SPMO (arXiv:2504.20834). A response ends with its last token whose A is not 0.
 
-    Against GRPO: causal attention never looks ahead, so the gradient of what is left is the same and the passes are
-    shorter; means over tokens count those that are passed only. Losses of the whole response are refused.
+    Against GRPO: the passes are shorter, and the gradient of what is left is the same, for causal attention never looks
+    ahead; means over tokens count only the tokens that are left. Losses of the whole response are refused.
 
     >>> [(r.response_ids, r.advantage) for r in trained_part(advantaged([0.5, -0.5, 0.0], 0.0, length=3))]
     [([0, 0], [0.5, -0.5]), ([0, 0, 0], 0.0)]
@@ -82,10 +82,11 @@ def trained_part(group: Group) -> Group:
 def luffy(group: Group, *, policy: grpo.Policy, questions: list, scale_by_std: bool = True) -> Group:
     r"""LUFFY (arXiv:2504.14945). A demonstration takes the place of the group's last rollout; the A_i are drawn anew.
 
-    Against GRPO: no group is dead unless all are right. Its writer is taken to have been sure of each token, so its
-    old log-probs are 0. Given a right response to every question, which P2O does not need. (A recipe derived from the
-    authors' has one demonstration to seven rollouts, no division by the standard deviation and no mean over tokens:
-    `--group-size 8 --no-scale-by-std --aggregation seq-mean-token-sum-norm`. It does not clip either.)
+    Against GRPO: no group is without contrast unless all are right. The demonstration's writer is taken to have been
+    sure of each token, so its old log-probs are 0. Given a right response to every question, which P2O does not need.
+    (A recipe derived from the authors' has one demonstration to seven rollouts, no division by the standard deviation
+    and no mean over tokens: `--group-size 8 --no-scale-by-std --aggregation seq-mean-token-sum-norm`. It does not clip
+    either.)
     """
     question = next(q for q in questions if q.id == group[0].question_id)
     text, bare = given.demonstration(question, policy.cfg.model), group[0].trained_context

@@ -57,8 +57,8 @@ def reinforce(log_ratio: Tensor, advantages: Tensor, *, logprobs: Tensor, **_) -
 def disco(log_ratio: Tensor, advantages: Tensor, *, logprobs: Tensor, mask: Tensor, **_) -> Tensor:
     r"""DisCO (arXiv:2505.12366). -A log pi + sg(max(0, 1000 (KL - 1e-4))) KL, KL = mean of -log rho.
 
-    Against GRPO: no clip, but a fence around the sampling policy. (The KL is the micro-batch's. The authors' function
-    estimates it by k3 unless told otherwise.)
+    Against GRPO: no clip, but a penalty on leaving the policy that sampled. (The KL is the micro-batch's. The authors'
+    function estimates it by k3 unless told otherwise.)
 
     >>> disco(torch.tensor([[-0.0101]]), torch.ones(1, 1), logprobs=torch.tensor([[-2.0]]), mask=torch.ones(1, 1))
     tensor([[2.1010]])

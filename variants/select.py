@@ -82,7 +82,7 @@ def unlockable(
 ) -> list[Question]:
     r"""P2O's own. `unsolved`, without the questions that no template solved k times in a row, nor the bare prompt ever.
 
-    Against GRPO: neither rollouts nor GEPA's calls for what is out of reach, or wrong.
+    Against GRPO: no rollouts and no calls of GEPA for questions that are out of reach, or whose reference is wrong.
 
     >>> history, templated = {"lost": [0.0], "late": [0.0]}, {"lost": [0.0, 0.0], "late": [0.0]}
     >>> [q.id for q in unlockable(asked("lost", "late"), history, 2, random.Random(0), templated=templated)]

@@ -28,7 +28,7 @@ OPTIONS = [  # papers that need no function
     ("DAPO (arXiv:2503.14476)", "--clip-high 0.28 --advantage overlong --keep informative",
      "a higher upper clip, a price on the last fifth of the room, groups with contrast only"),
     ("GPG (arXiv:2504.02546)", "--loss reinforce --no-scale-by-std",
-     "no ratio, no clip, no standard deviation; up to its factor B / (B - M), where M of B rollouts teach nothing"),
+     "no ratio, no clip, no standard deviation; without its factor B / (B - M), where M of B rollouts teach nothing"),
 ]  # fmt: skip
 
 
