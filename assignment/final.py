@@ -11,6 +11,7 @@ not those of the study has no score.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import statistics
@@ -23,8 +24,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from grade import unpack  # noqa: E402
-from process import GIVEN, ROOT  # noqa: E402
+from grade import submission  # noqa: E402
+from process import GIVEN, ROOT, SUBMITTED  # noqa: E402
 
 from tools.compare import area, student  # noqa: E402
 
@@ -86,16 +87,28 @@ def final(folder: Path) -> str:
     return f"{interval(scores)} (seeds: {each}; area under {SCORED} up to {BUDGET:,} responses)"
 
 
-def main(argv: list[str]) -> None:
-    if not argv:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, nargs="?", help="a submission.zip or a folder; left away: this folder")
+    path = parser.parse_args().path
+    if path is None:
         print(final(ROOT))
-        return
+        return 0
     with tempfile.TemporaryDirectory() as scratch:
-        folder = unpack(Path(argv[0]), Path(scratch) / "submission")
+        folder = Path(scratch) / "run"
+        folder.mkdir()
+        try:
+            handed_in = submission(path, Path(scratch) / "unpacked")
+        except OSError as error:
+            print(error, file=sys.stderr)
+            return 2
+        for name in SUBMITTED:
+            shutil.copyfile(handed_in / name, folder / name)
         for name in GIVEN:
             shutil.copytree(ROOT / name, folder / name)  # copies: tools find p2o.py beside themselves
         print(final(folder))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Some minutes on a card: does what was computed and tested on a CPU hold there? Ten measurements, each judged.
+"""Some minutes on a card: does what was computed and tested on a CPU hold there? Each measurement is judged.
 
 python lab/gpu.py                          random weights in Qwen3-4B's exact shape
 python lab/gpu.py --only kernels memory    some of them

@@ -12,6 +12,7 @@ them, each with its reason.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import copy
 import sys
@@ -233,8 +234,12 @@ def table(results: list[dict]) -> str:
     return "\n".join([*rows, *lines]) + "\n"
 
 
-def main(argv: list[str]) -> None:
-    parts = set(map(int, argv)) or set(grade.PARTS)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", type=int, nargs="*", metavar="PART", help="1 to 8; all, if none is given")
+    parts = set(parser.parse_args().parts) or set(grade.PARTS)
+    if not parts <= set(grade.PARTS):
+        parser.error(f"the parts are {', '.join(map(str, grade.PARTS))}")
     results = []
     with Process() as process:
         grader = grade.secret_grader(process, SEED, tuple(sorted(parts)))
@@ -254,4 +259,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
