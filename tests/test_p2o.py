@@ -101,6 +101,19 @@ def test_hard_questions_are_those_whose_group_failed_or_all_but_one():
     assert p2o.mine_hard(rollouts, Config(near_hard=False)) == ["none"]
 
 
+def test_a_reward_below_zero_is_a_failure_like_any_other():
+    """As a --reward of one's own may give, 1 for right and -1 for wrong."""
+    rewards = {"none": [-1, -1, -1, -1], "one": [1, -1, -1, -1], "half": [1, 1, -1, -1]}
+    rollouts = [rollout(name, float(r), template="z") for name, group in rewards.items() for r in group]
+    assert p2o.mine_hard(rollouts, Config()) == ["none", "one"]
+    assert p2o.mine_hard(rollouts, Config(near_hard=False)) == ["none"]
+    kept = p2o.choose_rollouts(rollouts, Config(drop_failed_templated=True))
+    assert [(r.question_id, r.reward) for r in kept] == [("one", 1.0), ("half", 1.0), ("half", 1.0)]
+    # The only bare rollout of the group failed.
+    group = [rollout("q", 1.0, template="z"), rollout("q", -1.0)]
+    assert p2o.mine_hard(group, Config(mine="bare", leave_one_bare=True)) == ["q"]
+
+
 def test_on_request_a_bare_rollout_says_whether_a_templated_question_is_still_hard():
     def group(name, templated, bare):
         return [rollout(name, r, template="z") for r in templated] + [rollout(name, r) for r in bare]
