@@ -14,7 +14,7 @@ This module does not know what a template is. A `Rollout` has a context it was *
 *trained on*. Context distillation, the heart of P2O (arXiv:2603.21877v3, eq. 4), is nothing more than the two being
 different. Log-probabilities are those of the sampling distribution everywhere: logits divided by the temperature.
 
-Shapes: B rollouts, G of each question, T response tokens, N response tokens of all rollouts together, L tokens of
+Shapes: B rollouts, G of each question, T response tokens, M response tokens of all rollouts together, L tokens of
 prompt and response, C distinct prompts, W their padded length, D hidden size, V vocabulary. T(x, z) is question x under
 template z. `# --- solution: part N ---` marks what part N of the assignment takes out.
 """
@@ -422,7 +422,7 @@ class Policy:
     cfg: PolicyConfig
     stop_ids: list[int]  # any of these ends a response (and belongs to it)
     engine: object = None  # None samples with transformers; else an object with sample(), see support/vllm_engine.py
-    head: Callable[[torch.Tensor], torch.Tensor] | None = None  # hidden [N, D] -> logits [N, V], found at loading
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None  # hidden [M, D] -> logits [M, V], found at loading
 
     @property
     def device(self) -> torch.device:
@@ -609,17 +609,17 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     # log-probs of the policy that sampled.
     pretrained.set_training_mode(policy.model)
     causal_lm = policy.model.get_base_model()  # with LoRA layers in it
-    # 1. The hidden state that predicts each response token, N = sum of the responses' lengths in all.
+    # 1. The hidden state that predicts each response token; M = sum of the responses' lengths in all.
     if fast.can_share_prompts(causal_lm, contexts):
         # An optimization with the same numbers: the G responses of a question read their prompt once.
-        hidden = fast.hidden_states_of_shared_prompts(causal_lm, contexts, responses)  # [N, D]
+        hidden = fast.hidden_states_of_shared_prompts(causal_lm, contexts, responses)  # [M, D]
     else:
-        hidden = _hidden_states(policy, contexts, responses)  # [N, D]
+        hidden = _hidden_states(policy, contexts, responses)  # [M, D]
 
     # 2. Log-probs, one chunk of tokens after the other. The logits of all tokens, [B, T, V], would be the largest
     #    tensor of the whole update: 15 GB for 6 responses of 4,096 tokens and Qwen3's vocabulary. `checkpoint` drops a
     #    chunk's logits after the forward pass, and computes them again in backward.
-    tokens = torch.tensor([token for response in responses for token in response], device=policy.device)  # [N]
+    tokens = torch.tensor([token for response in responses for token in response], device=policy.device)  # [M]
     chunk = max(1, LOGIT_CHUNK // causal_lm.config.get_text_config().vocab_size)
     values = []
     for some_hidden, some_tokens in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
@@ -630,14 +630,14 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
             values.append(_chosen_logprobs(*arguments))
 
     # 3. Back to one row for each response.
-    rows = torch.tensor([b for b, response in enumerate(responses) for _ in response])  # [N]
-    columns = torch.tensor([t for response in responses for t in range(len(response))])  # [N]
+    rows = torch.tensor([b for b, response in enumerate(responses) for _ in response])  # [M]
+    columns = torch.tensor([t for response in responses for t in range(len(response))])  # [M]
     logprobs = torch.zeros(len(responses), max(map(len, responses)), device=policy.device)
     return logprobs.index_put((rows, columns), torch.cat(values))  # [B, T]
 
 
 def _hidden_states(policy: Policy, contexts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
-    """The last hidden state in front of each response token, response after response: [N, D]."""
+    """The last hidden state in front of each response token, response after response: [M, D]."""
     # --- solution: part 4 ---
     # Padding stands on the right. Causal attention never looks to the right, so padding needs no attention mask.
     sequences = [context + response for context, response in zip(contexts, responses, strict=True)]
@@ -656,10 +656,10 @@ def _hidden_states(policy: Policy, contexts: list[list[int]], responses: list[li
 
 
 def _chosen_logprobs(hidden: torch.Tensor, tokens: torch.Tensor, head, temperature: float) -> torch.Tensor:
-    """hidden [N, D], tokens [N] -> log-prob of each token, [N]."""
+    """hidden [M, D], tokens [M] -> log-prob of each token, [M]."""
     # --- solution: part 4 ---
     # Divided by the temperature, as the sampler does: these must be log-probs of the distribution that was drawn from.
-    logits = head(hidden).float() / temperature  # [N, V]
+    logits = head(hidden).float() / temperature  # [M, V]
     # log softmax, of the chosen token only.
     return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)
 
