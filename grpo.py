@@ -823,9 +823,9 @@ def update_policy(
     # max_grad_norm is shortened to it.
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.trainable, cfg.max_grad_norm).item()
     metrics["skipped"] = float(not math.isfinite(metrics["loss"] + metrics["grad_norm"]))
-    # Where no token has a gradient (advantage 0, or masked) there is no step: Adam's memory of earlier gradients would
-    # move the weights all the same.
-    if metrics["grad_norm"] and not metrics["skipped"]:
+    # Where every token has advantage 0 or is masked, no gradient has come in. There is no step then: Adam's memory of
+    # earlier gradients would move the weights all the same. (A KL term always has a gradient, once a weight has moved.)
+    if (metrics["grad_norm"] or cfg.kl_coef) and not metrics["skipped"]:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return dict(metrics)
