@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grpo
+from support.errors import UserError
 
 CASES = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())
 TENSOR = torch.tensor
@@ -383,6 +384,15 @@ def test_an_advantage_may_be_given_for_each_token(fresh_policy):
     assert all(r.has_signal for r in rollouts)
     first = gradient_of(fresh_policy, rollouts)
     assert 0 < first.norm() and (first - whole).norm() > 0.1 * whole.norm()
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_an_advantage_for_other_than_all_tokens_is_refused(fresh_policy, change):
+    rollouts = rollouts_of(fresh_policy)
+    tokens = len(rollouts[0].response_ids)
+    rollouts[0].advantage = [1.0] * (tokens + change)
+    with pytest.raises(UserError, match=f"{tokens + change} numbers for a response of {tokens} tokens"):
+        gradient_of(fresh_policy, rollouts)
 
 
 def test_dr_grpos_constant_does_not_depend_on_the_responses(fresh_policy):

@@ -364,6 +364,17 @@ def test_a_run_with_every_seam_replaced_goes_to_the_end_and_samples_on_until_an_
     assert [m["rollouts"] for m in updates] == [2 * kept * 3] * 2  # one update an epoch: a batch alone does not fill it
 
 
+def test_an_epoch_that_has_trained_nothing_says_so(small, tmp_path):
+    """Every rollout left out, in the first epoch only: no update, and the run goes on."""
+    (tmp_path / "mine.py").write_text(
+        "seen = []\ndef keep(group):\n    seen.append(1)\n    return group if len(seen) > 16 else []\n"
+    )
+    p2o.train(dataclasses.replace(small, method="grpo", keep=f"{tmp_path / 'mine.py'}:keep"))
+    lines = lines_of(small.folder / "metrics.jsonl")
+    assert {m["epoch"] for m in lines if m["kind"] == "update"} == {2}
+    assert [m["epoch"] for m in lines if m["kind"] == "warning" and "had no update" in m["text"]] == [1]
+
+
 @pytest.mark.parametrize("name, complaint", [("nobody", "--loss nobody"), ("no.py:loss", "--loss no.py:loss")])
 def test_a_seam_that_does_not_exist_gets_one_line(small, name, complaint):
     with pytest.raises(UserError, match=complaint):
