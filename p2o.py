@@ -447,7 +447,8 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     questions, held_out = load_data(cfg, verify.unparseable)
     # A reward function of the user's own is tried on one made-up response: better now than after an hour of sampling.
     verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])
-    if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
+    needed = cfg.hard_set_min if cfg.method == "p2o" else 1
+    if needed > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
     # What has been read so far is cheap. Loading the model is not, so it comes after all that can be refused before it.
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
@@ -461,7 +462,7 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
 
     # Too long a question is left out and counted. Cut short, it would be another question.
     limit = cfg.max_prompt_tokens
-    questions = that_fit(cfg.train_data, questions, prompt_length, limit)
+    questions = that_fit(cfg.train_data, questions, prompt_length, limit, needed)
     held_out = {name: that_fit(name, asked, prompt_length, limit) for name, asked in held_out.items()}
     optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
