@@ -127,8 +127,8 @@ class Evolution:
     train_ids: list[str]
     chosen: list[int]  # the greedy cover, indices of candidates
     metric_calls: int  # responses that the search spent
-    rejected_replies: int  # reflections that were empty, cut off or too long
-    stopped_early: str | None  # why the search ended before its budget
+    rejected_replies: int  # reflections that were not adopted: empty, cut off, too long, or without an instruction
+    stopped_early: str | None  # what was wrong, if anything: useless reflections, or too small a budget
     tokens: int = 0  # of these responses, and of the reflections
 
     @property

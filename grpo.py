@@ -14,7 +14,7 @@ This module does not know what a template is. A `Rollout` has a context it was *
 *trained on*. Context distillation, the heart of P2O (arXiv:2603.21877v3, eq. 4), is nothing more than the two being
 different. Log-probabilities are those of the sampling distribution everywhere: logits divided by the temperature.
 
-Shapes: B rollouts, G of each question, T response tokens, N response tokens of all rollouts together, L tokens of
+Shapes: B rollouts, G of each question, T response tokens, M response tokens of all rollouts together, L tokens of
 prompt and response, C distinct prompts, W their padded length, D hidden size, V vocabulary. T(x, z) is question x under
 template z. `# --- solution: part N ---` marks what part N of the assignment takes out.
 """
@@ -64,11 +64,11 @@ class Rollout(Sample):
     well_formed: bool = True  # an answer could be found at all
     advantage: float | list[float] = 0.0  # A: one number, or [T]
     token_weight: float | list[float] = 1.0  # w: one number, or [T]
-    old_logprobs: list[float] | None = None  # [T], log pi_old(y_t | x); None where `score_old` need not compute it
+    old_logprobs: list[float] | None = None  # [T], log pi_old(y_t | trained context); None: see `score_old`
 
     @property
     def is_distilled(self) -> bool:
-        """Was it sampled under a template and is trained on the bare question?"""
+        """Was it sampled under a template, and is it trained on the bare question?"""
         return self.sampled_context != self.trained_context
 
     @property
@@ -107,7 +107,7 @@ class UpdateConfig(Settings):
     scale_by_std: bool = True
     # Lower bound of the PPO clip, epsilon_low: the importance ratio is clipped at 1 - epsilon_low.
     clip_low: float = 0.2
-    # Upper bound of the PPO clip, epsilon_high. DAPO's clip-higher takes a larger one than the lower bound.
+    # Upper bound of the PPO clip, epsilon_high. DAPO's clip-higher makes it larger than epsilon_low.
     clip_high: float = 0.2
     # Bound c of the dual clip: where A < 0, the loss of a token is at most -A c.
     dual_clip: float = 3.0
@@ -117,9 +117,9 @@ class UpdateConfig(Settings):
     kl_coef: float = 0.0
     # Weigh each token by the template ratio s = pi_old(y|x) / pi_old(y|T(x,z)): 1 within the bounds, 0 outside.
     ratio_mask: bool = True
-    # Lower bound of the template ratio. Below it, a token is all but impossible without the template.
+    # Lower bound of the template ratio. Below 0.01, a token is over 100 times less likely without the template.
     ratio_min: float = 0.01
-    # Upper bound of the template ratio. Above it, a token is all but impossible under the template.
+    # Upper bound of the template ratio. Above 10, a token is over 10 times less likely under the template.
     ratio_max: float = 10.0
     # Outside the bounds, weigh a token by bound / s instead of 0. Below the lower bound that is more than 1.
     soft_clip: bool = False
@@ -332,9 +332,10 @@ def template_ratio_weight(
     tensor([[1.0000, 9.0000, 0.4000]])
     """
     # --- solution: part 3 ---
-    # s far below 1: the token is likely under the template and all but impossible without it. The authors leave it out,
-    # because the bare policy cannot take in one step what it would never have said. Beware: where the lesson itself is
-    # such a token, the mask cuts the lesson (docs/results.md).
+    # s far below 1: a token that the bare policy would hardly ever have written. Such tokens have the largest gradients
+    # of log pi, be they the lesson or only the manner of speech that goes with a template. s far above 1: the template
+    # speaks against a token that the bare policy likes, and it was drawn all the same. The authors leave both out.
+    # Beware: where the lesson itself is such a token, the mask cuts the lesson (docs/results.md).
     template_ratio = (bare_logprobs - templated_logprobs).clamp(-20, 20).exp()
     bounded = template_ratio.clamp(ratio_min, ratio_max)
     if soft:
@@ -387,7 +388,7 @@ class PolicyConfig(Settings):
     max_prompt_tokens: int = 160
     # Longest response in tokens. A response that has not ended by then is cut off, and counted.
     max_response_tokens: int = 40
-    # Number of responses that transformers samples at once.
+    # Number of responses that are sampled at once.
     sample_batch: int = 256
     # Number of padded tokens in one forward and backward pass. An update adds up as many passes as it needs.
     micro_batch_tokens: int = 16384
@@ -398,7 +399,7 @@ class PolicyConfig(Settings):
     # Number of CPU threads of torch. 0 leaves it to torch.
     threads: int = 1
 
-    smallest_rank: ClassVar[int] = 1  # the adapter is all that is trained here
+    smallest_rank: ClassVar[int] = 1  # no option: a trainer of all weights may allow 0 (tools/p2o_trl.py)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -421,7 +422,7 @@ class Policy:
     cfg: PolicyConfig
     stop_ids: list[int]  # any of these ends a response (and belongs to it)
     engine: object = None  # None samples with transformers; else an object with sample(), see support/vllm_engine.py
-    head: Callable[[torch.Tensor], torch.Tensor] | None = None  # hidden [N, D] -> logits [N, V], found at loading
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None  # hidden [M, D] -> logits [M, V], found at loading
 
     @property
     def device(self) -> torch.device:
@@ -450,9 +451,9 @@ def load_policy(
         model = pretrained.load_adapter(base, adapter)
     else:
         # LoRA adds (alpha / rank) B A x to the output of each linear layer. B begins as zero, so the fresh policy *is*
-        # the base policy. Switched off, the adapter leaves the base policy at any time, which reflects and anchors the
-        # KL term.
-        from peft import LoraConfig, get_peft_model  # a second that only this branch needs
+        # the base policy. Later, too, the model with its adapter switched off is the base policy: it writes the
+        # reflections, and anchors the KL term.
+        from peft import LoraConfig, get_peft_model  # here, since it takes a second to import
 
         torch.manual_seed(seed)
         with pretrained.or_refused(cfg.model, base):
@@ -506,10 +507,12 @@ def sample(
 
     `seed=None` decodes greedily; with a seed the same contexts give the same responses. `adapter=False` samples from
     the base policy. Temperature and length are the policy's by default. Log-probs are those at this temperature, also
-    of tokens that were chosen greedily.
+    of tokens that were chosen greedily (vLLM gives NaN for these).
     """
     # Nothing but the temperature shapes the distribution: no top-p, no top-k, no penalty. Under any of these the
     # sampled tokens would come from another distribution than the one whose log-probs are trained.
+    if temperature == 0:
+        raise ValueError("temperature 0: greedy decoding is seed=None, and log-probs need a temperature above 0")
     temperature, length = temperature or policy.cfg.temperature, max_new_tokens or policy.cfg.max_response_tokens
     if policy.engine is not None:
         drawn = policy.engine.sample(contexts, policy.stop_ids, seed, temperature, length, adapter)
@@ -560,7 +563,7 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
             drawn[response][0].append(token)
             drawn[response][1].append(logprob)
 
-        # Drop the responses that have ended, so that the model does not go on computing for them.
+        # Drop the responses that have ended. The model need not go on computing for them.
         unfinished_rows = (~torch.isin(tokens[:, 0], stop_ids)).nonzero()[:, 0]
         if len(unfinished_rows) < len(response_of_row):
             response_of_row = [response_of_row[row] for row in unfinished_rows.tolist()]
@@ -606,17 +609,17 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
     # log-probs of the policy that sampled.
     pretrained.set_training_mode(policy.model)
     causal_lm = policy.model.get_base_model()  # with LoRA layers in it
-    # 1. The hidden state that predicts each response token, N = sum of the responses' lengths in all.
+    # 1. The hidden state that predicts each response token; M = sum of the responses' lengths in all.
     if fast.can_share_prompts(causal_lm, contexts):
         # An optimization with the same numbers: the G responses of a question read their prompt once.
-        hidden = fast.hidden_states_of_shared_prompts(causal_lm, contexts, responses)  # [N, D]
+        hidden = fast.hidden_states_of_shared_prompts(causal_lm, contexts, responses)  # [M, D]
     else:
-        hidden = _hidden_states(policy, contexts, responses)  # [N, D]
+        hidden = _hidden_states(policy, contexts, responses)  # [M, D]
 
     # 2. Log-probs, one chunk of tokens after the other. The logits of all tokens, [B, T, V], would be the largest
     #    tensor of the whole update: 15 GB for 6 responses of 4,096 tokens and Qwen3's vocabulary. `checkpoint` drops a
     #    chunk's logits after the forward pass, and computes them again in backward.
-    tokens = torch.tensor([token for response in responses for token in response], device=policy.device)  # [N]
+    tokens = torch.tensor([token for response in responses for token in response], device=policy.device)  # [M]
     chunk = max(1, LOGIT_CHUNK // causal_lm.config.get_text_config().vocab_size)
     values = []
     for some_hidden, some_tokens in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
@@ -627,14 +630,14 @@ def token_logprobs(policy: Policy, contexts: list[list[int]], responses: list[li
             values.append(_chosen_logprobs(*arguments))
 
     # 3. Back to one row for each response.
-    rows = torch.tensor([b for b, response in enumerate(responses) for _ in response])  # [N]
-    columns = torch.tensor([t for response in responses for t in range(len(response))])  # [N]
+    rows = torch.tensor([b for b, response in enumerate(responses) for _ in response])  # [M]
+    columns = torch.tensor([t for response in responses for t in range(len(response))])  # [M]
     logprobs = torch.zeros(len(responses), max(map(len, responses)), device=policy.device)
     return logprobs.index_put((rows, columns), torch.cat(values))  # [B, T]
 
 
 def _hidden_states(policy: Policy, contexts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
-    """The last hidden state in front of each response token, response after response: [N, D]."""
+    """The last hidden state in front of each response token, response after response: [M, D]."""
     # --- solution: part 4 ---
     # Padding stands on the right. Causal attention never looks to the right, so padding needs no attention mask.
     sequences = [context + response for context, response in zip(contexts, responses, strict=True)]
@@ -653,10 +656,10 @@ def _hidden_states(policy: Policy, contexts: list[list[int]], responses: list[li
 
 
 def _chosen_logprobs(hidden: torch.Tensor, tokens: torch.Tensor, head, temperature: float) -> torch.Tensor:
-    """hidden [N, D], tokens [N] -> log-prob of each token, [N]."""
+    """hidden [M, D], tokens [M] -> log-prob of each token, [M]."""
     # --- solution: part 4 ---
     # Divided by the temperature, as the sampler does: these must be log-probs of the distribution that was drawn from.
-    logits = head(hidden).float() / temperature  # [N, V]
+    logits = head(hidden).float() / temperature  # [M, V]
     # log softmax, of the chosen token only.
     return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)
 
@@ -695,7 +698,7 @@ def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
 
 
 def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -> None:
-    """Fill in log pi_old(y | x) where `loss_of` can no longer compute it, and the template-ratio weights.
+    """Fill in log pi_old(y | x) where `loss_of` cannot find it by itself, and the template-ratio weights.
 
     Call it before the first optimizer step of a batch: pi_old is the policy that sampled the batch.
     """
@@ -708,7 +711,7 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
                 continue  # advantage 0: its loss is 0, whatever the ratio is
             if r.is_distilled:
                 # Sampled under a template, trained on the bare question: nobody has computed log pi_old(y | x) yet. The
-                # importance ratio needs it, and so does the template ratio (equation 4).
+                # importance ratio (equation 4) needs it, and so does the template ratio.
                 to_score.append(r)
             elif policy_will_have_moved and policy.engine is not None:
                 # vLLM sampled it, with other kernels. Its log-probs may be off by some hundredths, so the trainer
@@ -731,7 +734,7 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
 
 
 def learning_rate_at(done: float, cfg: UpdateConfig) -> float:
-    """The learning rate when a share `done` of the run is over: up to its peak, there, and down to a tenth of it.
+    """The learning rate when a share `done` of the run is over: it rises to its peak, and falls to a tenth at the end.
 
     >>> cfg = UpdateConfig(learning_rate=1.0, warmup=0.25, decay=0.5)
     >>> [learning_rate_at(done, cfg) for done in (0.125, 0.25, 0.5, 1.0)]
@@ -739,7 +742,7 @@ def learning_rate_at(done: float, cfg: UpdateConfig) -> float:
     """
     # Up: Adam's first steps are as large as the rate, however noisy the first gradients are.
     up = done / cfg.warmup if done < cfg.warmup else 1.0
-    # Down: Adam steps as far as ever when nearly all is learned, and at a constant rate walks away from it again.
+    # Down: Adam's steps do not get shorter when nearly all is learned, so at a constant rate they may undo it.
     down = 0.1 + 0.9 * (1 - done) / cfg.decay if done > 1 - cfg.decay else 1.0
     return cfg.learning_rate * min(up, down)
 
@@ -758,8 +761,9 @@ def loss_of(
     # 1 for each response token, 0 for padding. The prompt's tokens are not trained: they were not sampled.
     mask = rows_of([1.0] * len(rollouts))  # [B, T]
     advantages = rows_of([r.advantage for r in rollouts])  # [B, T]
-    # `score_old` skips two kinds of rollouts, which use their current log-probs, detached, so that rho is 1: those of
-    # the first update, for no weight has moved yet, and those with advantage 0, whose loss is 0 whatever rho is.
+    # `score_old` skips two kinds of rollouts, which use their current log-probs, detached, so that rho is 1: in the
+    # first update those that are not distilled, for no weight has moved yet; and those with advantage 0, whose loss is
+    # 0 whatever rho is.
     old_logprobs = logprobs.detach().clone()
     for row, r in enumerate(rollouts):
         if r.old_logprobs is not None:
@@ -815,11 +819,13 @@ def update_policy(
         scale.backward(loss)
         metrics.update(batch_metrics)  # a Counter adds; each is already divided by the size of the update
     scale.take_out()
-    # One wild response cannot throw the adapter far: a gradient longer than max_grad_norm is shortened to it.
+    # AdamW remembers a gradient for many steps, so one wild response would rule them all. A gradient longer than
+    # max_grad_norm is shortened to it.
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.trainable, cfg.max_grad_norm).item()
     metrics["skipped"] = float(not math.isfinite(metrics["loss"] + metrics["grad_norm"]))
-    # Without any signal there is no step either: Adam's momentum would move the weights all the same.
-    if with_gradient and not metrics["skipped"]:
+    # Where every token has advantage 0 or is masked, no gradient has come in. There is no step then: Adam's memory of
+    # earlier gradients would move the weights all the same. (A KL term always has a gradient, once a weight has moved.)
+    if (metrics["grad_norm"] or cfg.kl_coef) and not metrics["skipped"]:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return dict(metrics)

@@ -56,11 +56,11 @@ def train(cfg: Config) -> dict:
     # `run` keeps the run alive: its folder, checkpoints, log and progress bar. The algorithm can be read without it.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
+    # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be
+    # the same as when the run was started.
     state = run.resume(State(), policy.model, optimizer, {"training data": questions} | held_out)
     by_id = {question.id: question for question in questions}
     batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, which asks every question once
-    # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be
-    # the same as when the run was started.
     kept: list[grpo.Rollout] = []  # rollouts that wait for the next update
     if state.step == 0:
         run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
@@ -80,7 +80,7 @@ def train(cfg: Config) -> dict:
             state.templates = evolve_templates(policy, hard, cfg, epoch, run) if cfg.method == "p2o" else {}
             state.hard = []
 
-        # 2. Rollouts (lines 4 to 13): G responses to each question of the batch, with their rewards and advantages.
+        # 2. Rollouts (lines 4 to 13, and 19): G responses to each question of the batch, with rewards and advantages.
         #    Sampling takes most of the time, so the rollouts are written to disk at once. A run that was killed after
         #    that reads them again when it is resumed.
         chosen = choose_questions(questions, state, step, cfg, policy)
@@ -91,15 +91,15 @@ def train(cfg: Config) -> dict:
 
             run.keep_rollouts(step, rollouts)
         #    Hard-sample mining (lines 15 to 17, equation 3). Only the rewards of this epoch decide whether a question
-        #    is hard in the next one, whether it was templated or not. If it succeeds twice, it leaves the hard set, and
-        #    the next epoch samples it bare. If it fails there, it comes back.
+        #    is hard in the next one, whether they were earned under templates or not. If it was solved at least twice
+        #    under templates, it leaves the hard set, and the next epoch samples it bare. If it fails there, it comes
+        #    back.
         # --- solution: part 8 ---
         state.hard += [question_id for question_id in mine_hard(rollouts, cfg) if question_id not in state.hard]
 
         remember_success_rates(state, rollouts)
-        #    Diagnostic, at the cost of a forward pass over four rollouts of the first question: does the trainer
-        #    compute the log-probs that the sampler drew from? If not, the importance ratios below are wrong, and the
-        #    run would go on silently.
+        #    Diagnostic, at the cost of a forward pass over four rollouts: does the trainer compute the log-probs that
+        #    the sampler drew from? If not, the importance ratios below are wrong, and the run would go on silently.
         mismatch = grpo.mismatch(policy, rollouts[:4])
         run.log_rollouts(epoch + 1, grpo.groups_of(rollouts), chosen, mismatch)
 
@@ -108,9 +108,9 @@ def train(cfg: Config) -> dict:
         #    no template is needed at test time.
         kept += choose_rollouts(rollouts, cfg, policy, chosen)
         if len(grpo.groups_of(kept)) < cfg.questions_per_update and batch < batches - 1:
-            # `--keep` or `--drop-failed-templated` has left too few groups for a full update. Sample the next batch
-            # first. No checkpoint is written here, for `kept` is in none. That is safe: a run that is killed now goes
-            # on from the last checkpoint, and reads the rollouts that were sampled since then from the disk.
+            # `--select`, `--keep` or `--drop-failed-templated` has left too few groups for a full update. Sample the
+            # next batch first. No checkpoint is written here, for `kept` is in none. That is safe: a run that is killed
+            # now goes on from the last checkpoint, and reads the rollouts that were sampled since then from the disk.
             continue
         updates = split_into_updates(kept, cfg)
         kept = []
@@ -142,7 +142,7 @@ class State:
     """Where a run is. With the adapter and the optimizer it is all that a checkpoint holds."""
 
     step: int = 0  # batches done so far, over all epochs
-    hard: list[str] = field(default_factory=list)  # ids of the questions that were hard since the last search
+    hard: list[str] = field(default_factory=list)  # ids of the questions that this epoch has found hard so far
     templates: Templates = field(default_factory=dict)  # of this epoch
     history: dict[str, list[float]] = field(default_factory=dict)  # question id -> its bare success rates, oldest first
     templated: dict[str, list[float]] = field(default_factory=dict)  # the same for rollouts under a template
@@ -240,7 +240,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
 
     # The search may take minutes. Its journal keeps every response and every reflection, in order. A run that was
     # killed searches again with the same seed, and gets its answers from the journal up to where it was.
-    # `journal(name, f)` is a function of the inputs alone; it hands f the number of the call, too.
+    # `journal(name, f)` gives a function of the inputs alone, which calls f with the inputs and the call's number.
     journal = run.journal(f"templates/epoch-{epoch}")
 
     def respond(messages: list[str], call_number: int) -> list[tuple[str, bool]]:
@@ -314,9 +314,9 @@ def choose_questions(questions: list[Question], state: State, step: int, cfg: Co
 def sample_groups(
     policy: grpo.Policy, questions: list[Question], templates: Templates, cfg: Config, seed: int
 ) -> list[grpo.Rollout]:
-    """G rewarded rollouts of each question, group by group, with their advantages (equation 2).
+    """G rewarded rollouts of each question, group by group, with their advantages.
 
-    A question with templates is sampled under them, one for each rollout; any other question is sampled bare.
+    A question with templates is sampled under them (equation 2), one for each rollout; any other question bare.
     """
     # --- solution: part 8 ---
     # One pair for each rollout. The empty template stands for the bare question.
@@ -324,8 +324,8 @@ def sample_groups(
     pairs = [(question, template) for question in questions for template in templates.get(question.id, bare)]
 
     # Each rollout has two contexts. It is sampled from T(x, z). With distillation it is trained on x, so the weights
-    # learn to give this response without the template. Without, it is trained on T(x, z), and the bare prompt learns
-    # nothing.
+    # learn to give this response without the template. Without, it is trained on T(x, z), and the bare prompt gains
+    # only what spills over, for both contexts share the weights.
     sampled_contexts = [grpo.chat_ids(policy, gepa_loop.apply_template(z, q.text)) for q, z in pairs]
     trained_contexts = [grpo.chat_ids(policy, q.text) for q, _ in pairs] if cfg.distill else sampled_contexts
     samples = grpo.sample(policy, sampled_contexts, seed=seed)
@@ -356,13 +356,13 @@ def sample_groups(
 
 
 def mine_hard(rollouts: list[grpo.Rollout], cfg: Config) -> list[str]:
-    """Ids of the hard questions: no rollout of the group succeeded or, if near-hard ones count, just one (equation
-    3)."""
+    """Ids of the hard questions (equation 3): none of the group's rollouts succeeded or, with `near_hard`, just one."""
     # --- solution: part 8 ---
     most_successes = 1 if cfg.near_hard else 0
 
     def has_few_successes(group: list[grpo.Rollout]) -> bool:
-        return sum(rollout.reward for rollout in group) <= most_successes
+        # With rewards of 0 and 1 the sum is the number of successes. A reward below 0 is a failure, and cancels none.
+        return sum(max(rollout.reward, 0.0) for rollout in group) <= most_successes
 
     is_hard = variant("mine", cfg, default=has_few_successes)
     return [group[0].question_id for group in grpo.groups_of(rollouts) if is_hard(group)]
@@ -387,7 +387,7 @@ def choose_rollouts(
     if keep is not None:
         rollouts = [r for group in grpo.groups_of(rollouts) for r in keep(group)]
     if cfg.drop_failed_templated:
-        rollouts = [r for r in rollouts if r.reward or not r.template]
+        rollouts = [r for r in rollouts if r.reward > 0 or not r.template]
     return rollouts
 
 
@@ -418,7 +418,10 @@ HeldOut = dict[str, list[Question]]  # name of a held-out file -> its questions
 
 
 def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: Run) -> dict[str, float]:
-    """Share of each held-out file's questions that the bare prompt solves, by greedy decoding (and sampled once)."""
+    """Share of each held-out file's questions that the bare prompt solves, by greedy decoding.
+
+    With `--sampled-eval` there is a second number for each file, from one sampled response to each question.
+    """
     seeds = {"": None}  # what is put behind the file's name -> seed of its draw; None decodes greedily
     if cfg.sampled_eval:
         seeds[", sampled"] = seed_for(cfg, "held out")
@@ -444,7 +447,8 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     questions, held_out = load_data(cfg, verify.unparseable)
     # A reward function of the user's own is tried on one made-up response: better now than after an hour of sampling.
     verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])
-    if cfg.method == "p2o" and cfg.hard_set_min > len(questions):
+    needed = cfg.hard_set_min if cfg.method == "p2o" else 1
+    if needed > len(questions):
         raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
     # What has been read so far is cheap. Loading the model is not, so it comes after all that can be refused before it.
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
@@ -458,7 +462,7 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
 
     # Too long a question is left out and counted. Cut short, it would be another question.
     limit = cfg.max_prompt_tokens
-    questions = that_fit(cfg.train_data, questions, prompt_length, limit)
+    questions = that_fit(cfg.train_data, questions, prompt_length, limit, needed)
     held_out = {name: that_fit(name, asked, prompt_length, limit) for name, asked in held_out.items()}
     optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")

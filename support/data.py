@@ -334,11 +334,18 @@ def repeated(questions: list[Question], held_out: dict[str, list[Question]]) -> 
     return lines
 
 
-def that_fit(name: str, questions: list[Question], length: Callable[[Question], int], limit: int) -> list[Question]:
-    """Those that fit into the prompt; nothing is ever cut, what is left out is counted."""
+def that_fit(
+    name: str, questions: list[Question], length: Callable[[Question], int], limit: int, needed: int = 1
+) -> list[Question]:
+    """Those that fit into the prompt; nothing is ever cut, what is left out is counted. `needed`: --hard-set-min."""
     fitting = [question for question in questions if length(question) <= limit]
     if not fitting:
         raise UserError(f"{name}: no question fits into --max-prompt-tokens {limit}")
+    if len(fitting) < needed:
+        raise UserError(
+            f"{name}: only {len(fitting)} of {len(questions)} questions fit into --max-prompt-tokens {limit}, and "
+            f"below --hard-set-min {needed} no template is ever evolved"
+        )
     if len(fitting) < len(questions):
         longer = f"{len(questions) - len(fitting)} of {len(questions)} questions"
         print(f"{name}: {longer} are longer than --max-prompt-tokens {limit} and left out")

@@ -207,7 +207,7 @@ def can_share_prompts(causal_lm: torch.nn.Module, contexts: list[list[int]]) -> 
 def hidden_states_of_shared_prompts(
     causal_lm: torch.nn.Module, contexts: list[list[int]], responses: list[list[int]]
 ) -> torch.Tensor:
-    """The last hidden state in front of each response token, response after response: [N, D], N tokens in all."""
+    """The last hidden state in front of each response token, response after response: [M, D], M tokens in all."""
     device = next(causal_lm.parameters()).device
     place = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
     rows = torch.tensor([place[tuple(context)] for context in contexts], device=device)  # [B], into the C contexts
@@ -227,4 +227,4 @@ def hidden_states_of_shared_prompts(
         written = model(input_ids=tokens, attention_mask=full, position_ids=positions, past_key_values=cache)
         hidden.append(written.last_hidden_state)
     counts = torch.tensor([len(r) for r in responses], device=device)
-    return torch.cat(hidden, dim=1)[torch.arange(length, device=device) < counts[:, None]]  # [B, T, D] -> [N, D]
+    return torch.cat(hidden, dim=1)[torch.arange(length, device=device) < counts[:, None]]  # [B, T, D] -> [M, D]

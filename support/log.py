@@ -173,6 +173,9 @@ class RunLog:
         tqdm.write(f"epoch {epoch}/{self.cfg.epochs} | {text} | held out, bare: {held_out}")
         for warning in silent_failures(line, self.cfg) if batches else []:
             self.warn(warning, epoch=epoch)
+        if batches and not updates:
+            left = "--keep or --drop-failed-templated has left no rollout to train on"
+            self.warn(f"this epoch had no update, so no weight has moved: {left}", epoch=epoch)
         if self.after_epoch:
             self.after_epoch()
 

@@ -224,7 +224,7 @@ def set_training_mode(model: torch.nn.Module) -> None:
 
 
 def find_head(model: torch.nn.Module, ids: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from a peft model's last hidden states [N, D] to its logits [N, V], proved on one text.
+    """The function from a peft model's last hidden states [M, D] to its logits [M, V], proved on one text.
 
     For most models it is the output layer. Others scale the logits or cap them, or have more layers there: then it is
     the model's own forward, with a body that only hands back the hidden states.
@@ -233,11 +233,11 @@ def find_head(model: torch.nn.Module, ids: list[int]) -> Callable[[torch.Tensor]
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     with torch.no_grad():
         watch = body_of(causal_lm).register_forward_hook(lambda module, inputs, output: bodies.append(output))
-        logits = causal_lm(input_ids=tokens, use_cache=False).logits[0].float()  # [N, V]
+        logits = causal_lm(input_ids=tokens, use_cache=False).logits[0].float()  # [M, V]
         watch.remove()
         # Some call a part of their body only. Then the whole body must be the same as that part.
         output = bodies[0] if bodies else body_of(causal_lm)(input_ids=tokens, use_cache=False)
-        hidden = output.last_hidden_state[0]  # [N, D]
+        hidden = output.last_hidden_state[0]  # [M, D]
 
         def own_forward(hidden: torch.Tensor) -> torch.Tensor:
             return _behind_body(causal_lm, type(output), hidden)
@@ -255,7 +255,7 @@ def find_head(model: torch.nn.Module, ids: list[int]) -> Callable[[torch.Tensor]
 
 
 def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -> torch.Tensor:
-    """hidden [N, D] -> logits [N, V]: the model's forward, whose body returns these states as an output of `kind`."""
+    """hidden [M, D] -> logits [M, V]: the model's forward, whose body returns these states as an output of `kind`."""
     body = body_of(causal_lm)
     usual = vars(body).get("forward")  # an autocast one, if there is any: mix_precision
     body.forward = lambda *args, **kwargs: kind(last_hidden_state=hidden[None])

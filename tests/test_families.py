@@ -246,7 +246,7 @@ class Reference:
         return self.model(input_ids=torch.tensor([context + response])).logits[0, len(context) - 1 : -1].float()
 
     def logprobs(self, contexts, responses):
-        """[N] of all responses' tokens."""
+        """[M] of all responses' tokens."""
         values = []
         for context, response in zip(contexts, responses, strict=True):
             logprobs = (self.logits(context, response) / TEMPERATURE).log_softmax(dim=-1)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grpo
+from support.errors import UserError
 
 CASES = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())
 TENSOR = torch.tensor
@@ -204,6 +205,11 @@ def test_same_seed_same_responses_and_another_seed_others(tiny_policy):
     assert [s.response_ids for s in first] != [s.response_ids for s in other]
 
 
+def test_temperature_zero_is_not_taken_for_the_default(tiny_policy):
+    with pytest.raises(ValueError, match="seed=None"):
+        grpo.sample(tiny_policy, contexts_of(tiny_policy), seed=0, temperature=0.0)
+
+
 def test_sampling_leaves_training_mode(fresh_policy):
     """In which gradient checkpointing would do without the cache."""
     fresh_policy.model.train()
@@ -354,6 +360,19 @@ def test_a_batch_without_any_advantage_takes_no_step(fresh_policy):
     assert spy.steps == 0 and metrics["loss"] == 0
 
 
+def test_an_update_in_which_every_token_is_masked_moves_nothing(fresh_policy):
+    """Adam remembers the update before it, and would take a step without any gradient."""
+    rollouts = rollouts_of(fresh_policy)
+    optimizer = torch.optim.AdamW(fresh_policy.trainable, lr=1e-3)
+    grpo.update_policy(fresh_policy, optimizer, rollouts, grpo.UpdateConfig())
+    for r in rollouts:
+        r.token_weight = [0.0] * len(r.response_ids)
+    before = [p.detach().clone() for p in fresh_policy.trainable]
+    metrics = grpo.update_policy(fresh_policy, optimizer, rollouts, grpo.UpdateConfig())
+    assert (metrics["masked"], metrics["grad_norm"], metrics["skipped"]) == (1.0, 0.0, 0.0)
+    assert all(map(torch.equal, fresh_policy.trainable, before))
+
+
 def test_an_advantage_may_be_given_for_each_token(fresh_policy):
     rollouts = rollouts_of(fresh_policy)
     whole = gradient_of(fresh_policy, rollouts)
@@ -365,6 +384,15 @@ def test_an_advantage_may_be_given_for_each_token(fresh_policy):
     assert all(r.has_signal for r in rollouts)
     first = gradient_of(fresh_policy, rollouts)
     assert 0 < first.norm() and (first - whole).norm() > 0.1 * whole.norm()
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_an_advantage_for_other_than_all_tokens_is_refused(fresh_policy, change):
+    rollouts = rollouts_of(fresh_policy)
+    tokens = len(rollouts[0].response_ids)
+    rollouts[0].advantage = [1.0] * (tokens + change)
+    with pytest.raises(UserError, match=f"{tokens + change} numbers for a response of {tokens} tokens"):
+        gradient_of(fresh_policy, rollouts)
 
 
 def test_dr_grpos_constant_does_not_depend_on_the_responses(fresh_policy):
@@ -432,9 +460,6 @@ def test_a_masked_token_gives_no_gradient_but_counts_in_the_mean(fresh_policy):
     for rollout in rollouts:
         rollout.token_weight = 0.5
     assert_same_gradient(fresh_policy, gradient_of(fresh_policy, rollouts), 0.5 * full)
-    for rollout in rollouts:
-        rollout.token_weight = [0.0] * len(rollout.response_ids)
-    assert not gradient_of(fresh_policy, rollouts).any()
 
 
 def test_learning_raises_the_log_prob_of_what_was_good(fresh_policy):

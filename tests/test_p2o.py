@@ -101,6 +101,19 @@ def test_hard_questions_are_those_whose_group_failed_or_all_but_one():
     assert p2o.mine_hard(rollouts, Config(near_hard=False)) == ["none"]
 
 
+def test_a_reward_below_zero_is_a_failure_like_any_other():
+    """As a --reward of one's own may give, 1 for right and -1 for wrong."""
+    rewards = {"none": [-1, -1, -1, -1], "one": [1, -1, -1, -1], "half": [1, 1, -1, -1]}
+    rollouts = [rollout(name, float(r), template="z") for name, group in rewards.items() for r in group]
+    assert p2o.mine_hard(rollouts, Config()) == ["none", "one"]
+    assert p2o.mine_hard(rollouts, Config(near_hard=False)) == ["none"]
+    kept = p2o.choose_rollouts(rollouts, Config(drop_failed_templated=True))
+    assert [(r.question_id, r.reward) for r in kept] == [("one", 1.0), ("half", 1.0), ("half", 1.0)]
+    # The only bare rollout of the group failed.
+    group = [rollout("q", 1.0, template="z"), rollout("q", -1.0)]
+    assert p2o.mine_hard(group, Config(mine="bare", leave_one_bare=True)) == ["q"]
+
+
 def test_on_request_a_bare_rollout_says_whether_a_templated_question_is_still_hard():
     def group(name, templated, bare):
         return [rollout(name, r, template="z") for r in templated] + [rollout(name, r) for r in bare]
@@ -349,6 +362,17 @@ def test_a_run_with_every_seam_replaced_goes_to_the_end_and_samples_on_until_an_
     updates = [m for m in lines_of(small.folder / "metrics.jsonl") if m["kind"] == "update"]
     kept = sum(q["id"].endswith("1") for q in lines_of(ROOT / "tiny" / "train.jsonl")[:8])  # --select: these, always
     assert [m["rollouts"] for m in updates] == [2 * kept * 3] * 2  # one update an epoch: a batch alone does not fill it
+
+
+def test_an_epoch_that_has_trained_nothing_says_so(small, tmp_path):
+    """Every rollout left out, in the first epoch only: no update, and the run goes on."""
+    (tmp_path / "mine.py").write_text(
+        "seen = []\ndef keep(group):\n    seen.append(1)\n    return group if len(seen) > 16 else []\n"
+    )
+    p2o.train(dataclasses.replace(small, method="grpo", keep=f"{tmp_path / 'mine.py'}:keep"))
+    lines = lines_of(small.folder / "metrics.jsonl")
+    assert {m["epoch"] for m in lines if m["kind"] == "update"} == {2}
+    assert [m["epoch"] for m in lines if m["kind"] == "warning" and "had no update" in m["text"]] == [1]
 
 
 @pytest.mark.parametrize("name, complaint", [("nobody", "--loss nobody"), ("no.py:loss", "--loss no.py:loss")])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import grpo
 import p2o
 from support import checkpoint, log
-from support.data import load_questions, short_columns
+from support.data import Question, load_questions, short_columns
 from support.errors import UserError
 from support.log import RunLog, silent_failures
 from tiny.problems import FAMILIES
@@ -624,6 +624,24 @@ def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_pa
     assert [(row["data"], row["questions"]) for row in found] == [(files[0], 3), (files[1], 2)]
     said = capsys.readouterr().out
     assert "1 of 3 reference answers cannot be parsed" in said and "1 of 2 reference answers" in said
+
+
+def test_eval_grades_as_training_does(tiny_policy, monkeypatch):
+    """A puzzle by its own scorer, and a copy of the question as no answer."""
+    puzzle = Question("puzzle", "Name a word that rhymes with cat.", "hat", score=lambda answer: float(answer == "bat"))
+    copied = Question("copied", "Factor $x^2 - 1$.", "(x - 1)(x + 1)")
+    said = {"puzzle": "\\boxed{bat}", "copied": "\\boxed{x^2 - 1}"}
+    texts = {tuple(grpo.chat_ids(tiny_policy, q.text)): said[q.id] for q in (puzzle, copied)}
+    monkeypatch.setattr(
+        grpo,
+        "sample",
+        lambda policy, contexts, **_: [grpo.Sample([2], [-1.0], False, texts[tuple(c)]) for c in contexts],
+    )
+    for question, right in ((puzzle, 1.0), (copied, 0.0)):
+        rows = evaluate.measure(tiny_policy, [grpo.chat_ids(tiny_policy, question.text)], [question], 4, 0)
+        assert {row["metric"]: row["value"] for row in rows} == dict.fromkeys(
+            ("greedy", "pass@1", "pass@2", "pass@4", "majority@4"), right
+        )
 
 
 MODEL = str(ROOT / "tiny" / "united" / "model")

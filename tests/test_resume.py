@@ -512,10 +512,14 @@ def test_a_batch_that_never_fits_ends_with_one_line(cfg, monkeypatch):
 
 
 def test_questions_longer_than_the_context_are_counted_and_never_cut(cfg, capsys):
-    p2o.prepare(dataclasses.replace(cfg, max_prompt_tokens=18))
+    p2o.prepare(dataclasses.replace(cfg, max_prompt_tokens=18, hard_set_min=4))
     assert "questions are longer than --max-prompt-tokens 18 and left out" in capsys.readouterr().out
     with pytest.raises(UserError, match="no question fits"):
         p2o.prepare(dataclasses.replace(cfg, max_prompt_tokens=5, name="other"))
+    few = dataclasses.replace(cfg, max_prompt_tokens=18)
+    with pytest.raises(UserError, match="questions fit into --max-prompt-tokens 18, and below --hard-set-min 12"):
+        p2o.prepare(few)
+    p2o.prepare(dataclasses.replace(few, method="grpo"))
 
 
 @pytest.mark.parametrize("response", [[2], [2, 2], [0, 2]])

@@ -15,7 +15,7 @@ import tyro
 import grpo
 import verify
 from gepa_loop import apply_template
-from support.data import labelled, load_questions
+from support.data import Question, labelled, load_questions
 from support.errors import UserError
 
 
@@ -127,8 +127,8 @@ def evaluate(
             print(f"{name}: {len(contexts) - len(kept)} questions are longer than {max_prompt_tokens} tokens: left out")
         if not kept:
             raise UserError(f"{name}: no question fits into --max-prompt-tokens {max_prompt_tokens}")
-        contexts, references = [contexts[i] for i in kept], [questions[i].reference for i in kept]
-        results += [{"data": name} | row for row in measure(policy, contexts, references, samples, seed)]
+        contexts, questions = [contexts[i] for i in kept], [questions[i] for i in kept]
+        results += [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed)]
     print_table(results)
     if out:
         settings = {"model": model, "adapter": adapter, "template": template, "temperature": temperature, "seed": seed}
@@ -144,8 +144,14 @@ def check_out(out: str) -> None:
         raise UserError(f"--out {out}: cannot be written; name a file in a folder of yours")
 
 
+def graded(responses: list[str], questions: list[Question]) -> list[verify.Grade]:
+    """The grades that training pays by: no copy of the question counts, and a question's own scorer decides."""
+    grades = verify.grade_batch(responses, [q.reference for q in questions], [q.text for q in questions])
+    return [verify.rescored(grade, question) for grade, question in zip(grades, questions, strict=True)]
+
+
 def measure(
-    policy: grpo.Policy, contexts: list[list[int]], references: list[str], samples: int, seed: int
+    policy: grpo.Policy, contexts: list[list[int]], questions: list[Question], samples: int, seed: int
 ) -> list[dict]:
     """Rows {metric, value, low, high, questions, truncated} for one file's questions."""
     n = len(contexts)
@@ -163,14 +169,12 @@ def measure(
         }
 
     greedy = grpo.sample(policy, contexts, seed=None)
-    right = [g.reward for g in verify.grade_batch([s.text for s in greedy], references)]
+    right = [g.reward for g in graded([s.text for s in greedy], questions)]
     rows = [row("greedy", right, wilson_interval(int(sum(right)), n), greedy)]
     if not samples:
         return rows
     drawn = grpo.sample(policy, [context for context in contexts for _ in range(samples)], seed=seed)
-    grades = verify.grade_batch(
-        [s.text for s in drawn], [reference for reference in references for _ in range(samples)]
-    )
+    grades = graded([s.text for s in drawn], [question for question in questions for _ in range(samples)])
     groups = [grades[i : i + samples] for i in range(0, len(grades), samples)]
     ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
     for k in ks:
@@ -178,10 +182,8 @@ def measure(
         rows.append(row(f"pass@{k}", values, bootstrap_interval(values, seed), drawn))
     for k in ks[2:]:  # a majority of one or two is one sample
         voted = [majority([g.extracted for g in group[:k]], verify.equivalent) for group in groups]
-        values = [
-            float(vote is not None and verify.equivalent(vote, reference))
-            for vote, reference in zip(voted, references, strict=True)
-        ]
+        said = ["" if vote is None else f"\\boxed{{{vote}}}" for vote in voted]
+        values = [grade.reward for grade in graded(said, questions)]
         rows.append(row(f"majority@{k}", values, wilson_interval(int(sum(values)), n), drawn))
     return rows
 

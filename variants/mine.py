@@ -17,4 +17,4 @@ def bare(group: list[grpo.Rollout]) -> bool:
     >>> bare(group), bare(group[:2]), bare(rewarded(1, 0))
     (True, False, False)
     """
-    return not any(r.reward for r in [r for r in group if not r.template] or group)
+    return not any(r.reward > 0 for r in [r for r in group if not r.template] or group)
