@@ -39,9 +39,7 @@ def pytest_collection_finish():
 
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
-LONGEST = (
-    "assignment variants notebooks p2o families bench_gpu study fit verify resume gepa_loop report tiny golden".split()
-)
+LONGEST = "assignment real notebooks verify resume card variants study p2o families real_models tiny gepa_loop".split()
 
 
 def pytest_collection_modifyitems(items):
