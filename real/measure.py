@@ -30,6 +30,7 @@ import gepa_loop  # noqa: E402
 import grpo  # noqa: E402
 from real import rules as known  # noqa: E402
 from support.data import load_questions  # noqa: E402
+from support.errors import UserError, exit_code_of  # noqa: E402
 from support.reflection import parse_reflection, read_wording  # noqa: E402
 from tools import compare  # noqa: E402
 
@@ -135,10 +136,15 @@ def mask(run: tyro.conf.Positional[Path], ratio_min: float = 0.01, ratio_max: fl
     Args:
         positions: So many first tokens get a line of their own, the others one together.
     """
-    lines = (run / "transcripts.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    file = run / "transcripts.jsonl"
+    if not file.exists():
+        raise UserError(f"{file}: no such file; give the folder of a run")
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
     shown = [
         line for line in map(json.loads, lines) if line["template"] and line["reward"] and line.get("old_logprobs")
     ]
+    if not shown:
+        raise UserError(f"{file}: no successful templated rollout with old log-probs")
     below, above, tokens = Counter(), Counter(), Counter()
     for line in shown:
         for t, (bare, templated) in enumerate(zip(line["old_logprobs"], line["sampled_logprobs"], strict=True)):
@@ -147,6 +153,8 @@ def mask(run: tyro.conf.Positional[Path], ratio_min: float = 0.01, ratio_max: fl
             below[place] += bare - templated < math.log(ratio_min)
             above[place] += bare - templated > math.log(ratio_max)
     print(f"{len(shown)} successful templated transcripts of {run}")
+    rarest = [math.exp(min(line["old_logprobs"])) for line in shown]
+    print(f"the rarest token of each, without the template: median probability {statistics.median(rarest):.1g}")
     for place in sorted(tokens):
         name = f"token {place + 1}" if place < positions else "later"
         low, high = share(below[place], tokens[place]), share(above[place], tokens[place])
@@ -218,4 +226,5 @@ def draw_line(numbers: dict, rates: dict[str, str], picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"rules": rules, "reflections": reflections, "mask": mask, "line": line})
+    commands = {"rules": rules, "reflections": reflections, "mask": mask, "line": line}
+    sys.exit(exit_code_of(tyro.extras.subcommand_cli_from_dict, commands))
