@@ -56,7 +56,7 @@ grade: .venv/installed  ## points and hints, and submission.zip; PART=2 for one 
 run: .venv/installed  ## P2O on the tiny model, with your code
 	$(PY) p2o.py
 
-final: .venv/installed  ## the final task: your line (about ten minutes)
+final: .venv/installed  ## the final task: your line (about two minutes on two cores)
 	$(PY) grader/final.py
 
 .venv/installed: requirements.txt
