@@ -185,6 +185,7 @@ def evolve(
         max_metric_calls=budget,  # responses (line 5); checked between iterations only, so the last one overshoots
         stop_callbacks=should_stop,
         logger=SimpleNamespace(log=log),
+        display_progress_bar=True,  # responses so far, and the time left
         seed=seed,
         raise_on_exception=True,  # otherwise a policy that fails at every call would keep GEPA in its loop for ever
     )
