@@ -6,7 +6,7 @@ What GRPO is here, in the order in which a rollout meets it:
     A_i     = (r_i - mean r) / (std r + 1e-6)                                    group_advantages
     s_t     = pi_old(y_t | x, y_<t) / pi_old(y_t | T(x,z), y_<t)
     w_t     = 1 where s_t is in [0.01, 10], else 0                               template_ratio_weight
-    rho_t   = pi_theta(y_t | x, y_<t) / pi_old(y_t | x, y_<t)                    importance_ratio
+    rho_t   = pi_theta(y_t | x, y_<t) / pi_old(y_t | x, y_<t)                    log_importance_ratio
     L_t     = max(-A rho_t, -A clip(rho_t, 0.8, 1.2)), at most -A c where A < 0  surrogate
     loss    = mean over tokens of w_t L_t                                        policy_loss, aggregate
 
@@ -235,7 +235,7 @@ def aggregate(
     raise ValueError(f"unknown aggregation {aggregation!r}: one of {', '.join(get_args(Aggregation))}")
 
 
-def importance_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def log_importance_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """log rho [B, T]: how far the policy has moved, at each token, since it sampled. All tensors are [B, T].
 
     `--ratio` may replace it: GSPO has one ratio for the whole response (variants/ratio.py).
@@ -274,7 +274,7 @@ def policy_loss(
     clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float = 3.0,
     token_weight: torch.Tensor | None = None, aggregation: str = "token-mean",
     update_size: tuple[int, int, int] | None = None,
-    ratio: Callable[..., torch.Tensor] = importance_ratio, loss: Callable[..., torch.Tensor] = surrogate,
+    ratio: Callable[..., torch.Tensor] = log_importance_ratio, loss: Callable[..., torch.Tensor] = surrogate,
 ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
     """The objective of GRPO: importance ratio, clipped surrogate, token weights, aggregation.
 
@@ -782,7 +782,7 @@ def loss_of(
     loss, metrics = policy_loss(
         logprobs, old_logprobs, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
         dual_clip=cfg.dual_clip, token_weight=token_weight, aggregation=cfg.aggregation, update_size=update_size,
-        ratio=variant("ratio", cfg, default=importance_ratio, sampled_logprobs=sampled_logprobs),
+        ratio=variant("ratio", cfg, default=log_importance_ratio, sampled_logprobs=sampled_logprobs),
         loss=variant("loss", cfg, default=surrogate),
     )  # fmt: skip
     metrics["masked"] = aggregate((token_weight == 0).float(), mask, "token-mean", update_size).item()

@@ -21,11 +21,11 @@ def aggregate(per_token, mask, aggregation, update_size=None):
     return grpo.aggregate(per_token, mask, aggregation, update_size)
 
 
-def importance_ratio(logprobs, old_logprobs, mask):
+def log_importance_ratio(logprobs, old_logprobs, mask):
     """Tensors [B, T] -> log rho [B, T]"""
     import grpo
 
-    return grpo.importance_ratio(logprobs, old_logprobs, mask)
+    return grpo.log_importance_ratio(logprobs, old_logprobs, mask)
 
 
 def surrogate(log_ratio, advantages, *, clip_low, clip_high, dual_clip):

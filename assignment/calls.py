@@ -56,8 +56,8 @@ def aggregate(student, **inputs):
     return refusing(student.aggregate, **inputs)
 
 
-def importance_ratio(student, **inputs):
-    return called(student.importance_ratio, tensors(inputs)).tolist()
+def log_importance_ratio(student, **inputs):
+    return called(student.log_importance_ratio, tensors(inputs)).tolist()
 
 
 def surrogate(student, **inputs):
@@ -373,7 +373,7 @@ def keep(group: list) -> list:
 CALLS = {
     function.__name__: function
     for function in (
-        group_advantages, aggregate, importance_ratio, surrogate, policy_loss, template_ratio_weight, token_logprobs,
-        greedy_cover, assign_templates, grade_batch, mine_hard, sample_groups, train,
+        group_advantages, aggregate, log_importance_ratio, surrogate, policy_loss, template_ratio_weight,
+        token_logprobs, greedy_cover, assign_templates, grade_batch, mine_hard, sample_groups, train,
     )
 }  # fmt: skip

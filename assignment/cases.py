@@ -144,7 +144,8 @@ def clips(rng: random.Random) -> Iterator[Case]:
     new, old = matrix(rng, 3, 4, -4, -1), matrix(rng, 3, 4, -4, -1)
     new[0][:2], old[0][:2] = [-1.0, -60.0], [-45.0, -2.0]
     clamp = "log rho = new - old, clamped to +-20."
-    yield "log ratio", "importance_ratio", {"logprobs": new, "old_logprobs": old, "mask": mask_of([4, 2, 3], 4)}, clamp
+    inputs = {"logprobs": new, "old_logprobs": old, "mask": mask_of([4, 2, 3], 4)}
+    yield "log ratio", "log_importance_ratio", inputs, clamp
     settings = {"clip_low": round(rng.uniform(0.1, 0.3), 3), "clip_high": round(rng.uniform(0.4, 0.6), 3)}
     settings["dual_clip"] = round(rng.uniform(2.2, 3.5), 3)
     ratios = {"log_ratio": matrix(rng, 6, 8, -1.5, 2.5), "advantages": matrix(rng, 6, 8, -2, 2)}
@@ -178,7 +179,7 @@ def whole_losses(rng: random.Random) -> Iterator[Case]:
         yield f"weighted, {aggregation}, part of a whole", "policy_loss", inputs, hint
     exact = common | {"old_logprobs": new, "dual_clip": 1.0}
     yield "on policy", "policy_loss", exact, "With new = old the ratio is 1, the loss -A, and no clip is active."
-    replaced = "`ratio` and `loss` replace importance_ratio and surrogate; loss gets logprobs and mask by name, too."
+    replaced = "`ratio` and `loss` replace log_importance_ratio and surrogate; loss gets logprobs and mask, too."
     yield "another ratio and loss", "policy_loss", common | settings | {"variants": True}, replaced
 
 

@@ -86,14 +86,14 @@ SHAPES = {
     "group_advantages": "The result is flat, [B], as the rewards are.",
     "aggregate": "The result is a scalar.",
     "policy_loss": "The loss is a scalar, each metric a float.",
-    "importance_ratio": "The result is [B, T].",
+    "log_importance_ratio": "The result is [B, T].",
     "surrogate": "The result is [B, T].",
     "template_ratio_weight": "The result is [B, T], of floats.",
     "token_logprobs": "The result is [B, T], and T the length of the longest response.",
     "assign_templates": "The result is {question id: its G templates}, and a template is a string.",
 }
 # A function that stands on others of its part: mend these first.
-STANDS_ON = {"policy_loss": ("aggregate", "importance_ratio", "surrogate"), "train": ("mine_hard", "sample_groups")}
+STANDS_ON = {"policy_loss": ("aggregate", "log_importance_ratio", "surrogate"), "train": ("mine_hard", "sample_groups")}
 # Checks that go from the simple to the difficult: what the first one shows, those behind it show again.
 FIRST_THINGS_FIRST = (
     "group_advantages", "policy_loss", "template_ratio_weight", "token_logprobs", "assign_templates", "sample_groups",
@@ -434,7 +434,7 @@ def hide(folder: Path) -> None:
 
 PARTS = {  # part -> (title, {function: points})
     1: ("group advantages", {"group_advantages": 10}),
-    2: ("policy loss", {"aggregate": 4, "importance_ratio": 1, "surrogate": 4, "policy_loss": 6}),
+    2: ("policy loss", {"aggregate": 4, "log_importance_ratio": 1, "surrogate": 4, "policy_loss": 6}),
     3: ("template-ratio weight", {"template_ratio_weight": 10}),
     4: ("log-probs", {"token_logprobs": 15}),
     5: ("greedy cover", {"greedy_cover": 10}),

@@ -384,7 +384,7 @@ def test_points_are_given_by_function(grader, tmp_path):
     files = changed("grpo.py", "torch.where(advantages < 0, bounded, pessimistic)", "pessimistic")
     outcomes = grader.grade(submission(tmp_path / "student", files), (2,))
     by = {name: (earned, worth) for name, (earned, worth, _) in grade.by_function(2, outcomes[2]).items()}
-    assert by["aggregate"] == (4, 4) and by["importance_ratio"] == (1, 1)
+    assert by["aggregate"] == (4, 4) and by["log_importance_ratio"] == (1, 1)
     assert by["surrogate"][0] < 4 and by["policy_loss"][0] < 6
     grade.write_results(outcomes, tmp_path / "results.json")
     results = json.loads((tmp_path / "results.json").read_text())

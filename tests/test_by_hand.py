@@ -59,7 +59,7 @@ def test_the_four_aggregations_of_two_tokens_and_one(aggregation, expected):
 def test_no_token_counts_more_than_e_to_the_20th():
     """Or one token that the old policy held for impossible would make the loss infinite."""
     new, old = TENSOR([[-1.0, -90, -1, -1]]), TENSOR([[-90.0, -1, -3, -21.5]])
-    assert grpo.importance_ratio(new, old, torch.ones(1, 4)).tolist() == [[20, -20, 2, 20]]
+    assert grpo.log_importance_ratio(new, old, torch.ones(1, 4)).tolist() == [[20, -20, 2, 20]]
     e20 = math.exp(20)
     soft = grpo.template_ratio_weight(new, old, soft=True)
     torch.testing.assert_close(soft, TENSOR([[10 / e20, 0.01 * e20, 1, 10 / e20]]))

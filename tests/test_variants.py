@@ -55,7 +55,7 @@ def ours(name, **settings):
     value, _ = grpo.policy_loss(
         logprobs, old, advantages, mask, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip,
         aggregation=cfg.aggregation, update_size=(4, int(mask.sum()), 10),
-        ratio=variant("ratio", cfg, grpo.importance_ratio), loss=variant("loss", cfg, grpo.surrogate),
+        ratio=variant("ratio", cfg, grpo.log_importance_ratio), loss=variant("loss", cfg, grpo.surrogate),
     )  # fmt: skip
     value.backward()
     return value.item(), logprobs.grad
