@@ -79,6 +79,33 @@ def rewarded(name: str, reward: Callable, response: str, question) -> tuple[floa
     return float(value), feedback, *(bool(flag) for flag in formed or [True])
 
 
+def given_advantages(name: str, given, group: list) -> list[float] | list[list[float]]:
+    """What the user's own `--advantage` gives a group, as plain numbers; UserError if these are no advantages.
+
+    It may be a list, a tensor or an array: a number for each rollout, or one for each token of each response.
+    """
+
+    def plain(value):
+        return value.tolist() if hasattr(value, "tolist") else value
+
+    def is_number(value) -> bool:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+
+    def is_advantage(value, rollout) -> bool:
+        if isinstance(value, list | tuple):
+            return len(value) == len(rollout.response_ids) and all(map(is_number, value))
+        return is_number(value)
+
+    found = plain(given)
+    found = [plain(value) for value in found] if isinstance(found, list | tuple) else []
+    if len(found) != len(group) or not all(map(is_advantage, found, group)):
+        raise UserError(
+            f"--advantage {name}: it gave {_shown(given)} for the {len(group)} rollouts of question "
+            f"{group[0].question_id}; what is wanted is a finite number for each, or one for each of its tokens"
+        )
+    return found
+
+
 def _shown(value: object) -> str:
     """A value on one line, cut where it gets long."""
     text = " ".join(repr(value).split())
