@@ -1,4 +1,4 @@
-"""What the model can do before any training: the numbers by which rules and the reflection prompt were chosen.
+"""The numbers of docs/real.md that are no training run: how rules and prompt were chosen, and what runs have shown.
 
     python real/measure.py rules                        how often is each rule kept, untold and told?
     python real/measure.py reflections                  how often does a reflection name the rule?
@@ -32,7 +32,7 @@ from real import rules as known  # noqa: E402
 from support.data import load_questions  # noqa: E402
 from support.errors import UserError, exit_code_of  # noqa: E402
 from support.reflection import parse_reflection, read_wording  # noqa: E402
-from tools import compare  # noqa: E402
+from tools import compare, study  # noqa: E402
 
 
 def rules(
@@ -44,10 +44,9 @@ def rules(
     response_tokens: int = 24,
     model: str = str(ROOT / "real" / "model"),
     data: str = str(ROOT / "real" / "train.jsonl"),
-    out: str = "",
     threads: int = 1,
 ) -> None:
-    """Print a table, and write it as JSON if `out` names a file.
+    """Print a table: each rule, the share of bare responses that keep it, and of those that were told to.
 
     Args:
         names: Which rules of real/rules.py.
@@ -61,16 +60,12 @@ def rules(
     policy, asked = grpo.load_policy(cfg), load_questions(data)
     asked = asked[: questions or None]
 
-    command = f"python real/measure.py {' '.join(sys.argv[1:])}"
-    started, found = time.time(), {"command": command, "temperature": temperature, "response_tokens": response_tokens}
+    started = time.time()
     bare = kept_by(policy, asked, "", samples, names)
     print(f"{'rule':12} {'bare':>16} {'told':>16}   ({time.time() - started:.0f} s for the bare responses)")
     for name in names:
         kept, told = bare[name], kept_by(policy, asked, known.TOLD[name], told_samples, (name,))[name]
-        found[name] = {"bare": kept, "told": told, "template": known.TOLD[name]}
         print(f"{name:12} {share(*kept):>16} {share(*told):>16}", flush=True)
-    if out:
-        Path(out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def kept_by(policy, asked: list, template: str, samples: int, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -161,18 +156,17 @@ def mask(run: tyro.conf.Positional[Path], ratio_min: float = 0.01, ratio_max: fl
         print(f"{name:8} below {ratio_min}: {low}, above {ratio_max}: {high}")
 
 
-def line(samples: int = 5, results: Path = RESULTS / "studies.json", picture: Path = RESULTS / "real-line.png") -> None:
+def line(samples: int = 5) -> None:
     """Who wins at which bare rate? Each rule's bare rate, measured anew, beside what the study real-line.toml gave.
 
     Its variants are called "rule: method". Two numbers for each run: the sampled accuracy on held-out questions at the
-    end, and its mean on the way to as many responses as all runs have spent, GEPA's included.
+    end, and its mean on the way to as many responses as all runs have spent, GEPA's included. Writes
+    lab/results/real-line.png.
 
     Args:
         samples: Bare responses to each training question.
-        results: Where the study has put its results.
-        picture: The PNG file to be written.
     """
-    record = json.loads(results.read_text(encoding="utf-8"))["real-line"]
+    record = study.read_results(RESULTS)["real-line"]
     numbers = figures_of(record["results"])
     options = next(iter(record["options"].values()))
     sampling = {name: options[name] for name in ("model", "temperature", "max_response_tokens")}
@@ -185,7 +179,7 @@ def line(samples: int = 5, results: Path = RESULTS / "studies.json", picture: Pa
         for name, rate in rates.items():
             means = [f"{method} {statistics.fmean(values[name, method]):.2f}" for method in ("GRPO", "P2O")]
             print(f"    {name:12} bare {rate:>14}   {', '.join(means)}")
-    draw_line(numbers, rates, picture)
+    draw_line(numbers, rates, RESULTS / "real-line.png")
 
 
 def figures_of(results: dict[str, list[dict]]) -> dict[str, dict[tuple[str, str], list[float]]]:

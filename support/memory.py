@@ -80,7 +80,7 @@ def padded(values: list[float | list[float]], lengths: list[int], device: torch.
         row = value if isinstance(value, list) else [value] * length
         if len(row) != length:  # zeros in the place of what is missing would leave the last tokens out of the loss
             raise UserError(
-                f"{len(row)} numbers for a response of {length} tokens: a function for --advantage or --keep gives one "
+                f"{len(row)} numbers for a response of {length} tokens: --keep must leave a rollout's advantage one "
                 "number for the whole response, or one for each of its tokens"
             )
         rows.append(row + [0.0] * (max(lengths) - len(row)))
