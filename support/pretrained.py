@@ -181,6 +181,11 @@ def mix_precision(model: torch.nn.Module) -> None:
     base = model.get_base_model()
     body, head, embedding = body_of(base), base.get_output_embeddings(), base.get_input_embeddings()
     dtype = head.weight.dtype
+    if torch.cuda.is_available():
+        # Products of 16-bit numbers are exact in TF32: tensor cores run the head, and nothing is lost. For float32
+        # layers it would round. The setting holds for the process, so what an earlier policy left is undone. By this
+        # function and no other: torch.compile, which vLLM uses, cannot read what the newer settings say.
+        torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
     if dtype == torch.float32:
         return  # as loaded: a CPU, or a card without bfloat16
     for part in body.modules():
@@ -192,10 +197,6 @@ def mix_precision(model: torch.nn.Module) -> None:
     head.float()  # a tied embedding becomes float32 with it, but what it hands to the layers must not
     embedding.register_forward_hook(lambda module, inputs, hidden: hidden.to(dtype))
     head.register_forward_pre_hook(lambda module, inputs: inputs[0].float())
-    if torch.cuda.is_available():
-        # Products of 16-bit numbers are exact in TF32: tensor cores run the head, and nothing is lost. By this function
-        # and no other: torch.compile, which vLLM uses, cannot read what the newer settings say.
-        torch.set_float32_matmul_precision("high")
 
 
 def checkpoint_activations(base: torch.nn.Module) -> None:

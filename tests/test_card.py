@@ -153,9 +153,9 @@ def test_the_24_gb_preset_fits_and_a_small_card_is_told_what_to_lower(capsys):
     p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--card-gb", "24"])
     assert "DOES NOT FIT" not in (text := capsys.readouterr().out) and "training peak" in text
     assert "lower" not in text and "estimated hours on an RTX 4090" in text  # nothing to lower: it ends within a day
-    assert "T4" not in text and "sampling: data sheets alone" in text
+    assert "T4" not in text and "from the rates of an H200" in text
     p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--engine", "hf", "--card-gb", "24"])
-    assert "T4" in (text := capsys.readouterr().out) and "sampling: what an H200 took" in text
+    assert "T4" in capsys.readouterr().out  # where vLLM is refused
     p2o.main(["fit", "--preset", "qwen3-4b-24gb-paper"])
     assert "lower --train-questions" in capsys.readouterr().out
     p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--card-gb", "8", "--no-gradient-checkpointing"])
@@ -177,6 +177,8 @@ def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_
     assert "card of 22.0 GiB" in text and "estimated hours on an L4" in text and "lower --train-questions" in text
     assert p2o.main(["--model", "nobody/knows"]) == 0
     assert "no estimate: --model nobody/knows" in capsys.readouterr().out and len(trained) == 2
+    assert p2o.main([]) == 0  # the tiny model: its launches take longer than its arithmetic, and are not counted
+    assert "estimated hours: 0; so small a run" in capsys.readouterr().out
 
 
 def test_hours_count_the_responses_of_a_run():
@@ -193,17 +195,18 @@ def test_hours_count_the_responses_of_a_run():
     for part in ("sampling", "scoring", "update"):
         assert twice[part] == pytest.approx(2 * once[part])
     # 12,000 responses, half of the groups taught, of 2,248 tokens; 6 operations for each of 4.02e9 weights
-    assert once["update"] == pytest.approx(6 * 4.02e9 * 6000 * 2248 / (165e12 * 0.2) / 3600, rel=0.01)
+    assert once["update"] == pytest.approx(6 * 4.02e9 * 6000 * 2248 / (165e12 * 0.23) / 3600, rel=0.01)
 
 
 def h200():
-    """The record of the H200 with the speeds, in lab/results/gpu.json."""
+    """The last record of the H200 with the speeds, in lab/results/gpu.json."""
     records = json.loads((ROOT / "lab" / "results" / "gpu.json").read_text())
-    return next(r for r in records if "H200" in r["card"] and "speed" in r)
+    return next(r for r in reversed(records) if "H200" in r["card"] and "speed" in r)
 
 
 def test_the_hours_rest_on_the_measured_rates():
-    cfg, shape, rates = p2o.PRESETS["qwen3-4b-24gb"], fit.KNOWN["Qwen/Qwen3-4B"], h200()["speed"]["tokens_per_second"]
+    cfg, shape, measured = p2o.PRESETS["qwen3-4b-24gb"], fit.KNOWN["Qwen/Qwen3-4B"], h200()
+    rates = measured["speed"]["tokens_per_second"]
     seconds = {name: 3600 * value for name, value in fit.hours(cfg, shape, fit.CARDS["H200"], 8 * fit.GIB).items()}
     trained = 6000 * 2248
     assert trained / seconds["update"] == pytest.approx(rates["update"], rel=0.1)
@@ -211,6 +214,10 @@ def test_the_hours_rest_on_the_measured_rates():
     six = dataclasses.replace(cfg, engine="hf", sample_batch=6)
     sampled = 12_000 * 2048 / (3600 * fit.hours(six, shape, fit.CARDS["H200"], 24 * fit.GIB)["sampling"])
     assert sampled == pytest.approx(rates["sampling"], rel=0.1)
+    # vLLM sampled 512 tokens behind prompts of 128, 48 at once: 384 tokens in the cache on average, here 200 + 184.
+    short = dataclasses.replace(cfg, max_response_tokens=368)
+    sampled = 12_000 * 184 / (3600 * fit.hours(short, shape, fit.CARDS["H200"], 24 * fit.GIB)["sampling"])
+    assert sampled == pytest.approx(measured["vllm"]["tokens_per_second"]["sampling"], rel=0.1)
 
 
 def test_the_operations_of_an_update_are_those_that_torch_counts(tmp_path):

@@ -735,6 +735,18 @@ def test_vllm_leaves_tf32_to_the_trainers_head_unless_it_is_to_be_batch_invarian
     assert os.environ.get("VLLM_FLOAT32_MATMUL_PRECISION") == {"0": "high", "1": None}[invariant]
 
 
+def test_a_float32_policy_takes_back_the_tf32_that_a_16_bit_policy_let_in(tiny_policy, monkeypatch):
+    """On a card the setting holds for the process; float32 layers computed in TF32 were refused as wrong on an H200."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        pretrained.mix_precision(tiny_policy.model)
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, AssertionError])
 def test_a_vllm_that_does_not_start_is_told_in_one_line_and_its_process_group_is_ended(tiny_policy, monkeypatch, error):
     def failing(**_):

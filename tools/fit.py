@@ -2,9 +2,8 @@
 
 Estimates from the architecture alone, before anything is loaded. tests/test_card.py holds the memory of training to a
 count of every tensor that the real architectures' passes make, and to measured peaks of small models on a CPU. The
-hours of scoring and updates, and of sampling by transformers, rest on rates that were measured on one H200
-(lab/results/gpu.json) and are scaled to other cards by what their data sheets say. Sampling by vLLM rests on data
-sheets alone. lab/gpu.py measures all of it on the card at hand, where there may be neither gepa nor tyro: so what needs
+hours rest on rates that were measured on one H200 (lab/results/gpu.json), scaled to other cards by what their data
+sheets say. lab/gpu.py measures all of it on the card at hand, where there may be neither gepa nor tyro: so what needs
 them is imported where it is used.
 """
 
@@ -22,22 +21,19 @@ from support.memory import longest_sequence
 
 GIB = 2**30
 CUDA_CONTEXT = 0.6 * GIB  # CUDA itself and the kernels of its libraries; a guess, not measured
-VLLM_ASLEEP = 1.0 * GIB  # what vLLM keeps while it sleeps: CUDA graphs, its libraries' workspaces; a guess as well
+VLLM_ASLEEP = 0.4 * GIB  # what vLLM keeps while it sleeps: CUDA graphs, its libraries' workspaces; 0.36 on an H200
 
 # GB/s of memory, and TFLOPS of dense 16-bit products with float32 sums, as the data sheets say.
 CARDS = {
     "T4": (320, 65), "RTX 3090": (936, 71), "RTX 4090": (1008, 165), "RTX 5090": (1792, 210), "L4": (300, 121),
     "A10": (600, 125), "A100": (1555, 312), "H100": (3350, 989), "H200": (4800, 989),
 }  # fmt: skip
-# Measured on an H200 with Qwen3-4B in NF4, while another job ran beside it (lab/results/gpu.json; tests/test_card.py
-# holds these numbers to that file). Other cards: the same share of their arithmetic, and the same launches.
-ARITHMETIC_USED = 0.20  # scoring and update, of the data sheet's peak
-# Of each token that transformers samples, for each layer: launching kernels, Python. Measured before steps were
-# recorded (support/fast.py); with recorded steps it is less, but that was measured beside other jobs only.
-LAYER_SECONDS = 0.0036
-# Assumed for vLLM, whose speed has not been measured yet.
-BANDWIDTH_USED = 0.6  # share of the data sheet's
-STEP_SECONDS = 0.005  # of each sampled token on top
+# Measured on an H200 with Qwen3-4B's shape in NF4 (lab/results/gpu.json; tests/test_card.py holds these numbers to that
+# file). Other cards: the same shares of what their data sheets say, and the same seconds.
+ARITHMETIC_USED = 0.23  # scoring and update
+LAYER_SECONDS = 0.00055  # of each token that transformers samples, for each layer, in recorded steps (support/fast.py)
+BANDWIDTH_USED = 0.6  # reading weights and keys and values, to sample
+STEP_SECONDS = 0.005  # of each token that vLLM samples on top
 PROMPT_TOKENS, RESPONSE_SHARE = 200, 0.5  # a bare question; a response's mean length, as a share of the longest
 TAUGHT = 0.5  # share of the groups that have any advantage
 HELD_OUT = {"aime24": 30, "aime25": 30, "amc23": 40, "math500": 500, "minerva": 272, "olympiadbench": 674}  # questions
@@ -253,11 +249,14 @@ def say(cfg, card: float | None = None) -> None:
     known = [key for key in cards if key in name] or ["RTX 4090"]
     by_card = {key: hours(cfg, model, speed, parts["KV cache"]) for key, speed in cards.items()}
     totals = {key: sum(by_part.values()) for key, by_part in by_card.items()}
+    if totals[known[-1]] < 0.1:
+        print(
+            "estimated hours: 0; so small a run waits for launches of kernels and for Python, and they are not counted"
+        )
+        return
     told = ", ".join(f"{part} {value:.1f}" for part, value in by_card[known[-1]].items())
     print(f"estimated hours on an {known[-1]}: {totals[known[-1]]:.1f} ({told})")
-    print("  scoring and update: the share of its peak that an H200 reached, scaled by data sheets")
-    measured = "what an H200 took for a layer, before steps were recorded"
-    print(f"  sampling: {'data sheets alone' if cfg.engine == 'vllm' else measured}")
+    print("  from the rates of an H200, scaled by data sheets")
     print("  with as much memory on: " + ", ".join(f"{key} {total:.0f}" for key, total in totals.items()))
     if totals[known[-1]] > 24:
         print("lower --train-questions, --epochs or --max-response-tokens to end within a day")
