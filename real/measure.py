@@ -150,6 +150,13 @@ def mask(run: tyro.conf.Positional[Path], ratio_min: float = 0.01, ratio_max: fl
     print(f"{len(shown)} successful templated transcripts of {run}")
     rarest = [math.exp(min(line["old_logprobs"])) for line in shown]
     print(f"the rarest token of each, without the template: median probability {statistics.median(rarest):.1g}")
+    # The soft clip weighs a token below the lower bound by more than 1.
+    weights = [weight for line in shown if isinstance(line["token_weight"], list) for weight in line["token_weight"]]
+    heavy = [weight for weight in weights if weight > 1]
+    if heavy:
+        others = 1 - sum(heavy) / sum(weights)
+        print(f"weight above 1: {share(len(heavy), len(weights))} tokens; the largest weight is {max(heavy):.2g}")
+        print(f"all other tokens together have {others:.1g} of all weight")
     for place in sorted(tokens):
         name = f"token {place + 1}" if place < positions else "later"
         low, high = share(below[place], tokens[place]), share(above[place], tokens[place])
