@@ -133,7 +133,7 @@ class Evolution:
 
     @property
     def weights(self) -> list[float]:
-        """Mean dev score of each chosen template, with a floor of 1e-6."""
+        """Mean dev score of each chosen template, at least 1e-6: a --reward may be negative, a weight may not."""
         return [max(sum(self.dev_scores[k]) / len(self.dev_ids), 1e-6) for k in self.chosen]
 
 

@@ -49,7 +49,7 @@ class LossScale:
         self.losses_are_finite &= math.isfinite(loss.item())
         (loss * self.scale).backward()
 
-    def take_out(self) -> None:
+    def unscale(self) -> None:
         """Divide the gradients by the scale, before anything looks at their length; halve it if one overflowed."""
         gradients = [p.grad for group in self.groups for p in group["params"] if p.grad is not None]
         if self.scale == 1.0 or not gradients:

@@ -179,9 +179,7 @@ def _unquoted(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ a teacher
 
 
-def teacher(
-    cfg, max_tokens: int, temperature: float, timeout: float = 120.0, retries: int = 5
-) -> Callable[..., list[str]]:
+def teacher(cfg, timeout: float = 120.0, retries: int = 5) -> Callable[..., list[str]]:
     """A reflection model behind an OpenAI-compatible endpoint, the one thing of this repository that may cost money.
 
     Prompts in, replies out, several at once. The endpoint's key is written nowhere. cfg: gepa_loop.EvolutionConfig.
@@ -204,8 +202,8 @@ def teacher(
             reply = client.chat.completions.create(
                 model=cfg.teacher_model,
                 messages=[{"role": "user", "content": prompt}],
-                max_tokens=max_tokens,
-                temperature=temperature,
+                max_tokens=cfg.reflection_tokens,
+                temperature=cfg.reflection_temperature,
             )
             choice = reply.choices[0]
             text = (choice.message.content or "").encode("utf-8", "replace").decode()  # no half characters
