@@ -128,7 +128,7 @@ def load_file(file: Path):
 
 
 def needs(**settings) -> Callable[[Callable], Callable]:
-    """Says of a variant that it is itself only beside these settings; `check` refuses it without them."""
+    """Says of a variant that it is itself only beside these settings; `check_variants` refuses it without them."""
 
     def mark(function: Callable) -> Callable:
         function.needs = settings

@@ -140,7 +140,8 @@ def test_parquet_and_jsonl_of_ones_own_are_the_same(tmp_path):
     ("text", "complaint"),
     [
         ("", "holds no questions"),
-        ('{"question": "a", "answer": 1}\n{"question"', "line 2: not JSON"),
+        ('{"question": "a", "answer": 1}\n\n{"question"', "line 3: not JSON"),
+        ('{"question": "a", "answer": 1}\n{"question": "b"}', r"line 2: no field `answer` \(found: question\)"),
         ("[1]", "line 1: no field `question`"),
         (
             '{"question": "a", "answer": 1, "answer": 2}',

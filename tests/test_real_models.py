@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_grpo import noise_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -110,13 +111,9 @@ def rollouts(policy, count=6):
     ]
 
 
-def gradients(policy, seed=0):
+def gradients(policy):
     """The adapter's gradients of one response's log-prob, the adapter having been moved off zero."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.05)
+    noise_adapter(policy)
     policy.model.train()
     grpo.token_logprobs(policy, [[5, 6, 7]], [[8, 9, 10, 11]]).sum().backward()
     found = {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.requires_grad}
@@ -494,6 +491,7 @@ def test_a_response_that_runs_out_of_tokens_is_marked(qwen3):
     samples = grpo.sample(policy, [[5, 6]] * 24, seed=0)
     for s in samples:
         assert s.truncated == (s.response_ids[-1] not in policy.stop_ids)
+        assert len(s.response_ids) == 100 or not s.truncated
         assert not any(token in policy.stop_ids for token in s.response_ids[:-1])
     assert {s.truncated for s in samples} == {True, False}
 

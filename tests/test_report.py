@@ -569,9 +569,6 @@ def test_a_missing_tracker_is_said_before_the_model_is_loaded(tmp_path, monkeypa
         p2o.train(small_run(tmp_path, track="trackio"))
 
 
-# ----------------------------------------------------------------------------------------------------------- evaluation
-
-
 # --------------------------------------------------------------------------------------------------------- evaluation
 
 

@@ -560,16 +560,6 @@ def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
     assert table.measured("--mine bare") == table.measured("--advantage lead") == "not yet measured"
 
 
-@pytest.mark.parametrize("name", ["advantages", "advantages-grpo", "parts", "selection", "rivals"])
-def test_a_study_names_options_that_there_are(name):
-    for options in study.read_study(ROOT / "lab" / "studies" / f"{name}.toml").variants.values():
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        of_the_diff = options.pop("sample_bare", None)
-        cfg = Config(**options)
-        assert of_the_diff is None or cfg.advantage == "sdpo"
-        check_variants(cfg)
-
-
 def test_the_worlds_of_the_studies_are_what_they_say():
     rows, held_out = worlds.selection(random.Random(0), set())
     kinds = [row["kind"] for row in rows]
