@@ -379,7 +379,7 @@ def _read(path: str, empty_answers: bool) -> list[Question]:
         ]
     if not questions:
         raise UserError(f"{path}: holds no questions")
-    if len({p.id for p in questions}) < len(questions):
+    if len({q.id for q in questions}) < len(questions):
         raise UserError(f"{path}: two questions have the same `id`; templates are assigned by it")
     return questions
 

@@ -96,14 +96,14 @@ def _after_thinking(reply: str) -> str | None:
     >>> _after_thinking("```\\nThink between <think> and </think>.\\n```")
     '```\\nThink between <think> and </think>.\\n```'
     """
-    while "</think>" in reply and not _is_quoted("<think>", reply):
+    while "</think>" in reply and not _is_quoted(reply):
         reply = reply.partition("</think>")[2]
-    return None if "<think>" in reply and not _is_quoted("<think>", reply) else reply
+    return None if "<think>" in reply and not _is_quoted(reply) else reply
 
 
-def _is_quoted(tag: str, reply: str) -> bool:
-    """Does the first such tag stand inside a block, that is behind an odd number of ``` marks?"""
-    before, found, _ = reply.partition(tag)
+def _is_quoted(reply: str) -> bool:
+    """Does the first <think> stand inside a block, that is behind an odd number of ``` marks?"""
+    before, found, _ = reply.partition("<think>")
     return bool(found) and before.count("```") % 2 == 1
 
 

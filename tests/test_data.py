@@ -87,7 +87,7 @@ def test_a_folder_as_the_hub_lays_it_out_is_a_local_copy(tmp_path):
     assert load_questions(f"deepscaler:{tmp_path}")[0].reference == "3"
 
 
-def test_deepmath_is_filtered_and_split_and_the_halves_share_no_question(tmp_path, monkeypatch):
+def test_deepmath_is_filtered_and_split_and_the_halves_share_no_question(tmp_path):
     rows = [ROWS["deepmath"] | {"question": f"Q{i % 900}", "difficulty": 4.0 + i % 6} for i in range(1800)]
     path = write(tmp_path / "deepmath.jsonl", rows)
     train, held_out = load_questions(f"deepmath:{path}"), load_questions(f"deepmath-held-out:{path}")
@@ -98,7 +98,7 @@ def test_deepmath_is_filtered_and_split_and_the_halves_share_no_question(tmp_pat
     assert data.SOURCES["deepmath"].sizes == data.SOURCES["deepscaler"].sizes == (5_000, 500)
 
 
-def test_offline_and_not_cached_is_one_line_that_says_what_to_do(monkeypatch, tmp_path):
+def test_offline_and_not_cached_is_one_line_that_says_what_to_do(monkeypatch):
     import datasets
     from huggingface_hub import constants
 

@@ -423,7 +423,7 @@ def test_only_what_needs_it_is_scored(fresh_policy, monkeypatch):
         assert r.token_weight == grpo.template_ratio_weight(*both).tolist()
 
 
-def test_another_engines_log_probs_are_not_taken_for_the_trainers(fresh_policy, monkeypatch):
+def test_another_engines_log_probs_are_not_taken_for_the_trainers(fresh_policy):
     bare = rollouts_of(fresh_policy)
     later = [dataclasses.replace(r, old_logprobs=None, sampled_logprobs=[-9.0] * len(r.response_ids)) for r in bare]
     fresh_policy.engine = object()

@@ -633,7 +633,7 @@ def test_a_budget_below_the_dev_set_is_said(small, run, tiny_policy, questions, 
 
 
 @pytest.mark.parametrize("option", ["--system-prompt", "--gepa-system"])
-def test_a_model_without_a_system_role_refuses_what_needs_one(small, tmp_path, option, capsys):
+def test_a_model_without_a_system_role_refuses_what_needs_one(small, tmp_path, option):
     shutil.copytree(small.model, tmp_path / "model")
     raising = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     known = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())["chat_template"]
@@ -647,7 +647,7 @@ def test_a_model_without_a_system_role_refuses_what_needs_one(small, tmp_path, o
         grpo.chat_ids(policy, gepa_loop.apply_template(as_template({"system": "Be brief.", "template": ""}), "7?"))
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(small, capsys):
+def test_a_folder_that_holds_a_run_is_not_written_over(small):
     small.folder.mkdir(parents=True)
     (small.folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="already holds a run"):
@@ -741,7 +741,7 @@ def test_a_western_console_prints_what_it_has_no_letters_for(monkeypatch):
     assert screen.getvalue().decode("cp1252") == "the answer is ?, or é\n"
 
 
-def test_an_unknown_option_ends_with_code_2(capsys):
+def test_an_unknown_option_ends_with_code_2():
     with pytest.raises(SystemExit) as stop:
         p2o.main(["--group-sise", "4"])
     assert stop.value.code == 2

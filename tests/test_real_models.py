@@ -423,7 +423,7 @@ def edit_json(file, **changes):
         ({"pad_token": "<|beyond|>", "extra_special_tokens": ["<|beyond|>"]}, {"eos_token_id": 2}, [2]),
     ],
 )
-def test_odd_tokenizers_sample_and_stop_as_the_plain_one(qwen3, tmp_path, tokenizer_says, ends_say, stop_ids):
+def test_odd_tokenizers_sample_and_stop_as_the_plain_one(tmp_path, tokenizer_says, ends_say, stop_ids):
     """Without a padding token, with one beyond the embeddings, without a mask, without the chat format's own end."""
     folder = Path(make_model(tmp_path, vocab_size=len(make_tokenizer())))
     edit_json(folder / "tokenizer_config.json", **tokenizer_says)

@@ -204,7 +204,7 @@ def rewritten(path, change):
         ("held", lambda lines: lines[1:]),
     ],
 )
-def test_a_run_does_not_go_on_with_other_data_unless_that_is_allowed(interrupted, capsys, which, change):
+def test_a_run_does_not_go_on_with_other_data_unless_that_is_allowed(interrupted, which, change):
     path = interrupted.train_data if which == "training data" else interrupted.eval_data[0]
     rewritten(path, change)
     kept = {file: file.read_bytes() for file in interrupted.folder.rglob("*") if file.is_file()}
@@ -258,7 +258,7 @@ def test_a_run_and_its_data_may_move(interrupted, tmp_path, undisturbed):
     ]
 
 
-def test_a_journal_of_other_settings_is_left_alone(cfg, monkeypatch):
+def test_a_journal_of_other_settings_is_left_alone(cfg):
     """A search that was stopped, and goes on with another budget: its calls are others, and none is asked of it."""
     run, calls = Run(cfg), []
     run.resume(p2o.State(), *tiny_model_and_optimizer())

@@ -191,7 +191,7 @@ def test_the_queue_says_how_each_run_ended():
     assert ended == {("fine", 0): "", ("wrong", 0): "p2o: no such thing", ("killed", 0): "ended with code -9"}
 
 
-def test_no_more_runs_at_once_than_jobs_and_none_is_left_when_the_queue_is_closed(tmp_path, monkeypatch):
+def test_no_more_runs_at_once_than_jobs_and_none_is_left_when_the_queue_is_closed(monkeypatch):
     started, Popen = [], subprocess.Popen
 
     def popen(*args, **options):
