@@ -200,7 +200,7 @@ class UpdateSize(NamedTuple):
 
 
 def aggregate(
-    per_token: torch.Tensor, mask: torch.Tensor, aggregation: str, update_size: tuple[int, int, int] | None = None
+    per_token: torch.Tensor, mask: torch.Tensor, aggregation: str, update_size: UpdateSize | None = None
 ) -> torch.Tensor:
     """Per-token values [B, T] -> scalar. The denominators count every response token, whatever its weight.
 
@@ -272,7 +272,7 @@ def policy_loss(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, *,
     clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float = 3.0,
     token_weight: torch.Tensor | None = None, aggregation: str = "token-mean",
-    update_size: tuple[int, int, int] | None = None,
+    update_size: UpdateSize | None = None,
     ratio: Callable[..., torch.Tensor] = log_importance_ratio, loss: Callable[..., torch.Tensor] = surrogate,
 ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
     """The objective of GRPO: importance ratio, clipped surrogate, token weights, aggregation.

@@ -1,4 +1,4 @@
-"""When the card's memory is used up: the same work again, in smaller pieces."""
+"""What fits into the card's memory: an update in micro-batches, float16's loss scale, half as much where it ran out."""
 
 from __future__ import annotations
 

@@ -565,14 +565,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def shortened(tokenizer, text: str, limit: int) -> str:
-    """The text, or of a longer one its first and last tokens, `limit` in all: how it starts, where it arrives."""
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    if len(ids) <= limit:
-        return text
-    return f"{tokenizer.decode(ids[: limit // 2])} [...] {tokenizer.decode(ids[-(limit // 2) :])}"
-
-
 def fingerprint(model: torch.nn.Module) -> str:
     """A short digest of the base model: every frozen tensor's name and shape, and a few of its values."""
     known = hashlib.sha256()

@@ -38,6 +38,7 @@ from support import checkpoint, fast, memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.fast import RoomyLayer, roomy_cache
 from support.memory import adamw, longest_sequence
+from support.messages import shortened
 from support.vllm_engine import VllmEngine
 
 CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}
@@ -817,10 +818,10 @@ def test_what_a_reflection_quotes_is_short_enough_for_the_longest_sequence(tiny_
     tokenizer, count = tiny_policy.tokenizer, lambda text: len(tiny_policy.tokenizer(text).input_ids)
     cfg = dataclasses.replace(p2o.Config(), max_prompt_tokens=100, max_response_tokens=400, reflection_quote=50)
     question, response = "7 " * cfg.max_prompt_tokens, "7 " * 100 + "; " * 200 + "9 " * 100
-    shown = pretrained.shortened(tokenizer, response, cfg.reflection_quote)
+    shown = shortened(tokenizer, response, cfg.reflection_quote)
     assert count(shown) <= cfg.reflection_quote + count(" [...] ")
     assert shown.startswith("7") and shown.endswith("9")
-    assert pretrained.shortened(tokenizer, "7 ; 9", count("7 ; 9")) == "7 ; 9"  # just as long as it may be
+    assert shortened(tokenizer, "7 ; 9", count("7 ; 9")) == "7 ; 9"  # just as long as it may be
     records = [gepa_loop.reflection_record(question, shown, "wrong; the answer is 7")] * cfg.gepa_minibatch
     longest = count(gepa_loop.reflection_prompt(question, records)) + cfg.reflection_tokens
     whole = [gepa_loop.reflection_record(question, response, "wrong; the answer is 7")] * cfg.gepa_minibatch

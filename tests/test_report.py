@@ -294,7 +294,7 @@ def test_the_evolution_that_found_most_is_open(tmp_path):
     found = json.loads((folder / "templates" / "epoch-1.json").read_text())
     later = found | {"dev_scores": [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]}
     (folder / "templates" / "epoch-2.json").write_text(json.dumps(later))
-    shown = list(report.families_of_templates(report.read_run(folder), 0))
+    shown = list(report.shown_evolutions(report.read_run(folder), 0))
     assert [(one["epoch"], one["open"], one["bare"]) for one in shown] == [(1, True, 0.0), (2, False, 0.5)]
 
 

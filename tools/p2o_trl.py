@@ -40,6 +40,7 @@ import p2o
 import verify
 from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError, exit_code_of
+from support.memory import longest_sequence
 from support.pretrained import load_tokenizer, silence_libraries
 from support.run import check_folder, recorded, seed_for
 from support.settings import QWEN3, require
@@ -319,7 +320,7 @@ def trl_config(cfg: Config, processes: int) -> GRPOConfig:
         epsilon_high=cfg.clip_high, delta=cfg.dual_clip, max_grad_norm=cfg.max_grad_norm, weight_decay=0.0, **where,
         learning_rate=cfg.learning_rate, lr_scheduler_type="constant_with_warmup", warmup_steps=cfg.warmup,
         use_vllm=cfg.engine == "vllm", vllm_gpu_memory_utilization=cfg.vllm_memory, beta=cfg.kl_coef,
-        vllm_max_model_length=p2o.longest_sequence(cfg), use_bias_correction_kl=False,  # grpo.kl_k3 has no weight
+        vllm_max_model_length=longest_sequence(cfg), use_bias_correction_kl=False,  # grpo.kl_k3 has no weight
         vllm_importance_sampling_correction=False,  # it would take the template's shift for the sampler's error
     )  # fmt: skip
 
