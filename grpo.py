@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from support import fast, pretrained
 from support.memory import LossScale, halve_when_out_of_memory, micro_batches, padded
 from support.messages import as_messages, encode_chat, response_texts
-from support.seams import given_advantages, variant
+from support.seams import checked_advantages, variant
 from support.settings import Settings, at_least, require
 
 TINY = Path(__file__).resolve().parent / "tiny"
@@ -186,7 +186,7 @@ def advantages_of(group: list[Rollout], cfg: UpdateConfig, **available) -> list[
     """
     own_advantage = variant("advantage", cfg, default=None, **available)
     if own_advantage:
-        return given_advantages(cfg.advantage, own_advantage(group), group)
+        return checked_advantages(cfg.advantage, own_advantage(group), group)
     rewards = torch.tensor([r.reward for r in group])
     return group_advantages(rewards, len(group), cfg.scale_by_std).tolist()
 

@@ -98,7 +98,7 @@ def train(cfg: Config) -> dict:
         # --- solution: part 8 ---
         state.hard += [question_id for question_id in mine_hard(rollouts, cfg) if question_id not in state.hard]
 
-        remember_success_rates(state, rollouts)
+        remember_success_rates(state, rollouts)  # for --select
         #    Diagnostic, at the cost of a forward pass over four rollouts: does the trainer compute the log-probs that
         #    the sampler drew from? If not, the importance ratios below are wrong, and the run would go on silently.
         mismatch = grpo.mismatch(policy, rollouts[:4])

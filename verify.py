@@ -64,7 +64,7 @@ from typing import NamedTuple
 from support.answers.places import boxes_in
 from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 from support.data import Question
-from support.seams import find, rewarded
+from support.seams import checked_reward, find
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,6 @@ def judge_of(reward: str) -> Judge:
 
     def judge_by_own_reward(responses: list[str], questions: list[Question], truncated: list[bool]) -> list[Verdict]:
         pairs = zip(responses, questions, strict=True)
-        return [Verdict(*rewarded(reward, own_reward, response, question)) for response, question in pairs]
+        return [Verdict(*checked_reward(reward, own_reward, response, question)) for response, question in pairs]
 
     return judge_by_own_reward

@@ -24,7 +24,7 @@ from lab.studies import worlds
 from p2o import Config
 from support.data import Question, load_questions
 from support.errors import UserError
-from support.seams import SEAMS, check_variants, given_advantages, variant
+from support.seams import SEAMS, check_variants, checked_advantages, variant
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
 from tools import study
@@ -253,13 +253,13 @@ def test_keep_takes_list_advantages():
     ],
 )
 def test_advantages_of_ones_own_may_be_lists_or_tensors(given, plain):
-    assert given_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2)) == plain
+    assert checked_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2)) == plain
 
 
 @pytest.mark.parametrize("given", [None, 0.5, [0.5], [0.5, math.nan], [[0.5], [0.5]], ["a", "b"], torch.tensor(1.0)])
 def test_advantages_that_are_none_are_refused_by_name(given):
     with pytest.raises(UserError, match="--advantage mine.py:mine: it gave .* for the 2 rollouts of question"):
-        given_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2))
+        checked_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2))
 
 
 # --------------------------------------------------------------------------------------------------------- selection
