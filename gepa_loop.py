@@ -133,7 +133,7 @@ class Evolution:
 
     @property
     def weights(self) -> list[float]:
-        """Mean dev score of each chosen template, with a floor of 1e-6."""
+        """Mean dev score of each chosen template, at least 1e-6: a --reward may be negative, a weight may not."""
         return [max(sum(self.dev_scores[k]) / len(self.dev_ids), 1e-6) for k in self.chosen]
 
 
@@ -175,7 +175,7 @@ def evolve(
         seed_candidate=seed_candidate(cfg),  # candidate 0: no template at all, unless --gepa-seed-template gives one
         trainset=train,  # questions that reflection sees, a minibatch at a time (line 9)
         valset=dev,  # questions that score the seed and every child that is kept; the cover is chosen on these scores
-        adapter=Evaluator(run_candidates, meter),  # runs candidates on questions, with rewards and feedback (10, 11)
+        adapter=Evaluator(run_candidates, meter),  # not LoRA's: it runs candidates on questions and judges (10, 11)
         reflection_strategy=reflection,  # shows a minibatch to the reflection model, proposes its reply (12, eq. 5)
         # Algorithm 4 draws the parents. A candidate that is best on some dev question is on the front, and the more
         # such questions it has, the more often it is drawn. Several parents go on at once, so that a GPU stays busy.

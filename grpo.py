@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from support import fast, pretrained
 from support.memory import LossScale, halve_when_out_of_memory, micro_batches, padded
 from support.messages import as_messages, encode_chat, response_texts
-from support.seams import given_advantages, variant
+from support.seams import checked_advantages, variant
 from support.settings import Settings, at_least, require
 
 TINY = Path(__file__).resolve().parent / "tiny"
@@ -61,7 +61,7 @@ class Rollout(Sample):
     sampled_context: list[int]  # token ids of T(x, z)
     trained_context: list[int]  # token ids of x, or the same as above
     reward: float = 0.0
-    well_formed: bool = True  # an answer could be found at all
+    well_formed: bool = True  # it has the form of an answer: by default, exactly one box
     advantage: float | list[float] = 0.0  # A: one number, or [T]
     token_weight: float | list[float] = 1.0  # w: one number, or [T]
     old_logprobs: list[float] | None = None  # [T], log pi_old(y_t | trained context); None: see `score_old`
@@ -166,11 +166,11 @@ def group_advantages(
     if group_size < 2 or rewards.numel() % group_size:
         raise ValueError(f"{rewards.numel()} rewards do not make groups of {group_size} (at least 2 are needed)")
     groups = rewards.view(-1, group_size)  # [B / G, G]
-    # The mean over dim 1 compares a rollout with its own question's rollouts. Over dim 0, or over the whole batch, an
-    # easy question would always look good and a hard one always bad.
     # The mean of equal rewards may be rounded: that of six times 1000.1 is. What is left is tiny, but so is its
     # standard deviation, and divided by it a group without any contrast would look like six successes.
     all_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # [B / G, 1]
+    # The mean over dim 1 compares a rollout with its own question's rollouts. Over dim 0, or over the whole batch, an
+    # easy question would always look good and a hard one always bad.
     centred = (groups - groups.mean(dim=1, keepdim=True)).masked_fill(all_equal, 0.0)
     if scale_by_std:
         # eps is added to the standard deviation, not to the variance. It only keeps 0 / 0 from happening.
@@ -186,7 +186,7 @@ def advantages_of(group: list[Rollout], cfg: UpdateConfig, **available) -> list[
     """
     own_advantage = variant("advantage", cfg, default=None, **available)
     if own_advantage:
-        return given_advantages(cfg.advantage, own_advantage(group), group)
+        return checked_advantages(cfg.advantage, own_advantage(group), group)
     rewards = torch.tensor([r.reward for r in group])
     return group_advantages(rewards, len(group), cfg.scale_by_std).tolist()
 
@@ -200,7 +200,7 @@ class UpdateSize(NamedTuple):
 
 
 def aggregate(
-    per_token: torch.Tensor, mask: torch.Tensor, aggregation: str, update_size: tuple[int, int, int] | None = None
+    per_token: torch.Tensor, mask: torch.Tensor, aggregation: str, update_size: UpdateSize | None = None
 ) -> torch.Tensor:
     """Per-token values [B, T] -> scalar. The denominators count every response token, whatever its weight.
 
@@ -272,7 +272,7 @@ def policy_loss(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, *,
     clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float = 3.0,
     token_weight: torch.Tensor | None = None, aggregation: str = "token-mean",
-    update_size: tuple[int, int, int] | None = None,
+    update_size: UpdateSize | None = None,
     ratio: Callable[..., torch.Tensor] = log_importance_ratio, loss: Callable[..., torch.Tensor] = surrogate,
 ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
     """The objective of GRPO: importance ratio, clipped surrogate, token weights, aggregation.
@@ -810,14 +810,14 @@ def update_policy(
     update_size = UpdateSize(len(rollouts), tokens_in_update, policy.cfg.max_response_tokens)
     metrics = Counter(loss=0.0, clip_fraction=0.0, approx_kl=0.0, dual_clip_fraction=0.0, masked=0.0)
     optimizer.zero_grad(set_to_none=True)  # an earlier try may have run out of memory halfway
-    scale = LossScale(policy.model, optimizer)  # float16's gradients are made larger on their way; 1 elsewhere
+    loss_scale = LossScale(policy.model, optimizer)  # float16's gradients are made larger on their way; 1 elsewhere
     lengths = [len(r.trained_context) + len(r.response_ids) for r in with_gradient]
     # Each micro-batch frees its activations before the next one begins. Gradients add up in the weights' .grad.
     for batch in micro_batches(lengths, policy.cfg.micro_batch_tokens):
         loss, batch_metrics = loss_of(policy, [with_gradient[i] for i in batch], cfg, update_size)
-        scale.backward(loss)
+        loss_scale.backward(loss)
         metrics.update(batch_metrics)  # a Counter adds; each is already divided by the size of the update
-    scale.take_out()
+    loss_scale.unscale()
     # AdamW remembers a gradient for many steps, so one wild response would rule them all. A gradient longer than
     # max_grad_norm is shortened to it.
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.trainable, cfg.max_grad_norm).item()

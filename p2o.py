@@ -54,14 +54,15 @@ from support.settings import QWEN3, at_least, require
 def train(cfg: Config) -> dict:
     """One run (Algorithm 1); returns its summary. `--method grpo` is the same loop without step 1."""
     # `run` keeps the run alive: its folder, checkpoints, log and progress bar. The algorithm can be read without it.
+    # A line `# --- solution: part N ---` is for the assignment: it marks what part N takes out.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
     # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be
     # the same as when the run was started.
     state = run.resume(State(), policy.model, optimizer, {"training data": questions} | held_out)
     by_id = {question.id: question for question in questions}
-    batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, which asks every question once
-    kept: list[grpo.Rollout] = []  # rollouts that wait for the next update
+    batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, enough to ask every question once
+    waiting: list[grpo.Rollout] = []  # rollouts that wait until there are enough for an update
     if state.step == 0:
         run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
 
@@ -89,7 +90,7 @@ def train(cfg: Config) -> dict:
             # --- solution: part 8 ---
             rollouts = sample_groups(policy, chosen, state.templates, cfg, seed_for(cfg, "rollout", step))
 
-            run.keep_rollouts(step, rollouts)
+            run.save_rollouts(step, rollouts)
         #    Hard-sample mining (lines 15 to 17, equation 3). Only the rewards of this epoch decide whether a question
         #    is hard in the next one, whether they were earned under templates or not. If it was solved at least twice
         #    under templates, it leaves the hard set, and the next epoch samples it bare. If it fails there, it comes
@@ -97,7 +98,7 @@ def train(cfg: Config) -> dict:
         # --- solution: part 8 ---
         state.hard += [question_id for question_id in mine_hard(rollouts, cfg) if question_id not in state.hard]
 
-        remember_success_rates(state, rollouts)
+        remember_success_rates(state, rollouts)  # for --select
         #    Diagnostic, at the cost of a forward pass over four rollouts: does the trainer compute the log-probs that
         #    the sampler drew from? If not, the importance ratios below are wrong, and the run would go on silently.
         mismatch = grpo.mismatch(policy, rollouts[:4])
@@ -106,14 +107,14 @@ def train(cfg: Config) -> dict:
         # 3. Policy optimization (line 20, equation 4): several optimizer steps on this batch. What is trained is log
         #    pi(y | x), also where y was sampled under a template. So the weights learn what the template unlocked, and
         #    no template is needed at test time.
-        kept += choose_rollouts(rollouts, cfg, policy, chosen)
-        if len(grpo.groups_of(kept)) < cfg.questions_per_update and batch < batches - 1:
+        waiting += choose_rollouts(rollouts, cfg, policy, chosen)
+        if len(grpo.groups_of(waiting)) < cfg.questions_per_update and batch < batches - 1:
             # `--select`, `--keep` or `--drop-failed-templated` has left too few groups for a full update. Sample the
-            # next batch first. No checkpoint is written here, for `kept` is in none. That is safe: a run that is killed
-            # now goes on from the last checkpoint, and reads the rollouts that were sampled since then from the disk.
+            # next batch first. No checkpoint is written here, for `waiting` is in none. That is safe: a run that is
+            # killed now goes on from the last checkpoint, and reads the rollouts sampled since then from the disk.
             continue
-        updates = split_into_updates(kept, cfg)
-        kept = []
+        updates = split_into_updates(waiting, cfg)
+        waiting = []
         # --- solution: part 8 ---
         grpo.score_old(policy, updates, cfg)  # pi_old is the policy that sampled, so this comes before the first step
         rate = grpo.learning_rate_at((step + 1) / (cfg.epochs * batches), cfg)
@@ -125,7 +126,7 @@ def train(cfg: Config) -> dict:
 
             run.log_update(epoch + 1, metrics, update)
 
-        # 4. Measure after the last batch of an epoch, and write a checkpoint after each batch.
+        # 4. Measure after the last batch of an epoch, and write a checkpoint after each batch that was trained.
         state.step = step + 1
         if batch == batches - 1:
             accuracy = held_out_accuracy(policy, held_out, cfg, run)
@@ -275,7 +276,7 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
     It gives a reply to each prompt, or a pair (reply, was it cut off?).
     """
     if cfg.reflection == "teacher":
-        return teacher(cfg, cfg.reflection_tokens, cfg.reflection_temperature)
+        return teacher(cfg)
     reflector = load_reflector(cfg) if cfg.reflection_model else policy
     # By default the base policy reflects: the same model, with the adapter switched off. The authors found that
     # templates become alike when the trained policy reflects.
@@ -394,7 +395,7 @@ def choose_rollouts(
 def split_into_updates(rollouts: list[grpo.Rollout], cfg: Config) -> list[list[grpo.Rollout]]:
     """The rollouts of each optimizer step: `questions_per_update` groups; the last step has what is left."""
     groups = grpo.groups_of(rollouts)
-    # All kept rollouts of a question go into one step, since their advantages compare them with each other.
+    # All chosen rollouts of a question go into one step, since their advantages compare them with each other.
     updates = []
     for start in range(0, len(groups), cfg.questions_per_update):
         several_groups = groups[start : start + cfg.questions_per_update]

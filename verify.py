@@ -4,10 +4,9 @@ r"""What earns a reward: extraction, grade, feedback, and the conventions. Strin
     Grade(reward=1.0, correct=True, well_formed=True, extracted='24')
 
 The reward is the only teacher the policy has: a wrong 1 teaches nonsense, a wrong 0 starves it, a hang ends the run. So
-an answer goes through two doors. Text, plain numbers and words are decided at once
-(`support.answers.equivalence.quick`), which is most of them; the rest is compared with sympy in worker processes that
-have limits on time and memory (`support.answers.sandbox`). A worker that hangs or dies is replaced, and that answer is
-wrong.
+an answer is compared in one of two ways. Text, plain numbers and words, most of all answers, are decided at once
+(`support.answers.equivalence.quick`). The rest is compared with sympy in worker processes that have limits on time and
+memory (`support.answers.sandbox`). A worker that hangs or dies is replaced, and that answer is wrong.
 
 What counts as an answer, and by whose convention:
 
@@ -65,7 +64,7 @@ from typing import NamedTuple
 from support.answers.places import boxes_in
 from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 from support.data import Question
-from support.seams import find, rewarded
+from support.seams import checked_reward, find
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class Verdict(NamedTuple):
 
     reward: float
     feedback: str  # what the reflection model is told
-    well_formed: bool = True  # could an answer be found at all?
+    well_formed: bool = True  # has it the form of an answer? `judge` wants exactly one box
 
 
 Judge = Callable[[list[str], list[Question], list[bool]], list[Verdict]]
@@ -217,6 +216,6 @@ def judge_of(reward: str) -> Judge:
 
     def judge_by_own_reward(responses: list[str], questions: list[Question], truncated: list[bool]) -> list[Verdict]:
         pairs = zip(responses, questions, strict=True)
-        return [Verdict(*rewarded(reward, own_reward, response, question)) for response, question in pairs]
+        return [Verdict(*checked_reward(reward, own_reward, response, question)) for response, question in pairs]
 
     return judge_by_own_reward

@@ -35,6 +35,7 @@ import torch  # noqa: E402
 
 import gepa_loop  # noqa: E402
 import grpo  # noqa: E402
+from lab.costs import megabytes  # noqa: E402
 from support.data import load_questions  # noqa: E402
 
 HINTS = (
@@ -162,15 +163,9 @@ def child(side: str, work: Work, out: str) -> None:
     torch.set_num_threads(1)
     round_of = our_round(work) if side == "ours" else trl_round(work, out)
     Path("/proc/self/clear_refs").write_text("5")  # what loading took at its peak is forgotten
-    before = high_water_mark()
+    before = megabytes("VmHWM")
     round_of(1)
-    print(high_water_mark() - before)
-
-
-def high_water_mark() -> float:
-    """The most memory this process has held, MiB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    print(megabytes("VmHWM") - before)
 
 
 # ------------------------------------------------------------------------------------------- one update, for lab/gpu.py

@@ -95,7 +95,7 @@ def random_kills(count: int, seed: int) -> list[tuple[str, int]]:
     return [(point, rng.randint(1, POINTS[point])) for point in points]
 
 
-def finish_with_kills(folder: Path, name: str, kills: list[tuple[str, int]], say=print) -> int:
+def finish_with_kills(folder: Path, name: str, kills: list[tuple[str, int]]) -> int:
     """Run to the end, killed at each (point, call) on the way; returns how often it was really killed.
 
     A kill whose point is not reached that often any more lets the run end.
@@ -107,7 +107,7 @@ def finish_with_kills(folder: Path, name: str, kills: list[tuple[str, int]], say
         code = run([*arguments, *resume], log, (point, call, signal.SIGKILL) if point else None)
         if code == -signal.SIGKILL:
             done += 1
-            say(f"kill {done}: call {call} of {point}")
+            print(f"kill {done}: call {call} of {point}")
         elif code == 0:
             return done
         else:

@@ -185,7 +185,7 @@ PARTS = {  # what is measured -> what the table calls it
     "p2o.held_out_accuracy": "evaluation",
     "verify.grade_batch": "grading",
     "support.run.Run.save": "checkpoints",
-    "support.run.Run.keep_rollouts": "journal of rollouts",
+    "support.run.Run.save_rollouts": "journal of rollouts",
     "support.run.Run.log_rollouts": "log",
     "support.run.Run.log_epoch": "log",
 }

@@ -122,6 +122,7 @@ class Source:
     sizes: tuple[int, int] | None = None  # (training, held out) questions, drawn at random; None takes every row
 
 
+GSM8K = Source("openai/gsm8k", "main", "train", "question", extract=lambda solution: solution.rpartition("####")[2])
 PAPER_SIZES = (5_000, 500)
 DEEPMATH = Source(
     "zwhe99/DeepMath-103K", None, "train", "question", "final_answer", hardest=("difficulty", 7), sizes=PAPER_SIZES
@@ -131,12 +132,12 @@ HELD_OUT = "-held-out"
 
 SOURCES = {
     # to train on
-    "gsm8k": Source("openai/gsm8k", "main", "train", "question", extract=lambda a: a.rpartition("####")[2].strip()),
+    "gsm8k": GSM8K,
     "math": Source("DigitalLearningGmbH/MATH-lighteval", None, "train", answer="solution", extract=last_boxed),
     "deepmath": DEEPMATH,
     "deepscaler": DEEPSCALER,
     # held out from the same
-    "gsm8k-test": Source("openai/gsm8k", "main", "test", "question", extract=lambda a: a.rpartition("####")[2].strip()),
+    "gsm8k-test": replace(GSM8K, split="test"),
     "deepmath" + HELD_OUT: DEEPMATH,
     "deepscaler" + HELD_OUT: DEEPSCALER,
     # to evaluate on
@@ -378,7 +379,7 @@ def _read(path: str, empty_answers: bool) -> list[Question]:
         ]
     if not questions:
         raise UserError(f"{path}: holds no questions")
-    if len({p.id for p in questions}) < len(questions):
+    if len({q.id for q in questions}) < len(questions):
         raise UserError(f"{path}: two questions have the same `id`; templates are assigned by it")
     return questions
 

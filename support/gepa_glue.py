@@ -12,8 +12,7 @@ from gepa.core.adapter import EvaluationBatch
 from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
 
 from support.errors import UserError
-from support.messages import SYSTEM_ENDS, as_template, count_tokens
-from support.pretrained import shortened
+from support.messages import SYSTEM_ENDS, as_template, count_tokens, shortened
 
 BUDGETS = {"light": 6, "medium": 12, "heavy": 18, "heavy_2": 36, "heavy_3": 54, "heavy_4": 72, "heavy_16": 288}
 MAX_FAILED_REFLECTIONS = 12  # in a row; then the search ends rather than burn its budget

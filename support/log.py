@@ -139,11 +139,8 @@ class RunLog:
         record = dataclasses.asdict(evolution) | {"weights": evolution.weights, "assignment": assignment}
         self._write(f"templates/epoch-{epoch}.json", record)
         self.log("evolution", epoch=epoch, metric_calls=evolution.metric_calls, chosen=len(evolution.chosen))
-        found, solved = (
-            len(evolution.candidates) - 1,
-            statistics.fmean(map(max, zip(*evolution.dev_scores, strict=True))),
-        )
-        best = max(map(statistics.fmean, evolution.dev_scores))
+        found, best = len(evolution.candidates) - 1, max(map(statistics.fmean, evolution.dev_scores))
+        solved = statistics.fmean(map(max, zip(*evolution.dev_scores, strict=True)))  # by any of them
         if not found:
             said = f"no template was found; the bare prompt solves {best:.0%} of the dev set by greedy decoding"
         else:

@@ -1,4 +1,4 @@
-"""When the card's memory is used up: the same work again, in smaller pieces."""
+"""What fits into the card's memory: an update in micro-batches, float16's loss scale, half as much where it ran out."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LossScale:
         self.losses_are_finite &= math.isfinite(loss.item())
         (loss * self.scale).backward()
 
-    def take_out(self) -> None:
+    def unscale(self) -> None:
         """Divide the gradients by the scale, before anything looks at their length; halve it if one overflowed."""
         gradients = [p.grad for group in self.groups for p in group["params"] if p.grad is not None]
         if self.scale == 1.0 or not gradients:

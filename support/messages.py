@@ -177,6 +177,14 @@ def count_tokens(tokenizer, text: str) -> int:
     return len(encode_text(tokenizer, text, add_special_tokens=True))
 
 
+def shortened(tokenizer, text: str, limit: int) -> str:
+    """The text, or of a longer one its first and last tokens, `limit` in all: how it starts, where it arrives."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    if len(ids) <= limit:
+        return text
+    return f"{tokenizer.decode(ids[: limit // 2])} [...] {tokenizer.decode(ids[-(limit // 2) :])}"
+
+
 @functools.lru_cache(maxsize=8)
 def need_system_role(tokenizer, option: str) -> None:
     """Refuse an option that puts text into a system message, if the chat template raises at one, or leaves it out."""

@@ -152,12 +152,6 @@ def load_base(
     return base, sorted(stop_ids)
 
 
-def _first_line(error: Exception) -> str:
-    """What a library's exception says, short enough for one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]} ..."
-
-
 def body_of(causal_lm: torch.nn.Module) -> torch.nn.Module:
     """The part of a model that turns token ids into hidden states; the rest is its head."""
     from transformers import PreTrainedModel
@@ -416,11 +410,8 @@ def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
             adapted.add(id(module.get_param() if hasattr(module, "parameter_name") else module.base_layer.weight))
         elif isinstance(module, torch.nn.Embedding) or module is base.get_output_embeddings():
             tables.add(id(module.weight))  # these are no layers, and stay as they are
-    total, bare, wide = (
-        0,
-        Counter(),
-        Counter(),
-    )  # values in all layers; without adapter, not in 4 bits: by kind of weight
+    # Values in all layers; and by kind of weight, those without an adapter and those that are not in 4 bits.
+    total, bare, wide = 0, Counter(), Counter()
     for name, weight in base.named_parameters():
         if weight.dim() < 2 or "lora_" in name or id(weight) in tables:
             continue
@@ -570,15 +561,8 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
 
 
 def _first_line(error: Exception) -> str:
+    """What a library's exception says, short enough for one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def shortened(tokenizer, text: str, limit: int) -> str:
-    """The text, or of a longer one its first and last tokens, `limit` in all: how it starts, where it arrives."""
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    if len(ids) <= limit:
-        return text
-    return f"{tokenizer.decode(ids[: limit // 2])} [...] {tokenizer.decode(ids[-(limit // 2) :])}"
 
 
 def fingerprint(model: torch.nn.Module) -> str:

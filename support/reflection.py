@@ -96,14 +96,14 @@ def _after_thinking(reply: str) -> str | None:
     >>> _after_thinking("```\\nThink between <think> and </think>.\\n```")
     '```\\nThink between <think> and </think>.\\n```'
     """
-    while "</think>" in reply and not _is_quoted("<think>", reply):
+    while "</think>" in reply and not _is_quoted(reply):
         reply = reply.partition("</think>")[2]
-    return None if "<think>" in reply and not _is_quoted("<think>", reply) else reply
+    return None if "<think>" in reply and not _is_quoted(reply) else reply
 
 
-def _is_quoted(tag: str, reply: str) -> bool:
-    """Does the first such tag stand inside a block, that is behind an odd number of ``` marks?"""
-    before, found, _ = reply.partition(tag)
+def _is_quoted(reply: str) -> bool:
+    """Does the first <think> stand inside a block, that is behind an odd number of ``` marks?"""
+    before, found, _ = reply.partition("<think>")
     return bool(found) and before.count("```") % 2 == 1
 
 
@@ -179,9 +179,7 @@ def _unquoted(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ a teacher
 
 
-def teacher(
-    cfg, max_tokens: int, temperature: float, timeout: float = 120.0, retries: int = 5
-) -> Callable[..., list[str]]:
+def teacher(cfg, timeout: float = 120.0, retries: int = 5) -> Callable[..., list[str]]:
     """A reflection model behind an OpenAI-compatible endpoint, the one thing of this repository that may cost money.
 
     Prompts in, replies out, several at once. The endpoint's key is written nowhere. cfg: gepa_loop.EvolutionConfig.
@@ -204,8 +202,8 @@ def teacher(
             reply = client.chat.completions.create(
                 model=cfg.teacher_model,
                 messages=[{"role": "user", "content": prompt}],
-                max_tokens=max_tokens,
-                temperature=temperature,
+                max_tokens=cfg.reflection_tokens,
+                temperature=cfg.reflection_temperature,
             )
             choice = reply.choices[0]
             text = (choice.message.content or "").encode("utf-8", "replace").decode()  # no half characters

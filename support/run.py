@@ -157,7 +157,7 @@ class Run(RunLog):
             return None
         return [kind(**fields) for fields in record["made"]]
 
-    def keep_rollouts(self, step: int, rollouts: list) -> None:
+    def save_rollouts(self, step: int, rollouts: list) -> None:
         """Write the rollouts of a step to disk. The next checkpoint removes them."""
         record = {"settings": self._identity(), "made": [dataclasses.asdict(rollout) for rollout in rollouts]}
         checkpoint.write_whole(self.folder / f"rollouts-{step}.json", json.dumps(record))

@@ -58,7 +58,7 @@ def find(seam: str, name: str) -> Callable | None:
     return found
 
 
-def rewarded(name: str, reward: Callable, response: str, question) -> tuple[float, str, bool]:
+def checked_reward(name: str, reward: Callable, response: str, question) -> tuple[float, str, bool]:
     """(reward, feedback, well formed) that the user's own `reward` gives a response; UserError if it gives none."""
     try:
         given = reward(response, question)
@@ -79,7 +79,7 @@ def rewarded(name: str, reward: Callable, response: str, question) -> tuple[floa
     return float(value), feedback, *(bool(flag) for flag in formed or [True])
 
 
-def given_advantages(name: str, given, group: list) -> list[float] | list[list[float]]:
+def checked_advantages(name: str, given, group: list) -> list[float] | list[list[float]]:
     """What the user's own `--advantage` gives a group, as plain numbers; UserError if these are no advantages.
 
     It may be a list, a tensor or an array: a number for each rollout, or one for each token of each response.
@@ -128,7 +128,7 @@ def load_file(file: Path):
 
 
 def needs(**settings) -> Callable[[Callable], Callable]:
-    """Says of a variant that it is itself only beside these settings; `check` refuses it without them."""
+    """Says of a variant that it is itself only beside these settings; `check_variants` refuses it without them."""
 
     def mark(function: Callable) -> Callable:
         function.needs = settings

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import ROOT
 from test_grpo import GradientSpy, assert_same_gradient, gradient_of, noise_adapter, rollouts_of
-from test_p2o import rollout
 
 import grpo
 import p2o
@@ -71,10 +70,6 @@ def test_k3_is_bounded_and_its_gradient_is_finite():
     torch.testing.assert_close(kl.detach(), TENSOR([[math.exp(-2) + 1, math.exp(2) - 3, 10, 10]]))
     kl.sum().backward()
     torch.testing.assert_close(new.grad, TENSOR([[1 - math.exp(-2), 1 - math.exp(2), 0, 0]]))
-
-
-def test_padding_is_zero_and_weighs_nothing():
-    assert grpo.padded([2.0, [3.0, 4.0, 5.0]], [1, 3]).tolist() == [[2, 0, 0], [3, 4, 5]]
 
 
 def test_micro_batches_count_the_padding():
@@ -198,11 +193,11 @@ def test_the_update_clips_the_gradient_takes_the_rate_and_leaves_nothing_behind(
     assert all(p.grad is None for p in fresh_policy.trainable)  # no memory is kept
 
 
-def test_an_update_without_any_signal_says_zero_everywhere(fresh_policy):
-    rollouts = rollouts_of(fresh_policy, advantages=(0.0, 0.0, 0.0))
-    metrics = grpo.update_policy(fresh_policy, GradientSpy(fresh_policy), rollouts, grpo.UpdateConfig())
+def test_an_update_without_any_signal_says_zero_everywhere_and_takes_no_step(fresh_policy):
+    rollouts, spy = rollouts_of(fresh_policy, advantages=(0.0, 0.0, 0.0)), GradientSpy(fresh_policy)
+    metrics = grpo.update_policy(fresh_policy, spy, rollouts, grpo.UpdateConfig())
     names = {"loss", "clip_fraction", "approx_kl", "dual_clip_fraction", "masked", "grad_norm", "skipped"}
-    assert metrics == dict.fromkeys(names, 0.0)
+    assert metrics == dict.fromkeys(names, 0.0) and spy.steps == 0
 
 
 @pytest.mark.parametrize("broken", ["gradient", "loss"])
@@ -311,13 +306,6 @@ def test_selection_sees_how_often_each_question_has_succeeded(small, tmp_path):
     lengths = [sorted(len(rates or []) for rates in history.values()) for history, _ in seen]
     assert lengths == [[0] * 4 + [step] * 4 for step in range(4)]
     assert [count for _, count in seen] == [4] * 4
-
-
-def test_the_history_is_the_share_of_successes():
-    state = p2o.State()
-    p2o.remember_success_rates(state, [rollout("q", reward) for reward in (1.0, 1.0, 0.0, 1.0)])
-    p2o.remember_success_rates(state, [rollout("q", reward, template="z") for reward in (1.0, 1.0, 0.0)])
-    assert state.history == {"q": [0.75]} and state.templated == {"q": [2 / 3]}
 
 
 def test_the_rate_rises_over_the_updates_of_the_whole_run(small, monkeypatch):

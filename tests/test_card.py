@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM, masking_utils
+from transformers import AutoModelForCausalLM, Qwen3Config, masking_utils
 
 import grpo
 import p2o
@@ -98,14 +98,17 @@ def flash(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
     return kernel(q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
-def on_paper(shape, rank):
-    """A policy of the real shape as on a card, but for NF4: tensors of the right sizes and dtypes, without contents."""
-    sizes = dict(
+def config_of(shape):
+    return Qwen3Config(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_dim, tie_word_embeddings=shape.tied,
     )  # fmt: skip
-    base = AutoModelForCausalLM.from_config(Qwen3Config(**sizes), dtype=torch.bfloat16).requires_grad_(False)
+
+
+def on_paper(shape, rank):
+    """A policy of the real shape as on a card, but for NF4: tensors of the right sizes and dtypes, without contents."""
+    base = AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.bfloat16).requires_grad_(False)
     pretrained.checkpoint_activations(base)
     model = get_peft_model(base, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
     pretrained.mix_precision(model)
@@ -137,12 +140,8 @@ def test_the_estimate_is_near_a_count_of_the_real_architectures_tensors(name, mo
 @pytest.mark.parametrize("name", fit.KNOWN)
 def test_the_table_of_architectures_counts_the_weights_of_the_real_ones(name):
     a = fit.KNOWN[name]
-    config = Qwen3Config(
-        vocab_size=a.vocabulary, hidden_size=a.hidden, intermediate_size=a.intermediate, num_hidden_layers=a.layers,
-        num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, head_dim=a.head_dim, tie_word_embeddings=a.tied,
-    )  # fmt: skip
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config_of(a))
     weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     assert weights == a.layers * sum(i * o for i, o in a.linear) + a.vocabulary * a.hidden
     # "4B" and its like, as the model cards round
@@ -261,13 +260,9 @@ def test_the_caches_that_do_not_fit_wait_for_their_turn():
 
 def test_the_sizes_are_those_of_the_model():
     """Qwen3-4B's shapes, without its weights."""
-    config = Qwen3Config(
-        hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
-        head_dim=128, vocab_size=151936, tie_word_embeddings=True,
-    )  # fmt: skip
     costs, lora = scale_costs.Costs(), LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config_of(fit.KNOWN["Qwen/Qwen3-4B"]))
         assert sum(p.numel() for p in model.parameters()) == pytest.approx(costs.parameters, rel=0.01)
         model = get_peft_model(model, lora)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == costs.adapter

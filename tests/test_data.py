@@ -87,7 +87,7 @@ def test_a_folder_as_the_hub_lays_it_out_is_a_local_copy(tmp_path):
     assert load_questions(f"deepscaler:{tmp_path}")[0].reference == "3"
 
 
-def test_deepmath_is_filtered_and_split_and_the_halves_share_no_question(tmp_path, monkeypatch):
+def test_deepmath_is_filtered_and_split_and_the_halves_share_no_question(tmp_path):
     rows = [ROWS["deepmath"] | {"question": f"Q{i % 900}", "difficulty": 4.0 + i % 6} for i in range(1800)]
     path = write(tmp_path / "deepmath.jsonl", rows)
     train, held_out = load_questions(f"deepmath:{path}"), load_questions(f"deepmath-held-out:{path}")
@@ -98,7 +98,7 @@ def test_deepmath_is_filtered_and_split_and_the_halves_share_no_question(tmp_pat
     assert data.SOURCES["deepmath"].sizes == data.SOURCES["deepscaler"].sizes == (5_000, 500)
 
 
-def test_offline_and_not_cached_is_one_line_that_says_what_to_do(monkeypatch, tmp_path):
+def test_offline_and_not_cached_is_one_line_that_says_what_to_do(monkeypatch):
     import datasets
     from huggingface_hub import constants
 
@@ -140,7 +140,8 @@ def test_parquet_and_jsonl_of_ones_own_are_the_same(tmp_path):
     ("text", "complaint"),
     [
         ("", "holds no questions"),
-        ('{"question": "a", "answer": 1}\n{"question"', "line 2: not JSON"),
+        ('{"question": "a", "answer": 1}\n\n{"question"', "line 3: not JSON"),
+        ('{"question": "a", "answer": 1}\n{"question": "b"}', r"line 2: no field `answer` \(found: question\)"),
         ("[1]", "line 1: no field `question`"),
         (
             '{"question": "a", "answer": 1, "answer": 2}',
@@ -375,38 +376,32 @@ def trained(model, trainer, pre_tokenizer, decoder, normalizer=None):
     return core
 
 
-def byte_level():
+def byte_level(special=("<|pad|>", *NAMES)):
     """Qwen, Llama 3, SmolLM and most others of today."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=["<|pad|>", *NAMES])
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=list(special))
     level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return trained(models.BPE(), trainer, level, decoders.ByteLevel())
 
 
 def beyond_the_vocabulary():
     """The control tokens behind the model's own vocabulary, with a gap before them, as Qwen keeps them."""
-    core = byte_level_without_names()
+    core = byte_level(special=())
     core.add_tokens([AddedToken("<tool>", normalized=False)])
     core.add_special_tokens([AddedToken(name, normalized=False) for name in ["<|pad|>", *NAMES]])
     return core
 
 
-def byte_level_without_names():
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return trained(models.BPE(), trainer, level, decoders.ByteLevel())
-
-
 def not_marked_as_special():
     """As DeepSeek's `<｜User｜>`: the chat format steers by it, and the tokenizer's file calls it ordinary."""
-    core = byte_level_without_names()
+    core = byte_level(special=())
     core.add_tokens([AddedToken(name, normalized=False) for name in ["<|pad|>", *NAMES]])
     return core
 
 
 def swallowing_space():
     """As Phi's: a control token takes the white space behind it along."""
-    core = byte_level_without_names()
+    core = byte_level(special=())
     core.add_special_tokens([AddedToken(name, normalized=False, rstrip=True) for name in ["<|pad|>", *NAMES]])
     return core
 
@@ -507,7 +502,7 @@ def test_nothing_of_a_question_is_lost(kind):
 
 
 def test_every_role_is_text_and_a_token_of_white_space_is_none():
-    fast = PreTrainedTokenizerFast(tokenizer_object=byte_level_without_names(), pad_token="<|pad|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=byte_level(special=()), pad_token="<|pad|>")
     fast.add_tokens([AddedToken(name, normalized=False) for name in [*NAMES, "\n"]])
     fast.chat_template = CHAT_TEMPLATE
     assert not messages.control_tokens(fast).search("a\nb")
@@ -608,7 +603,7 @@ def chat_of(core, template):
 @pytest.mark.parametrize("in_prompt", [False, True])
 def test_what_is_thought_keeps_its_tags_in_the_text_of_a_response(opening, closing, special, in_prompt):
     """Otherwise a box in thinking would be the answer: of a response that was cut off while it thought, for example."""
-    core = byte_level_without_names()
+    core = byte_level(special=())
     core.add_special_tokens([AddedToken(name, normalized=False) for name in ["<|pad|>", *NAMES]])
     core.add_tokens([AddedToken(name, normalized=False, special=special) for name in (opening, closing)])
     tokenizer = chat_of(core, CHAT_TEMPLATE + in_prompt * f"{{% if add_generation_prompt %}}{opening}\n{{% endif %}}")

@@ -65,7 +65,7 @@ def test_the_python_blocks_of_the_texts_hold(name):
     assert failures_of((ROOT / name).read_text(encoding="utf-8")) == 0
 
 
-def test_a_block_that_does_not_hold_would_be_noticed(capsys):
+def test_a_block_that_does_not_hold_would_be_noticed():
     assert failures_of("```python\nx = 3\n```\nand\n```python\n>>> x\n3\n>>> x + 1\n5\n```\n") == 1
     with pytest.raises(NameError):
         failures_of("```python\nnobody\n```\n")

@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
+from test_grpo import noise_adapter
 from test_real_models import make_tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
@@ -209,16 +210,6 @@ def load(folder, **settings):
     return grpo.load_policy(grpo.PolicyConfig(model=folder, **(SETTINGS | settings)))
 
 
-def noisy(policy):
-    """The adapter, moved off zero, so that it takes part."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.05)
-    return policy
-
-
 def some_contexts():
     """Of unequal lengths, some of them more than once."""
     generator = torch.Generator().manual_seed(3)
@@ -275,7 +266,7 @@ def dense_to_flat(dense, responses):
 
 
 def check_family(folder, tmp_path, **settings):
-    policy = noisy(load(folder, **settings))
+    policy = noise_adapter(load(folder, **settings))
     reference = Reference(folder, policy, tmp_path)
     contexts = some_contexts()
     stop_ids, policy.stop_ids = policy.stop_ids, list(range(0, VOCABULARY, 9))  # rows end early
@@ -382,7 +373,7 @@ def test_dropout_is_off_in_layers_that_are_recomputed(kind, tmp_path):
     assert any(rates), "this family's config would show nothing"
     contexts, responses, gradients = some_contexts(), [[5, 6, 7]] * 6, []
     for checkpointing in (False, True):
-        policy = noisy(load(folder, gradient_checkpointing=checkpointing))
+        policy = noise_adapter(load(folder, gradient_checkpointing=checkpointing))
         grpo.token_logprobs(policy, contexts, responses).sum().backward()
         gradients.append(flat_gradient(policy.model))
     assert relative(*gradients) < 1e-5
@@ -415,7 +406,7 @@ def test_sixteen_bits_reach_every_part_of_a_model_and_its_head_is_float32(kind, 
 @pytest.mark.parametrize("kind", ["gemma3n_text", "phimoe", "granite", "gpt2"])
 def test_four_bits_train_what_transformers_and_peft_train_in_four_bits(kind, tmp_path):
     folder = make_family(tmp_path / "base", kind, of_kind(kind).extra)
-    policy = noisy(load(folder, load_in_4bit=True))
+    policy = noise_adapter(load(folder, load_in_4bit=True))
     reference = Reference(folder, policy, tmp_path, policy.model.config.quantization_config)
     contexts, responses = some_contexts(), [[5, 6, 7], [8], [9, 10], [11, 12, 13], [14], [15, 16]]
     trained = dense_to_flat(grpo.token_logprobs(policy, contexts, responses), responses)

@@ -449,12 +449,9 @@ def server():
         process.wait(timeout=20)
 
 
-def teacher_of(url, model, max_calls=100, max_total_tokens=10**6, max_tokens=60, **how):
-    cfg = EvolutionConfig(
-        reflection="teacher", teacher_url=url, teacher_model=model, teacher_max_calls=max_calls,
-        teacher_max_tokens=max_total_tokens,
-    )  # fmt: skip
-    return teacher(cfg, max_tokens, temperature=1.0, **({"retries": 0} | how))
+def teacher_of(url, model, timeout=120.0, retries=0, **settings):
+    cfg = EvolutionConfig(reflection="teacher", teacher_url=url, teacher_model=model, **settings)
+    return teacher(cfg, timeout, retries)
 
 
 def test_a_real_server_reflects_one_by_one_and_in_a_batch(server):
@@ -466,16 +463,16 @@ def test_a_real_server_reflects_one_by_one_and_in_a_batch(server):
 
 
 def test_a_reply_that_was_cut_off_is_empty(server):
-    assert teacher_of(*server, max_tokens=2)([gepa_loop.reflection_prompt("", [RECORD])]) == [""]
+    assert teacher_of(*server, reflection_tokens=2)([gepa_loop.reflection_prompt("", [RECORD])]) == [""]
 
 
 def test_the_limits_on_calls_and_tokens_hold(server):
-    reflect = teacher_of(*server, max_calls=2)
+    reflect = teacher_of(*server, teacher_max_calls=2)
     prompt = gepa_loop.reflection_prompt("", [RECORD])
     reflect([prompt] * 2)
     with pytest.raises(RuntimeError, match=r"limit is used up \(2 calls, [1-9]\d* tokens\)"):
         reflect([prompt])
-    reflect = teacher_of(*server, max_total_tokens=10)
+    reflect = teacher_of(*server, teacher_max_tokens=10)
     reflect([prompt])
     with pytest.raises(RuntimeError, match="limit is used up"):
         reflect([prompt])

@@ -28,6 +28,7 @@ from support.run import Run
 from support.seams import variant
 from tiny.problems import FAMILIES
 from tools import cli, fit, report
+from variants import evolve
 from variants.example import advantaged, asked, rewarded
 
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
@@ -235,32 +236,15 @@ def test_both_components_evolve_on_the_real_model(small, run, tiny_policy, quest
     assert assignment and record["tokens"] > record["metric_calls"]
 
 
-@pytest.fixture(scope="module")
-def evolution(tmp_path_factory, tiny_policy, questions):
-    """What one real search has found."""
-    cfg, found = small_in(tmp_path_factory.mktemp("evolution")), []
-    run = Run(cfg)
-    run.resume(p2o.State(), tiny_policy.model, torch.optim.SGD(tiny_policy.trainable))
-    with pytest.MonkeyPatch.context() as patch:
-        real = gepa_loop.evolve
-        patch.setattr(gepa_loop, "evolve", lambda *a, **how: found.append(real(*a, **how)) or found[0])
-        p2o.evolve_templates(tiny_policy, questions[:12], cfg, 1, run)
-    return found[0]
-
-
-@pytest.mark.parametrize(
-    "variant, kinds",
-    [({}, {1, 2, 3, 4, 5, 6}), ({"one_template_per_group": True}, {1}), ({"leave_one_bare": True}, None)],
-)
-def test_variants_of_the_assignment(small, run, tiny_policy, questions, variant, kinds, evolution, monkeypatch):
-    monkeypatch.setattr(gepa_loop, "evolve", lambda *_, **__: evolution)
-    assignment = p2o.evolve_templates(tiny_policy, questions[:12], dataclasses.replace(small, **variant), 1, run)
-    assert assignment
+@pytest.mark.parametrize("option", ["one_template_per_group", "leave_one_bare"])
+def test_options_of_the_assignment_reach_it(small, run, tiny_policy, questions, option, monkeypatch):
+    found = evolve.given(questions[:12], ["one", "another"], [[1.0] * 12] * 2)
+    monkeypatch.setattr(gepa_loop, "evolve", lambda *_, **__: found)
+    assignment = p2o.evolve_templates(tiny_policy, questions[:12], dataclasses.replace(small, **{option: True}), 1, run)
+    assert len(assignment) == 12
     for templates in assignment.values():
-        if kinds is None:
-            assert templates[-1] == "" and all(templates[:-1])
-        else:
-            assert len(set(templates)) in kinds and "" not in templates
+        assert (len(set(templates)) == 1) == (option == "one_template_per_group")
+        assert (templates[-1] == "" and all(templates[:-1])) == (option == "leave_one_bare")
 
 
 def test_too_few_hard_questions_evolve_nothing(small, run, tiny_policy, questions):
@@ -559,22 +543,6 @@ def test_bad_settings_get_one_line_and_exit_code_2(argv, complaint, capsys, tmp_
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    "text, complaint",
-    [
-        ('{"question": "a", "answer": "1"}\n{"question": "b"}\n', "line 2: no field `answer` (found: question)"),
-        ('{"question": "a", "answer": "1"}\n\n{"question": \n', "line 3: not JSON"),
-        ("[1]\n", "line 1: no field `question` (found: list)"),
-        ("", "holds no questions"),
-        ('{"id": 1, "question": "a", "answer": "1"}\n{"id": 1, "question": "b", "answer": "1"}\n', "same `id`"),
-    ],
-)
-def test_bad_data_names_the_line(text, complaint, capsys, tmp_path):
-    (tmp_path / "bad.jsonl").write_text(text)
-    error = refused(capsys, "--train-data", str(tmp_path / "bad.jsonl"), "--runs", str(tmp_path / "runs"))
-    assert complaint in error and "bad.jsonl" in error
-
-
 def test_reference_answers_that_nobody_can_parse_are_counted_unless_the_reward_is_ones_own(small, tmp_path, capsys):
     rows = [
         {"question": "a", "answer": "12", "pattern": "1."},  # a reward is tried on the first question
@@ -664,15 +632,8 @@ def test_a_budget_below_the_dev_set_is_said(small, run, tiny_policy, questions, 
     assert "scoring the first template on 8 dev questions took all of --gepa-budget 8" in capsys.readouterr().out
 
 
-def test_help_says_that_a_budget_is_overshot(capsys):
-    with pytest.raises(SystemExit):
-        p2o.main(["--help"])
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "An iteration that has begun is finished: up to" in text
-
-
 @pytest.mark.parametrize("option", ["--system-prompt", "--gepa-system"])
-def test_a_model_without_a_system_role_refuses_what_needs_one(small, tmp_path, option, capsys):
+def test_a_model_without_a_system_role_refuses_what_needs_one(small, tmp_path, option):
     shutil.copytree(small.model, tmp_path / "model")
     raising = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     known = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())["chat_template"]
@@ -686,7 +647,7 @@ def test_a_model_without_a_system_role_refuses_what_needs_one(small, tmp_path, o
         grpo.chat_ids(policy, gepa_loop.apply_template(as_template({"system": "Be brief.", "template": ""}), "7?"))
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(small, capsys):
+def test_a_folder_that_holds_a_run_is_not_written_over(small):
     small.folder.mkdir(parents=True)
     (small.folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="already holds a run"):
@@ -725,9 +686,10 @@ def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
         p2o.main(["--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for field in dataclasses.fields(Config):
         assert f"--{field.name.replace('_', '-')}" in text
+    assert "An iteration that has begun is finished: up to" in text  # a comment of two lines
 
 
 def test_a_stopped_run_and_a_mistake_have_codes_and_lines_of_their_own(capsys):
@@ -779,7 +741,7 @@ def test_a_western_console_prints_what_it_has_no_letters_for(monkeypatch):
     assert screen.getvalue().decode("cp1252") == "the answer is ?, or é\n"
 
 
-def test_an_unknown_option_ends_with_code_2(capsys):
+def test_an_unknown_option_ends_with_code_2():
     with pytest.raises(SystemExit) as stop:
         p2o.main(["--group-sise", "4"])
     assert stop.value.code == 2

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_grpo import noise_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -37,6 +38,7 @@ from support import checkpoint, fast, memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.fast import RoomyLayer, roomy_cache
 from support.memory import adamw, longest_sequence
+from support.messages import shortened
 from support.vllm_engine import VllmEngine
 
 CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}
@@ -110,13 +112,9 @@ def rollouts(policy, count=6):
     ]
 
 
-def gradients(policy, seed=0):
+def gradients(policy):
     """The adapter's gradients of one response's log-prob, the adapter having been moved off zero."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.05)
+    noise_adapter(policy)
     policy.model.train()
     grpo.token_logprobs(policy, [[5, 6, 7]], [[8, 9, 10, 11]]).sum().backward()
     found = {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.requires_grad}
@@ -426,7 +424,7 @@ def edit_json(file, **changes):
         ({"pad_token": "<|beyond|>", "extra_special_tokens": ["<|beyond|>"]}, {"eos_token_id": 2}, [2]),
     ],
 )
-def test_odd_tokenizers_sample_and_stop_as_the_plain_one(qwen3, tmp_path, tokenizer_says, ends_say, stop_ids):
+def test_odd_tokenizers_sample_and_stop_as_the_plain_one(tmp_path, tokenizer_says, ends_say, stop_ids):
     """Without a padding token, with one beyond the embeddings, without a mask, without the chat format's own end."""
     folder = Path(make_model(tmp_path, vocab_size=len(make_tokenizer())))
     edit_json(folder / "tokenizer_config.json", **tokenizer_says)
@@ -494,6 +492,7 @@ def test_a_response_that_runs_out_of_tokens_is_marked(qwen3):
     samples = grpo.sample(policy, [[5, 6]] * 24, seed=0)
     for s in samples:
         assert s.truncated == (s.response_ids[-1] not in policy.stop_ids)
+        assert len(s.response_ids) == 100 or not s.truncated
         assert not any(token in policy.stop_ids for token in s.response_ids[:-1])
     assert {s.truncated for s in samples} == {True, False}
 
@@ -819,10 +818,10 @@ def test_what_a_reflection_quotes_is_short_enough_for_the_longest_sequence(tiny_
     tokenizer, count = tiny_policy.tokenizer, lambda text: len(tiny_policy.tokenizer(text).input_ids)
     cfg = dataclasses.replace(p2o.Config(), max_prompt_tokens=100, max_response_tokens=400, reflection_quote=50)
     question, response = "7 " * cfg.max_prompt_tokens, "7 " * 100 + "; " * 200 + "9 " * 100
-    shown = pretrained.shortened(tokenizer, response, cfg.reflection_quote)
+    shown = shortened(tokenizer, response, cfg.reflection_quote)
     assert count(shown) <= cfg.reflection_quote + count(" [...] ")
     assert shown.startswith("7") and shown.endswith("9")
-    assert pretrained.shortened(tokenizer, "7 ; 9", count("7 ; 9")) == "7 ; 9"  # just as long as it may be
+    assert shortened(tokenizer, "7 ; 9", count("7 ; 9")) == "7 ; 9"  # just as long as it may be
     records = [gepa_loop.reflection_record(question, shown, "wrong; the answer is 7")] * cfg.gepa_minibatch
     longest = count(gepa_loop.reflection_prompt(question, records)) + cfg.reflection_tokens
     whole = [gepa_loop.reflection_record(question, response, "wrong; the answer is 7")] * cfg.gepa_minibatch

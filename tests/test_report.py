@@ -14,9 +14,11 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_p2o import small_in
 
 import grpo
 import p2o
+import verify
 from support import checkpoint, log
 from support.data import Question, load_questions, short_columns
 from support.errors import UserError
@@ -30,14 +32,7 @@ from tools import evaluate, report, svg, tokens
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A short real run, of which two updates a batch are needed: only then can a token have moved."""
-    folder = tmp_path_factory.mktemp("trained")
-    for name, count in (("train", 16), ("hard", 8)):
-        lines = (ROOT / "tiny" / f"{name}.jsonl").read_text().splitlines(keepends=True)
-        (folder / f"{name}.jsonl").write_text("".join(lines[:count]))
-    cfg = p2o.Config(
-        train_data=str(folder / "train.jsonl"), eval_data=(str(folder / "hard.jsonl"),), runs=str(folder),
-        name="trained", epochs=2, questions_per_batch=8, questions_per_update=4, gepa_dev_size=8, gepa_budget="60",
-    )  # fmt: skip
+    cfg = small_in(tmp_path_factory.mktemp("trained"))
     with report.live_report([cfg.folder], cfg.folder):
         p2o.train(cfg)
     return report.read_run(cfg.folder)
@@ -45,9 +40,9 @@ def trained(tmp_path_factory):
 
 def test_families_add_up_to_the_accuracy(trained):
     for epoch in trained["epochs"]:
-        families = epoch["families"]["hard"]["family"]
+        families = epoch["families"]["held"]["family"]
         assert sum(asked for _, asked in families.values()) == 8 and len(families) == 4
-        assert sum(right for right, _ in families.values()) / 8 == epoch["accuracy"]["hard"]
+        assert sum(right for right, _ in families.values()) / 8 == epoch["accuracy"]["held"]
 
 
 def test_entropy_is_the_mean_surprise_of_the_sampled_tokens(trained):
@@ -58,8 +53,8 @@ def test_entropy_is_the_mean_surprise_of_the_sampled_tokens(trained):
     logged = []
     run.log = lambda kind, **numbers: logged.append(numbers)
     fields = {"truncated": False, "text": "", "question_id": "q", "sampled_context": [1], "trained_context": [1]}
-    rollouts = [p2o.grpo.Rollout(response_ids=[1, 2], sampled_logprobs=[-0.5, -1.0], **fields) for _ in range(2)]
-    run.log_rollouts(1, [rollouts], [p2o.Question("q", "", "")], (0.0, 0.0))
+    rollouts = [grpo.Rollout(response_ids=[1, 2], sampled_logprobs=[-0.5, -1.0], **fields) for _ in range(2)]
+    run.log_rollouts(1, [rollouts], [Question("q", "", "")], (0.0, 0.0))
     assert logged[0]["entropy"] == 3.0 and logged[0]["tokens"] == 4
 
 
@@ -294,7 +289,7 @@ def test_the_evolution_that_found_most_is_open(tmp_path):
     found = json.loads((folder / "templates" / "epoch-1.json").read_text())
     later = found | {"dev_scores": [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]}
     (folder / "templates" / "epoch-2.json").write_text(json.dumps(later))
-    shown = list(report.families_of_templates(report.read_run(folder), 0))
+    shown = list(report.shown_evolutions(report.read_run(folder), 0))
     assert [(one["epoch"], one["open"], one["bare"]) for one in shown] == [(1, True, 0.0), (2, False, 0.5)]
 
 
@@ -569,9 +564,6 @@ def test_a_missing_tracker_is_said_before_the_model_is_loaded(tmp_path, monkeypa
         p2o.train(small_run(tmp_path, track="trackio"))
 
 
-# ----------------------------------------------------------------------------------------------------------- evaluation
-
-
 # --------------------------------------------------------------------------------------------------------- evaluation
 
 
@@ -583,7 +575,7 @@ def test_pass_at_k_is_the_share_of_k_subsets_with_a_success(n, data):
 
 
 def test_majority_counts_equal_answers_together_and_ignores_missing_ones():
-    same = p2o.verify.equivalent
+    same = verify.equivalent
     assert evaluate.majority(["3", "1/2", "0.5", None, None, None], same) == "1/2"
     assert evaluate.majority(["3", "4"], same) == "3"
     assert evaluate.majority([None], same) is None

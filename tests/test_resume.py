@@ -151,18 +151,14 @@ def test_ctrl_c_says_how_to_go_on_and_nothing_is_lost(undisturbed, tmp_path, cap
     assert chaos.differences(undisturbed / "undisturbed", undisturbed / "stopped") == []
 
 
-def test_rollouts_are_not_sampled_again_after_a_stop(cfg, monkeypatch, capsys):
-    """Killed in the first update: the batch's rollouts are there, and only its updates are done again."""
-    monkeypatch.setattr(grpo, "update_policy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        p2o.train(cfg)
-    monkeypatch.undo()
+def test_rollouts_are_not_sampled_again_after_a_stop(interrupted, monkeypatch, capsys):
+    """The batch's rollouts are there, and only its updates are done again."""
     real, sampled = p2o.sample_groups, []
     monkeypatch.setattr(p2o, "sample_groups", lambda *a: sampled.append(a) or real(*a))
-    p2o.train(dataclasses.replace(cfg, resume=True))
+    p2o.train(interrupted)
     assert "no checkpoint to go on from: starting at the beginning\n" in capsys.readouterr().out
     assert len(sampled) == 1  # of two batches
-    assert not list(cfg.folder.glob("rollouts-*.json"))
+    assert not list(interrupted.folder.glob("rollouts-*.json"))
 
 
 @pytest.fixture
@@ -204,7 +200,7 @@ def rewritten(path, change):
         ("held", lambda lines: lines[1:]),
     ],
 )
-def test_a_run_does_not_go_on_with_other_data_unless_that_is_allowed(interrupted, capsys, which, change):
+def test_a_run_does_not_go_on_with_other_data_unless_that_is_allowed(interrupted, which, change):
     path = interrupted.train_data if which == "training data" else interrupted.eval_data[0]
     rewritten(path, change)
     kept = {file: file.read_bytes() for file in interrupted.folder.rglob("*") if file.is_file()}
@@ -258,7 +254,7 @@ def test_a_run_and_its_data_may_move(interrupted, tmp_path, undisturbed):
     ]
 
 
-def test_a_journal_of_other_settings_is_left_alone(cfg, monkeypatch):
+def test_a_journal_of_other_settings_is_left_alone(cfg):
     """A search that was stopped, and goes on with another budget: its calls are others, and none is asked of it."""
     run, calls = Run(cfg), []
     run.resume(p2o.State(), *tiny_model_and_optimizer())
@@ -437,8 +433,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_st
     assert len(json.loads((cfg.folder / "bad-batch.json").read_text())) == 24
     lines = [json.loads(line) for line in (cfg.folder / "metrics.jsonl").read_text().splitlines()]
     assert [m["skipped"] for m in lines if m["kind"] == "update"] == [1.0] * 2  # the third one ends it
-    adapter = cfg.folder / "checkpoints"
-    assert os.listdir(adapter)
+    assert os.listdir(cfg.folder / "checkpoints")
 
 
 def test_silent_failures_are_named(cfg):

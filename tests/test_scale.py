@@ -57,7 +57,14 @@ def fixed_batch(cfg):
     rows = [{"prompt": [{"role": "user", "content": q.text}]} for q in questions for _ in range(cfg.group_size)]
     batch = trainer._generate_and_score_completions(rows)
     assert trainer.model.training  # in eval mode TRL would leave the number of updates out of the loss's scale
-    return trainer, batch, own_rollouts(trainer.policy(), questions, taken, cfg)
+    return trainer, batch, own_rollouts(scoring_policy(trainer), questions, taken, cfg)
+
+
+def scoring_policy(trainer):
+    """The trainer's policy only samples; to compute log-probs it needs its head, which loading would have found."""
+    policy = trainer.policy()
+    policy.head = policy.model.get_base_model().get_output_embeddings()
+    return policy
 
 
 def own_rollouts(policy, questions, taken, cfg):
@@ -87,7 +94,7 @@ def gaps(trainer, batch, rollouts, cfg):
     loss = trainer.compute_loss(trainer.model, batch)
     trainer.model.zero_grad()
     loss.backward()
-    policy = trainer.policy()
+    policy = scoring_policy(trainer)
     theirs = torch.cat([p.grad.flatten() for p in policy.trainable])
     optimizer = Watching(policy.trainable, lr=0.0)
     metrics = grpo.update_policy(policy, optimizer, rollouts, cfg)

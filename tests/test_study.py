@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
+from support.seams import check_variants
 from tools import cli, compare, studies, study
 
 # ----------------------------------------------------------------------------------------------------- one small study
@@ -164,11 +165,13 @@ def test_a_bad_study_gets_one_line(text, options, complaint, tmp_path, capsys):
     assert complaint in said and len(said.splitlines()) == 1
 
 
-def test_the_shipped_studies_name_only_real_options():
+def test_the_shipped_studies_name_only_real_options_and_what_variants_need_is_beside_them():
     for file in (ROOT / "lab" / "studies").glob("*.toml"):
         for options in study.read_study(file).variants.values():
-            ours = {k: v for k, v in options.items() if k not in ("model", "sample_bare")}  # the latter: a rival's diff
-            cli.parse_config(study.as_arguments(ours))
+            of_a_diff = options.pop("sample_bare", False)
+            cfg = cli.parse_config(study.as_arguments(options))
+            check_variants(cfg)
+            assert not of_a_diff or cfg.advantage == "sdpo"
 
 
 # ----------------------------------------------------------------------------------------------------------- the queue
@@ -188,7 +191,7 @@ def test_the_queue_says_how_each_run_ended():
     assert ended == {("fine", 0): "", ("wrong", 0): "p2o: no such thing", ("killed", 0): "ended with code -9"}
 
 
-def test_no_more_runs_at_once_than_jobs_and_none_is_left_when_the_queue_is_closed(tmp_path, monkeypatch):
+def test_no_more_runs_at_once_than_jobs_and_none_is_left_when_the_queue_is_closed(monkeypatch):
     started, Popen = [], subprocess.Popen
 
     def popen(*args, **options):

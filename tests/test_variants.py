@@ -24,7 +24,7 @@ from lab.studies import worlds
 from p2o import Config
 from support.data import Question, load_questions
 from support.errors import UserError
-from support.seams import SEAMS, check_variants, given_advantages, variant
+from support.seams import SEAMS, check_variants, checked_advantages, variant
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
 from tools import study
@@ -253,13 +253,13 @@ def test_keep_takes_list_advantages():
     ],
 )
 def test_advantages_of_ones_own_may_be_lists_or_tensors(given, plain):
-    assert given_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2)) == plain
+    assert checked_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2)) == plain
 
 
 @pytest.mark.parametrize("given", [None, 0.5, [0.5], [0.5, math.nan], [[0.5], [0.5]], ["a", "b"], torch.tensor(1.0)])
 def test_advantages_that_are_none_are_refused_by_name(given):
     with pytest.raises(UserError, match="--advantage mine.py:mine: it gave .* for the 2 rollouts of question"):
-        given_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2))
+        checked_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2))
 
 
 # --------------------------------------------------------------------------------------------------------- selection
@@ -558,16 +558,6 @@ def test_the_table_reads_what_a_study_has_measured(tmp_path, monkeypatch):
     assert table.measured("--select gps") == "GRPO +0.050 ± 0.635 (some, 2 seeds)"
     assert table.measured("--mine bare", ["--leave-one-bare"]) == "P2O -0.025 ± 0.318 (some, 2 seeds)"
     assert table.measured("--mine bare") == table.measured("--advantage lead") == "not yet measured"
-
-
-@pytest.mark.parametrize("name", ["advantages", "advantages-grpo", "parts", "selection", "rivals"])
-def test_a_study_names_options_that_there_are(name):
-    for options in study.read_study(ROOT / "lab" / "studies" / f"{name}.toml").variants.values():
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        of_the_diff = options.pop("sample_bare", None)
-        cfg = Config(**options)
-        assert of_the_diff is None or cfg.advantage == "sdpo"
-        check_variants(cfg)
 
 
 def test_the_worlds_of_the_studies_are_what_they_say():

@@ -131,16 +131,16 @@ def draw_many(rng: random.Random, count: int, lengths: tuple[int, ...], taken: s
     return problems
 
 
-def splits(seed: int = 0) -> dict[str, list[Problem]]:
+def splits() -> dict[str, list[Problem]]:
     """The shipped question files: 144 hard and 40 easy for training, 100 held-out hard, 100 out of distribution."""
-    rng, taken = random.Random(seed), set()
+    rng, taken = random.Random(0), set()
     train = draw_many(rng, 144, HARD, taken) + draw_many(rng, 40, EASY, taken)
     return {"train": train, "hard": draw_many(rng, 100, HARD, taken), "ood": draw_many(rng, 100, OOD, taken)}
 
 
-def every_length(seed: int = 0) -> dict[str, list[Problem]]:
+def every_length() -> dict[str, list[Problem]]:
     """Question files with difficulty as a range: 28 of each length for training, 14 of each held out."""
-    rng, taken = random.Random(seed), set()
+    rng, taken = random.Random(0), set()
     counts = {"train": 28, "held-out": 14}
     return {
         name: [problem for length in LENGTHS for problem in draw_many(rng, count, (length,), taken)]

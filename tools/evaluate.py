@@ -47,23 +47,24 @@ def majority(answers: list[str | None], same: Callable[[str, str], bool]) -> str
     return max(classes, key=len)[0] if classes else None
 
 
-def bootstrap_interval(values: list[float], seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+def bootstrap_interval(values: list[float], seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean by resampling questions.
 
     >>> bootstrap_interval([1.0, 1.0])
     (1.0, 1.0)
     """
-    rng = random.Random(seed)
+    rng, draws = random.Random(seed), 2000
     means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(draws))
     return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """95 % interval of a share; unlike the bootstrap it does not shrink to a point at 0 and 1 (Wilson, 1927).
 
     >>> tuple(round(x, 3) for x in wilson_interval(0, 100))
     (0.0, 0.037)
     """
+    z = 1.96
     centre, spread = successes + z * z / 2, z * math.sqrt(successes * (n - successes) / n + z * z / 4)
     return max(0.0, (centre - spread) / (n + z * z)), min(1.0, (centre + spread) / (n + z * z))
 

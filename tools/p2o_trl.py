@@ -40,9 +40,10 @@ import p2o
 import verify
 from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError, exit_code_of
+from support.memory import longest_sequence
 from support.pretrained import load_tokenizer, silence_libraries
 from support.run import check_folder, recorded, seed_for
-from support.settings import QWEN3
+from support.settings import QWEN3, require
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental: the version is pinned
 # Options of p2o.py that TRL's trainer has no place for: those at their defaults are no loss.
@@ -58,22 +59,25 @@ class Config(p2o.Config):
     lora_rank: int = 16  # Rank of the adapter on every linear layer; 0 trains all weights
     smallest_rank: ClassVar[int] = 0
 
-    def rules(self) -> dict[str, bool]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         absent = [f"--{name.replace('_', '-')}" for name in ABSENT if getattr(self, name) != getattr(p2o.Config, name)]
-        batch, update, merged = self.questions_per_batch, self.questions_per_update, self.engine == "vllm"
+        require(not absent, f"{' '.join(absent)}: TRL's trainer has no place for it; on one machine, python p2o.py has")
+        # TRL scores pi_old only if it makes several updates of what it has sampled; the ratio mask needs pi_old.
+        batch, update = self.questions_per_batch, self.questions_per_update
+        several = batch // update >= 2 and batch % update == 0
+        require(several, f"--questions-per-batch {batch}: a multiple of --questions-per-update {update}, from twice on")
+        merged = self.engine == "vllm"
         no_base = (merged or not self.lora_rank) and self.method == "p2o" and self.reflection == "self"
-        return {
-            f"{' '.join(absent)}: TRL's trainer has no place for it; on one machine, python p2o.py has": not absent,
-            # TRL scores pi_old only if it makes several updates of what it has sampled; the ratio mask needs pi_old.
-            f"--questions-per-batch {batch}: a multiple of --questions-per-update {update}, from twice on": (
-                batch // update >= 2 and batch % update == 0
-            ),
+        require(
+            not no_base,
             "--reflection self: --engine vllm (TRL serves the adapter merged into the weights) and --lora-rank 0 leave "
-            "no base policy; take --reflection policy, or teacher": not no_base,
-            # TRL's bound acts before the clip, so below the clip it would be none.
-            f"--dual-clip {self.dual_clip}: at least 1 + --clip-high": self.dual_clip >= 1 + self.clip_high,
-            "--vllm-server: it needs --engine vllm": merged or not self.vllm_server,
-        }
+            "no base policy; take --reflection policy, or teacher",
+        )
+        # TRL's bound acts before the clip, so below the clip it would be none.
+        beyond_clip = self.dual_clip >= 1 + self.clip_high
+        require(beyond_clip, f"--dual-clip {self.dual_clip}: at least 1 + --clip-high")
+        require(merged or not self.vllm_server, "--vllm-server: it needs --engine vllm")
 
     @property
     def folder(self) -> Path:
@@ -171,7 +175,7 @@ class Together:
 class TrlVllm:
     """TRL's vLLM, in this process or behind a server.
 
-    It draws from a generator of its own, which no seed reaches, and has no base policy: Config.rules keep that away.
+    It draws from a generator of its own, which no seed reaches, and has no base policy: Config refuses what needs one.
     """
 
     trainer: P2OTrainer
@@ -316,7 +320,7 @@ def trl_config(cfg: Config, processes: int) -> GRPOConfig:
         epsilon_high=cfg.clip_high, delta=cfg.dual_clip, max_grad_norm=cfg.max_grad_norm, weight_decay=0.0, **where,
         learning_rate=cfg.learning_rate, lr_scheduler_type="constant_with_warmup", warmup_steps=cfg.warmup,
         use_vllm=cfg.engine == "vllm", vllm_gpu_memory_utilization=cfg.vllm_memory, beta=cfg.kl_coef,
-        vllm_max_model_length=p2o.longest_sequence(cfg), use_bias_correction_kl=False,  # grpo.kl_k3 has no weight
+        vllm_max_model_length=longest_sequence(cfg), use_bias_correction_kl=False,  # grpo.kl_k3 has no weight
         vllm_importance_sampling_correction=False,  # it would take the template's shift for the sampler's error
     )  # fmt: skip
 

@@ -288,7 +288,7 @@ def diff(old: str, new: str) -> Markup:
     return Markup("").join(parts)
 
 
-def families_of_templates(run: dict, number: int) -> Iterator[dict]:
+def shown_evolutions(run: dict, number: int) -> Iterator[dict]:
     """A run's evolutions as the page shows them: lineage, and for each candidate the diff from its parent.
 
     The page opens the one whose best template solves most beyond what the bare question solves.
@@ -382,7 +382,7 @@ def write_report(folders: list[Path], out: Path, by: str = "family", live: bool 
         by=by,
         families=rows,
         columns=columns,
-        evolutions=[list(families_of_templates(run, i)) for i, run in enumerate(runs)],
+        evolutions=[list(shown_evolutions(run, i)) for i, run in enumerate(runs)],
         transcripts=transcripts(runs),
         max_transcripts=MAX_TRANSCRIPTS,
         epochs=sorted({line["epoch"] for run in runs for line in run["transcripts"]}),

@@ -41,11 +41,11 @@ def of_study(name: str, record: dict, folder: Path) -> dict:
     """What the page shows of one study."""
     results = {variant: runs for variant, runs in record["results"].items() if runs}
     baselines = baselines_of(record)
-    file = Path(record["command"].split()[-1])  # its folder stands beside the results
-    file = folder.resolve().parent / file.parent.name / file.name
+    named = Path(record["command"].split()[-1])  # the study's file, whose folder stands beside the results
+    study_file = folder.resolve().parent / named.parent.name / named.name
     return {
         "name": name,
-        "about": about(file),
+        "about": about(study_file),
         "command": record["command"],
         "failures": record["failures"],
         "baseline": "; ".join(dict.fromkeys(baselines.values())),

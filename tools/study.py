@@ -141,7 +141,9 @@ def run_study(
     failures = [f"{variant}, seed {seed}: {text}" for (variant, seed), text in changed.items()]
     before = kept_runs(study, read_results(results_of(file)).get(file.stem, {}))
     known = before if kept else {}
-    done = lambda: known | {key: result_of(folders[key]) for key in asked if is_done(folders[key])}  # noqa: E731
+
+    def done() -> dict[Key, dict]:
+        return known | {key: result_of(folders[key]) for key in asked if is_done(folders[key])}
 
     def write(gave: dict[Key, dict], failures: list[str]) -> str:
         results = {

@@ -20,14 +20,14 @@ Band = tuple[int, float, float, str]  # number of the run, from, to, what the mo
 Jump = tuple[int, float, float, float]  # number of the run, where, from, to
 
 
-def nice_step(span: float, most: int = 5) -> float:
-    """The smallest of 1, 2, 5, 10, ... with which at most `most` steps cover the span.
+def nice_step(span: float) -> float:
+    """The smallest of 1, 2, 5, 10, ... with which at most five steps cover the span.
 
     >>> nice_step(1.0), nice_step(37)
     (0.2, 10)
     """
-    power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / most * (1 - 1e-9))
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 5 * (1 - 1e-9))
     return int(step) if step >= 1 else step
 
 

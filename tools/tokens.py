@@ -1,7 +1,8 @@
 """A response coloured token by token, as HTML for notebooks and the report.
 
-What a colour means is a *scale*: the template ratio, the advantage, or the weight in the loss. Colours are laid over
-whatever background the page has, so that light and dark pages can both be read; hovering shows the number.
+What a colour means is a *scale*: the template ratio, the importance ratio, the advantage, or a log-probability.
+Colours are laid over whatever background the page has, so that light and dark pages can both be read; hovering shows
+the number.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ SCALES = {
     "advantage": Scale("advantage", -2.0, 0.0, 2.0),
     "importance": Scale("importance ratio, new / old", 0.5, 1.0, 2.0, log=True),
     "logprob": Scale("log-probability", -5.0, 0.0, 0.0),
-    "weight": Scale("weight in the loss", 0.0, 1.0, 2.0),
 }
 """By name: what `coloured` takes as its scale."""
 
@@ -76,9 +76,9 @@ def _span(token: str, value: float | None, clipped: bool, scale: Scale) -> str:
     return f'<span title="{value:.3g}" style="{style}">{escape(token)}</span>'
 
 
-def legend(scale: str | Scale) -> str:
+def legend(name: str) -> str:
     """What the colours of a scale mean, as one line of HTML."""
-    scale = SCALES[scale] if isinstance(scale, str) else scale
+    scale = SCALES[name]
     shown = dict.fromkeys((scale.low, scale.neutral, scale.high))
     spans = " ".join(_span(f" {value:g} ", value, False, scale) for value in shown)
     out = "; outside, struck through: masked" if scale.inside else ""
