@@ -162,18 +162,19 @@ def test_one_update_moves_the_bare_log_prob_of_a_spanish_answer_up(policy):
 
 def test_a_resumed_run_is_the_same_run(smollm2, tmp_path, monkeypatch):
     """Killed after the first epoch and resumed, against one that was not: every number of every line."""
-    small = tmp_path / "train.jsonl"
-    small.write_text("".join((ROOT / "real" / "train.jsonl").read_text().splitlines(True)[:4]))
+    rows = (ROOT / "real" / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(rows[:4]))
+    (tmp_path / "held.jsonl").write_text(rows[4])
     words = [
-        "--train-data", str(small), "--eval-data", str(small), "--epochs", "2", "--group-size", "2",
-        "--questions-per-batch", "4", "--questions-per-update", "2", "--max-response-tokens", "8",
-        "--hard-set-min", "4", "--gepa-dev-size", "2", "--gepa-budget", "8", "--reflection-tokens", "16",
-        "--runs", str(tmp_path), "--reward", f"{tmp_path / 'rule.py'}:vowels", "--no-sampled-eval", "--threads", "1",
+        "--train-data", str(tmp_path / "train.jsonl"), "--eval-data", str(tmp_path / "held.jsonl"), "--epochs", "2",
+        "--questions-per-batch", "4", "--questions-per-update", "2", "--group-size", "2", "--max-response-tokens", "6",
+        "--hard-set-min", "4", "--gepa-dev-size", "2", "--gepa-budget", "4", "--gepa-parents", "1",
+        "--reflection-tokens", "8",
+        "--runs", str(tmp_path), "--reward", f"{tmp_path / 'rule.py'}:rule", "--no-sampled-eval", "--threads", "1",
     ]  # fmt: skip
-    # A rule that some responses keep and some do not, so that both epochs have something to train.
-    (tmp_path / "rule.py").write_text(
-        "def vowels(response, question):\n    return float(len(response) % 2), 'be even'\n"
-    )
+    # Rewards that differ within a group, and never add up to more than one success: both epochs have something to
+    # train, and between them templates are searched.
+    (tmp_path / "rule.py").write_text("def rule(response, question):\n    return len(response) % 8 / 16, 'be longer'\n")
     cfg = replace(cli.parse_config(demo.words_of(words)), model=smollm2)
     save = p2o.Run.save
 
@@ -186,9 +187,11 @@ def test_a_resumed_run_is_the_same_run(smollm2, tmp_path, monkeypatch):
     p2o.train(replace(cfg, name="whole"))
     monkeypatch.undo()
     p2o.train(replace(cfg, name="killed", resume=True))
-    whole, killed = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed"))
-    assert [json.loads(line) for line in whole] == [json.loads(line) for line in killed]
-    assert any(json.loads(line)["kind"] == "update" and json.loads(line)["grad_norm"] > 0 for line in whole)
+    texts = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed"))
+    whole, killed = ([json.loads(line) for line in text.splitlines()] for text in texts)
+    assert whole == killed
+    assert {line["epoch"] for line in whole if line["kind"] == "update" and line["grad_norm"] > 0} == {1, 2}
+    assert any(line["kind"] == "evolution" for line in whole)
 
 
 def test_the_short_form_of_the_demo_is_a_shorter_one_of_the_same():
