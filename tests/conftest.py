@@ -62,7 +62,10 @@ def compare_known_models_once():
 
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
-LONGEST = "assignment real notebooks verify resume card variants study p2o families real_models tiny gepa_loop".split()
+LONGEST = (
+    "assignment notebooks real resume card variants p2o study verify real_models families tiny grpo report gepa_loop "
+    "by_hand golden data examples"
+).split()
 
 
 def pytest_collection_modifyitems(items):
