@@ -174,7 +174,8 @@ def assign_templates(student, evolution, group_size, seed, options):
     chance = {"same again": assigned(seed) == templates, "others": assigned(seed + 1) != templates}
     # Shares need many draws of each question, in whatever order they are made.
     few = dataclasses.replace(found, train_ids=found.train_ids[:2])
-    seeds = range(seed, seed + (MANY if group_size < MANY else 1))
+    at_once = 1 if cfg and cfg.one_template_per_group else group_size  # draws of a question in one assignment
+    seeds = range(seed, seed + MANY // at_once)
     drawn = [student.assign_templates(few, group_size, random.Random(n), cfg) for n in seeds]
     facts, shares = facts_of(templates), shares_of(drawn)
     # The pools are the cause, shares and equal groups what follows from them.

@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 import sys
@@ -36,10 +37,35 @@ gc.set_threshold(10_000)
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+    if "grpo" in sys.modules:
+        compare_known_models_once()
+
+
+def compare_known_models_once():
+    """Loading a policy compares its sampler with its trainer. The tests load the tiny models two hundred times and the
+    real one a few times, and the comparison would be the same each time. It is made once for the same settings."""
+    import grpo
+    from support import pretrained
+
+    compare, names, compared = pretrained.compare_sampler_and_trainer, vars(grpo.PolicyConfig()), set()
+
+    @functools.wraps(compare)
+    def compare_once(policy, *others):
+        case = tuple(getattr(policy.cfg, name) for name in names), *others[1:]
+        if case not in compared or not any(
+            Path(policy.cfg.model).is_relative_to(ROOT / name) for name in ("tiny", "real")
+        ):
+            compare(policy, *others)
+            compared.add(case)
+
+    pretrained.compare_sampler_and_trainer = compare_once
 
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.
-LONGEST = "assignment real notebooks verify resume card variants study p2o families real_models tiny gepa_loop".split()
+LONGEST = (
+    "assignment notebooks real resume card variants p2o study verify real_models families tiny grpo report gepa_loop "
+    "by_hand golden data examples"
+).split()
 
 
 def pytest_collection_modifyitems(items):

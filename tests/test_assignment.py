@@ -34,10 +34,49 @@ def process():
         yield process
 
 
+class Once:
+    """A process that is asked each question about the same files once, and says what it said when asked again.
+
+    To start a submission's process takes longer than most of its answers.
+    """
+
+    def __init__(self, process):
+        self.process, self.sources, self.said = process, {}, {}
+
+    def folder(self, files):
+        folder = self.process.folder(files)
+        self.sources[folder] = json.dumps(files, sort_keys=True)
+        return folder
+
+    def replies(self, folder, cases, seconds, below=None):
+        said, asked, replies = self.said.setdefault((self.sources[folder], below), {}), [], None
+        try:
+            for case in cases:
+                question = json.dumps([case["call"], case["inputs"]])
+                if question not in said:
+                    asked.append(case)
+                    replies = replies or self.process.replies(folder, iter(asked.pop, None), seconds, below)
+                    said[question] = next(replies)
+                yield said[question]
+                if "died" in said[question]:
+                    return
+        finally:
+            if replies:
+                replies.close()
+
+
 @pytest.fixture(scope="module")
 def grader(process):
     """The instructor's, under a seed of its own. Only what fails depends on it, so a failure can be repeated."""
-    return grade.secret_grader(process, seed=11)
+    grader = grade.secret_grader(process, seed=11)
+    grader.mistaken = make.Diagnosis(Once(process), grader.cases)
+    return grader
+
+
+@pytest.fixture(scope="module")
+def grader_that_asks_once(grader):
+    """The same. What a mistake has answered to the diagnosis, it need not be asked again as a submission."""
+    return grade.Grader(grader.mistaken.process, grader.cases, grader.mistaken, grader.below)
 
 
 def submission(folder, files=REFERENCE):
@@ -68,8 +107,17 @@ def test_the_empty_version_gets_none(grader, tmp_path):
     assert grade.report(outcomes).count("not written yet") == len(grade.PARTS)
 
 
+# One of each part, and the one that answers otherwise each time: of these the diagnosis has another process's answers.
+ASKED_AGAIN = [next(m for m in MISTAKES if m.part == part) for part in grade.PARTS]
+ASKED_AGAIN += [m for m in MISTAKES if "random.choices(" in m.wrong]
+
+
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.part}: {m.hint[:50] or m.right.strip()[:50]}")
-def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader, tmp_path):
+def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader, grader_that_asks_once, tmp_path):
+    grader = grader if mistake in ASKED_AGAIN else grader_that_asks_once
+    if mistake.part == 8 and not mistake.hint:  # only a run shows it: what is asked before the runs takes a second
+        runs = [case for case in grader.cases if case["call"] == "train"]
+        grader = grade.Grader(grader.process, runs, grader.mistaken, grader.below)
     files = plant(REFERENCE, mistake)
     found = lost(grader, mistake.part, mistake.file, files[mistake.file])
     assert list(found) == [mistake.part]
@@ -219,9 +267,10 @@ for name in calls.CALLS:
     assert not any(outcome["passed"] for outcome in outcomes)
 
 
-def test_recorded_outputs_cannot_be_given_back(grader, process, tmp_path):
+def test_recorded_outputs_cannot_be_given_back(grader, folder, tmp_path):
     """Answers to the open questions are known to every student; the secret ones are others."""
-    recorded = {json.dumps(c["inputs"]): c["expected"] for c in make.public(process, make.OPEN_SEED, (5,))}
+    known = [case for case in json.loads((folder / "grader" / "cases.json").read_text()) if case["part"] == 5]
+    recorded = {json.dumps(case["inputs"]): case["expected"] for case in known}
     replaying = f"import json\nKNOWN = {recorded!r}\n"
     replaying += "def greedy_cover(dev_scores):\n    return KNOWN.get(json.dumps({'dev_scores': dev_scores}), [0])\n"
     outcomes = answers(grader, tmp_path, replaying, 5)
@@ -250,14 +299,21 @@ def train(*_):
 """
 
 
+@pytest.fixture(scope="module")
+def process_without_landlock():
+    with pytest.MonkeyPatch.context() as patch, Process() as process:
+        patch.setenv("NO_LANDLOCK", "1")
+        process.start()
+        yield process
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="both locks are Linux's")
 @pytest.mark.parametrize("by", ["kernel", "user"])
-def test_part_8_can_neither_read_the_reference_nor_say_what_it_likes(by, grader, tmp_path, monkeypatch):
+def test_part_8_can_neither_read_the_reference_nor_say_what_it_likes(by, grader, tmp_path, request):
     if by == "user":
         if os.geteuid() != 0:
             pytest.skip("only root can become another user")
-        monkeypatch.setenv("NO_LANDLOCK", "1")
-        process = Process()
+        process = request.getfixturevalue("process_without_landlock")
         process.hidden = []  # this checkout may be readable for all; the folder that part 8 stands on is not
         below = process.folder({name: REFERENCE[name] for name in grade.BELOW})
         grade.hide(below)
@@ -274,16 +330,13 @@ def test_part_8_can_neither_read_the_reference_nor_say_what_it_likes(by, grader,
     assert messages["mine_hard"].endswith("got another str")
     assert messages["sample_groups"] == f"an exception of its own at line {line_of('sample_groups')} of adapters.py"
     assert messages["train"] == f"KeyError at line {line_of('train')} of adapters.py"
-    if by == "user":
-        grader.process.__exit__()
 
 
-def test_where_nothing_can_be_locked_up_nothing_is_graded(monkeypatch):
-    monkeypatch.setenv("NO_LANDLOCK", "1")
-    with Process() as other:
-        other.hidden = [ROOT / "README.md"]  # anybody reads it
-        with pytest.raises(NotLocked, match="--unlocked"):
-            list(other.replies(other.folder(REFERENCE), [], 5))
+def test_where_nothing_can_be_locked_up_nothing_is_graded(process_without_landlock):
+    other = process_without_landlock
+    other.hidden = [ROOT / "README.md"]  # anybody reads it
+    with pytest.raises(NotLocked, match="--unlocked"):
+        list(other.replies(other.folder(REFERENCE), [], 5))
 
 
 def test_what_is_no_reply_is_no_answer(grader, tmp_path):
@@ -478,7 +531,8 @@ def test_mutants_change_one_thing_and_stay_programs():
         ("x < 2 and y", "not (x < 2 and y)"), ("x < 2 and y", "x < 2 or y"), ("x < 2", "x <= 2"), ("2", "3"),
         ("x += 1", "x = 1"), ("1", "2"), ("max", "min"), ("-y", "y"),
     ]  # fmt: skip
-    for _, _, mutant in graded_mutants(set(grade.PARTS)):
+    graded = [mutant for *_, mutant in graded_mutants(set(grade.PARTS))]
+    for mutant in graded:
         compile(mutant.source, mutant.function, "exec")
-    reasons = {why_equivalent(mutant) for _, _, mutant in graded_mutants(set(grade.PARTS))}
+    reasons = {why_equivalent(mutant) for mutant in graded}
     assert {reason for *_, reason in EQUIVALENT} == reasons - {""}, "a reason for a mutant that is no more"

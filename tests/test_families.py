@@ -10,6 +10,7 @@ word: one sequence at a time, without padding, without a cache, eager attention,
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -454,7 +455,9 @@ def test_a_refused_model_leaves_nothing_behind(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_policy):
+def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_policy, monkeypatch):
+    compare = inspect.unwrap(pretrained.compare_sampler_and_trainer)  # the fixture's model has been compared before
+    monkeypatch.setattr(pretrained, "compare_sampler_and_trainer", compare)
     before, weights = torch.get_rng_state(), flat_weights(tiny_policy.model)
     contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
     pretrained.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of)

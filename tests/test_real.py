@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct, the real tokenizer and the real weights: skipped where its package is not installed."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -98,15 +99,19 @@ def smollm2():
         pytest.skip(str(error))
 
 
-def policy_of(smollm2, **settings):
-    return grpo.load_policy(
-        grpo.PolicyConfig(model=smollm2, **({"temperature": 0.7, "max_response_tokens": 16} | settings))
-    )
-
-
 @pytest.fixture(scope="module")
-def policy(smollm2):
-    return policy_of(smollm2)
+def loaded(smollm2):
+    return grpo.load_policy(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=16))
+
+
+@pytest.fixture
+def policy(loaded):
+    """To load it takes seconds, so a test that trains it has its adapter taken back."""
+    before = [weight.detach().clone() for weight in loaded.trainable]
+    yield loaded
+    with torch.no_grad():
+        for weight, old in zip(loaded.trainable, before, strict=True):
+            weight.copy_(old)
 
 
 ASKED = ["Why is the sky blue?", "How can I sleep better?", "Why do cats purr? Answer in one short sentence, please."]
@@ -133,9 +138,8 @@ def test_greedy_decoding_is_what_generate_does(policy):
         assert theirs[0, len(context) :].tolist() == ids
 
 
-def test_one_update_moves_the_bare_log_prob_of_a_spanish_answer_up(smollm2):
+def test_one_update_moves_the_bare_log_prob_of_a_spanish_answer_up(policy):
     """Context distillation on real weights: sampled under a template, trained on the bare question."""
-    policy = policy_of(smollm2)
     bare = grpo.chat_ids(policy, ASKED[1])
     templated = grpo.chat_ids(policy, gepa_loop.apply_template("Answer in Spanish.", ASKED[1]))
     answers = [policy.tokenizer(SAID[name]).input_ids for name in ("spanish", "english")]
@@ -156,28 +160,38 @@ def test_one_update_moves_the_bare_log_prob_of_a_spanish_answer_up(smollm2):
     assert after[0] > before[0] + 0.5 and after[1] < before[1] - 0.5
 
 
-def test_a_resumed_run_is_the_same_run(smollm2, tmp_path):
-    """Stopped after the first epoch and resumed, against one that was not: every number of every line."""
-    small = tmp_path / "train.jsonl"
-    small.write_text("".join((ROOT / "real" / "train.jsonl").read_text().splitlines(True)[:4]))
+def test_a_resumed_run_is_the_same_run(smollm2, tmp_path, monkeypatch):
+    """Killed after the first epoch and resumed, against one that was not: every number of every line."""
+    rows = (ROOT / "real" / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(rows[:4]))
+    (tmp_path / "held.jsonl").write_text(rows[4])
     words = [
-        "--train-data", str(small), "--eval-data", str(small), "--epochs", "2", "--group-size", "2",
-        "--questions-per-batch", "4", "--questions-per-update", "2", "--max-response-tokens", "8",
-        "--warmup", "0", "--decay", "0",  # both go by the length of the run, and the stopped one has another
-        "--hard-set-min", "4", "--gepa-dev-size", "2", "--gepa-budget", "8", "--reflection-tokens", "16",
-        "--runs", str(tmp_path), "--reward", f"{tmp_path / 'rule.py'}:vowels", "--no-sampled-eval", "--threads", "1",
+        "--train-data", str(tmp_path / "train.jsonl"), "--eval-data", str(tmp_path / "held.jsonl"), "--epochs", "2",
+        "--questions-per-batch", "4", "--questions-per-update", "2", "--group-size", "2", "--max-response-tokens", "6",
+        "--hard-set-min", "4", "--gepa-dev-size", "2", "--gepa-budget", "4", "--gepa-parents", "1",
+        "--reflection-tokens", "8",
+        "--runs", str(tmp_path), "--reward", f"{tmp_path / 'rule.py'}:rule", "--no-sampled-eval", "--threads", "1",
     ]  # fmt: skip
-    # A rule that some responses keep and some do not, so that both epochs have something to train.
-    (tmp_path / "rule.py").write_text(
-        "def vowels(response, question):\n    return float(len(response) % 2), 'be even'\n"
-    )
+    # Rewards that differ within a group, and never add up to more than one success: both epochs have something to
+    # train, and between them templates are searched.
+    (tmp_path / "rule.py").write_text("def rule(response, question):\n    return len(response) % 8 / 16, 'be longer'\n")
     cfg = replace(cli.parse_config(demo.words_of(words)), model=smollm2)
+    save = p2o.Run.save
+
+    def save_and_copy(run, state):
+        save(run, state)
+        if state.step == 1:  # the first epoch's only batch: the copy is all that a kill would leave
+            shutil.copytree(run.folder, tmp_path / "killed")
+
+    monkeypatch.setattr(p2o.Run, "save", save_and_copy)
     p2o.train(replace(cfg, name="whole"))
-    p2o.train(replace(cfg, name="stopped", epochs=1))
-    p2o.train(replace(cfg, name="stopped", resume=True, allow_changes=True))
-    whole, stopped = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "stopped"))
-    assert [json.loads(line) for line in whole] == [json.loads(line) for line in stopped]
-    assert any(json.loads(line)["kind"] == "update" and json.loads(line)["grad_norm"] > 0 for line in whole)
+    monkeypatch.undo()
+    p2o.train(replace(cfg, name="killed", resume=True))
+    texts = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed"))
+    whole, killed = ([json.loads(line) for line in text.splitlines()] for text in texts)
+    assert whole == killed
+    assert {line["epoch"] for line in whole if line["kind"] == "update" and line["grad_norm"] > 0} == {1, 2}
+    assert any(line["kind"] == "evolution" for line in whole)
 
 
 def test_the_short_form_of_the_demo_is_a_shorter_one_of_the_same():

@@ -25,7 +25,7 @@ from tools import cli, compare, studies, study
 
 @pytest.fixture
 def small_study(tmp_path):
-    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[:16]
+    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[:8]
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "studies").mkdir()
     file = tmp_path / "studies" / "small.toml"
@@ -81,8 +81,8 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     assert {*raw["baselines"].values()} == {"GRPO"}
     assert raw["options"]["GRPO, 2x rollouts"]["group_size"] == 12 and raw["options"]["GRPO"]["epochs"] == 1
     first, second = (raw["results"][name][0] for name in ("GRPO, 2x rollouts", "GRPO"))
-    assert first["rollouts"] == 2 * second["rollouts"] == 192
-    assert [point["rollouts"] for point in second["curve"]] == [0, 96] and second["curve"][1]["hard_set"] == 16
+    assert first["rollouts"] == 2 * second["rollouts"] == 96
+    assert [point["rollouts"] for point in second["curve"]] == [0, 48] and second["curve"][1]["hard_set"] == 8
     assert (results / "small.png").stat().st_size > 0
 
     summaries = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("summary.json")}
