@@ -779,6 +779,11 @@ def test_a_western_console_prints_what_it_has_no_letters_for(monkeypatch):
     assert screen.getvalue().decode("cp1252") == "the answer is ?, or é\n"
 
 
+def test_the_last_of_two_presets_counts_as_of_any_option_and_a_text_is_none():
+    two = cli.parse_config(["--preset", "tiny", "--preset=qwen3-0.6b-8gb", "--name", "as --preset tiny"])
+    assert two == dataclasses.replace(p2o.PRESETS["qwen3-0.6b-8gb"], name="as --preset tiny")
+
+
 def test_an_unknown_option_ends_with_code_2(capsys):
     with pytest.raises(SystemExit) as stop:
         p2o.main(["--group-sise", "4"])
