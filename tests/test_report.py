@@ -335,6 +335,36 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "name, text, complaint",
+    [
+        ("config.json", "", "config.json: damaged"),
+        ("config.json", '{"preset": "ti', "config.json: damaged"),
+        ("config.json", '{"model_type": "qwen2"}', "no run is there"),  # a model's folder
+        ("summary.json", "{", "summary.json: damaged"),
+        ("metrics.jsonl", '{"kind": "x"}\ngarbage\n', "metrics.jsonl, line 2: damaged"),
+        ("transcripts.jsonl", "12\n", "transcripts.jsonl, line 1: damaged"),
+        ("templates/epoch-1.json", "", "epoch-1.json: damaged"),
+    ],
+)
+def test_a_damaged_run_gets_one_line_that_names_the_file(name, text, complaint, tmp_path, capsys):
+    (made_up(tmp_path / "run") / name).write_text(text)
+    assert p2o.main(["report", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and len(said.splitlines()) == 1
+
+
+def test_runs_called_alike_are_told_apart_by_as_many_folders_as_it_takes(tmp_path, capsys):
+    folders = [made_up(tmp_path / path) for path in ("a/x/run", "b/x/run", "b/y/run", "alone")]
+    shutil.copy(
+        folders[0] / "templates" / "epoch-1.json", folders[0] / "templates" / "epoch-1-old.json"
+    )  # no evolution
+    names = [run["name"] for run in report.read_runs(folders)]
+    assert names == ["a/x/run", "b/x/run", "y/run", "alone"]
+    assert p2o.main(["report", str(folders[0]), "--out", str(folders[0] / "config.json")]) == 2
+    assert "config.json: a file; name a folder" in capsys.readouterr().err
+
+
 def test_a_page_holds_so_many_transcripts_and_no_more(tmp_path):
     folder = made_up(tmp_path / "run")
     line = (folder / "transcripts.jsonl").read_text().splitlines(keepends=True)[0]
@@ -609,6 +639,8 @@ def test_eval_prints_a_table_and_writes_json(tmp_path, capsys):
     assert [row["metric"] for row in bare] == ["greedy", "pass@1", "pass@2", "pass@4", "majority@4"]
     assert all(row["low"] <= row["value"] <= row["high"] for row in bare + hinted)
     assert bare[0]["value"] == 0 and hinted[0]["value"] > 0.8
+    settings = json.loads((tmp_path / "hinted.json").read_text())["settings"]  # all that made these numbers
+    assert (settings["template"], settings["samples"], settings["max_response_tokens"]) == (hint, 4, 40)
 
 
 def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_path, capsys):
@@ -624,6 +656,7 @@ def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_pa
     assert [(row["data"], row["questions"]) for row in found] == [(files[0], 3), (files[1], 2)]
     said = capsys.readouterr().out
     assert "1 of 3 reference answers cannot be parsed" in said and "1 of 2 reference answers" in said
+    assert f"{files[0]}  greedy" in said  # a long name keeps its distance
 
 
 def test_eval_grades_as_training_does(tiny_policy, monkeypatch):

@@ -39,7 +39,7 @@ from support.checkpoint import write_whole
 from support.errors import UserError
 from tools import cli, compare
 from tools.compare import Cell
-from tools.report import read_run, spent
+from tools.report import read_json, read_run, spent
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = 0.2  # seconds between two looks at the runs that are going on
@@ -215,7 +215,7 @@ def other_options(folder: Path, options: dict) -> str:
     """What is wrong with a finished run whose options are no longer those of the study file; else an empty text."""
     if not is_done(folder):
         return ""  # to be resumed, which refuses other options by itself
-    recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    recorded = read_json(folder / "config.json")
     changed = [
         f"{name} {recorded[name]}, now {value}"
         for name, value in options.items()
@@ -344,7 +344,7 @@ def results_of(study_file: Path) -> Path:
 def read_results(folder: Path) -> dict[str, dict]:
     """{study: its record} of a folder's studies.json; nothing if there is no such file yet."""
     file = folder / "studies.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def keep_record(folder: Path, name: str, record: dict) -> None:
