@@ -313,6 +313,35 @@ def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
     assert keep("g") == ("g", "its own", 5)
 
 
+@pytest.mark.parametrize(
+    "seam, body, complaint",
+    [
+        ("mine", "def own(group):\n    sum(r.reward for r in group) == 0\n", "it gave None; does it end"),
+        ("keep", "def own(group): pass\n", "it gave None"),
+        ("loss", "def own(x, a, *, mask):\n    return (-a * x.exp() * mask).mean()\n", "a tensor of shape []; what is"),
+        ("loss", "def own(x, a, *, mask):\n    return 1.0\n", "it gave 1.0; what is wanted is a number for each token"),
+        ("ratio", "def own(x, old, mask):\n    return (x - old).sum(1)\n", "a tensor of shape [1]"),
+    ],
+)
+def test_a_function_that_gives_something_else_is_told_so(seam, body, complaint, tmp_path):
+    (tmp_path / "own.py").write_text(body)
+    function = variant(seam, Config(**{seam: f"{tmp_path / 'own.py'}:own"}), None)
+    numbers, at_hand = torch.zeros(1, 2), {"mask": torch.ones(1, 2), "clip_low": 0.2}
+    inputs = {"mine": [rewarded(1, 0)], "keep": [rewarded(1, 0)], "ratio": [numbers] * 3, "loss": [numbers] * 2}[seam]
+    with pytest.raises(UserError) as refusal:
+        function(*inputs, **(at_hand if seam == "loss" else {}))
+    assert complaint in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_loss_declares_only_what_it_needs(tmp_path):
+    """As docs/variants.md has it: the loop hands on more by name."""
+    (tmp_path / "own.py").write_text("def loss(log_ratio, advantages, *, mask):\n    return -advantages * mask\n")
+    own = variant("loss", Config(loss=f"{tmp_path / 'own.py'}:loss"), None)
+    numbers = torch.tensor([[-1.0, -2.0]])
+    loss, _ = grpo.policy_loss(numbers, numbers, torch.ones(1), torch.ones(1, 2), loss=own)
+    assert loss == -1
+
+
 MINE = """
 import torch
 
