@@ -100,13 +100,18 @@ def check_options(file: Path, study: Study, names: list[str]) -> None:
 
 
 def first_words(said: str) -> str:
-    """The complaint in what tyro prints: what stands between its title and its advice, each with a rule below it.
+    """The complaint in what tyro prints: what stands between its title and the rule above its advice.
+
+    It draws a box where the console has letters for one.
 
     >>> first_words(" Unrecognized options\\n ----\\n  Unrecognized: --epoch\\n  ----\\n  Perhaps you meant ...")
     'Unrecognized: --epoch'
+    >>> first_words("╭─ Unrecognized options ─╮\\n│ Unrecognized: --epoch │\\n│ ─── │\\n│ Perhaps ... │\\n╰─╯")
+    'Unrecognized: --epoch'
     """
-    lines = [line.strip() for line in said.splitlines()[2:]]
-    return " ".join(itertools.takewhile(lambda line: line.strip("-"), lines))
+    lines = [line.strip("│ ") for line in said.splitlines()[1:]]
+    below_title = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
+    return " ".join(itertools.takewhile(lambda line: line.strip("─-╰╯"), below_title))
 
 
 def as_arguments(options: dict) -> list[str]:
