@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -289,6 +290,13 @@ def test_templated_epochs_are_shaded_and_the_rewards_jump_is_marked(tmp_path):
     assert len(set(titles)) == len(titles) == 11
 
 
+def test_a_run_without_a_file_shades_nothing_in_that_file_s_picture(tmp_path):
+    runs = report.read_runs([made_up(tmp_path / name, name=name) for name in ("short", "other")])
+    by_title = {svg.split('aria-label="')[1].partition('"')[0]: svg for svg in report.learning_curves(runs)}
+    short = by_title["short: accuracy by epoch"]
+    assert short.count('class="band c0"') == 1 and 'class="band c1"' not in short
+
+
 def test_the_evolution_that_found_most_is_open(tmp_path):
     folder = made_up(tmp_path / "run")
     found = json.loads((folder / "templates" / "epoch-1.json").read_text())
@@ -406,6 +414,13 @@ def test_points_stand_where_their_numbers_are():
     drawn = svg.chart("t", "epoch", [("run", [(0, 0.0), (1, None), (2, float("nan")), (4, 1.0)])], share=True)
     assert f'points="{svg.LEFT:.1f},{svg.BOTTOM:.1f} {svg.RIGHT:.1f},{svg.TOP:.1f}"' in drawn
     assert svg.chart("t", "epoch", [("run", [(0, None)])]) == ""
+
+
+def test_a_reward_beyond_0_and_1_has_an_axis_of_its_own():
+    for ys, labels in (((0.0, 0.5), ">0.75<"), ((-1.0, -1.0), ">-1<"), ((0.0, 3.0), ">3<")):
+        picture = svg.chart("t", "x", [("run", list(enumerate(ys)))], share=True)
+        heights = [float(height) for height in re.findall(r'cy="([^"]*)"', picture)]
+        assert labels in picture and all(svg.TOP <= height <= svg.BOTTOM for height in heights)
 
 
 def test_every_template_is_reached_by_its_lineage():

@@ -251,6 +251,7 @@ def draw(runs: list[dict], title: str, kind: str, value: Callable, x: str, **mor
     bands = [
         (i, a[x], b[x], f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates")
         for i, run in enumerate(runs)
+        if any(y is not None for _, y in curves[i][1])  # a run that has no such file has no epochs in its picture
         for a, b in pairwise(run["epochs"])
         if b.get("templated")
     ]
