@@ -46,13 +46,21 @@ def variant(seam: str, cfg, default: Callable | None, **available) -> Callable |
 
 def checked(seam: str, name: str, given, inputs: tuple):
     """What a user's function gave, unless it would go on as something else without a word: nothing at all (a forgotten
-    `return` is False where yes or no is asked), or one number where every token is to have its own."""
+    `return` is False where yes or no is asked), a question twice (its two groups would become one), one number where
+    every token is to have its own."""
     if given is None:
         raise UserError(f"--{seam} {name}: it gave None; does it end with a `return`?")
-    shape = getattr(given, "shape", None)
-    if seam in ("ratio", "loss") and shape != inputs[0].shape:
-        what = _shown(given) if shape is None else f"a tensor of shape {list(shape)}"
+    wanted, shape = "", getattr(given, "shape", None)
+    if seam == "select":
+        asked = [getattr(question, "id", None) for question in given]
+        if not asked or len(set(asked)) < len(asked) or not {q.id for q in inputs[0]}.issuperset(asked):
+            wanted = "questions of the order, at least one and none twice"
+    elif seam == "evolve" and not hasattr(given, "dev_scores"):
+        wanted = "a gepa_loop.Evolution"
+    elif seam in ("ratio", "loss") and shape != inputs[0].shape:
         wanted = f"a number for each token, [B, T] = {list(inputs[0].shape)}"
+    if wanted:
+        what = _shown(given) if shape is None else f"a tensor of shape {list(shape)}"
         raise UserError(f"--{seam} {name}: it gave {what}; what is wanted is {wanted}")
     return given
 

@@ -321,13 +321,18 @@ def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
         ("loss", "def own(x, a, *, mask):\n    return (-a * x.exp() * mask).mean()\n", "a tensor of shape []; what is"),
         ("loss", "def own(x, a, *, mask):\n    return 1.0\n", "it gave 1.0; what is wanted is a number for each token"),
         ("ratio", "def own(x, old, mask):\n    return (x - old).sum(1)\n", "a tensor of shape [1]"),
+        ("select", "def own(order, history, count, rng):\n    return []\n", "it gave []; what is wanted is questions"),
+        ("select", "def own(order, history, count, rng):\n    return order[:1] * 2\n", "at least one and none twice"),
+        ("select", "def own(order, history, count, rng):\n    return ['a']\n", "questions of the order"),
+        ("evolve", "def own(hard, search):\n    return {}\n", "it gave {}; what is wanted is a gepa_loop.Evolution"),
     ],
 )
 def test_a_function_that_gives_something_else_is_told_so(seam, body, complaint, tmp_path):
     (tmp_path / "own.py").write_text(body)
     function = variant(seam, Config(**{seam: f"{tmp_path / 'own.py'}:own"}), None)
     numbers, at_hand = torch.zeros(1, 2), {"mask": torch.ones(1, 2), "clip_low": 0.2}
-    inputs = {"mine": [rewarded(1, 0)], "keep": [rewarded(1, 0)], "ratio": [numbers] * 3, "loss": [numbers] * 2}[seam]
+    inputs = {"mine": [rewarded(1, 0)], "keep": [rewarded(1, 0)], "ratio": [numbers] * 3, "loss": [numbers] * 2}
+    inputs = inputs.get(seam) or [asked("a", "b"), None, None, None][: 4 if seam == "select" else 2]
     with pytest.raises(UserError) as refusal:
         function(*inputs, **(at_hand if seam == "loss" else {}))
     assert complaint in str(refusal.value) and "\n" not in str(refusal.value)
