@@ -140,14 +140,19 @@ def mask(run: tyro.conf.Positional[Path], ratio_min: float = 0.01, ratio_max: fl
     ]
     if not shown:
         raise UserError(f"{file}: no successful templated rollout with old log-probs")
-    below, above, tokens = Counter(), Counter(), Counter()
+    below, above, tokens, whole = Counter(), Counter(), Counter(), {}
     for line in shown:
-        for t, (bare, templated) in enumerate(zip(line["old_logprobs"], line["sampled_logprobs"], strict=True)):
+        log_ratios = [b - s for b, s in zip(line["old_logprobs"], line["sampled_logprobs"], strict=True)]
+        for t, log_ratio in enumerate(log_ratios):
             place = min(t, positions)
             tokens[place] += 1
-            below[place] += bare - templated < math.log(ratio_min)
-            above[place] += bare - templated > math.log(ratio_max)
+            below[place] += log_ratio < math.log(ratio_min)
+            above[place] += log_ratio > math.log(ratio_max)
+        inside = math.log(ratio_min) <= min(log_ratios) and max(log_ratios) <= math.log(ratio_max)
+        whole.setdefault(line["epoch"], []).append(inside)
     print(f"{len(shown)} successful templated transcripts of {run}")
+    for epoch, kept in whole.items():
+        print(f"epoch {epoch}: all tokens within the bounds in {share(sum(kept), len(kept))}")
     rarest = [math.exp(min(line["old_logprobs"])) for line in shown]
     print(f"the rarest token of each, without the template: median probability {statistics.median(rarest):.1g}")
     # The soft clip weighs a token below the lower bound by more than 1.

@@ -43,8 +43,11 @@ class Run(RunLog):
         """Look, but touch nothing: no run is written over, nor resumed under other settings without being asked."""
         super().__init__(cfg)
         self.started, self.earlier_seconds, self.saved = time.time(), 0.0, 0
-        check_folder(cfg)
-        check_room(self.folder)
+        try:
+            check_folder(cfg)
+            check_room(self.folder)
+        except OSError as error:  # a name too long for a folder, or a run that this user may not read
+            raise not_writable(self.folder, error.strerror) from None
         self.lock = FileLock(self.folder / "lock", is_singleton=True, thread_local=False)
         if cfg.resume:
             self._hold()
@@ -116,7 +119,13 @@ class Run(RunLog):
             raise UserError(
                 f"--resume: the adapter of {folder} was trained on another base model than {self.cfg.model}"
             )
-        checkpoint.load_adapter(self.model, folder / "adapter")
+        try:
+            checkpoint.load_adapter(self.model, folder / "adapter")
+        except RuntimeError:  # other shapes: with --allow-changes the rank may be another one
+            raise UserError(
+                f"--resume: the adapter of {folder} does not fit --lora-rank {self.cfg.lora_rank}; give the rank in "
+                f"{folder / 'adapter' / 'adapter_config.json'}"
+            ) from None
         checkpoint.load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         for name, length in record["lengths"].items():  # lines written after the checkpoint will be written again
             with (self.folder / name).open("r+b") as file:
@@ -233,7 +242,12 @@ def check_folder(cfg) -> None:
         return
     if not cfg.resume:
         raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
-    known = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"--resume: {file} is damaged ({error}); mend it, or start a new run with another --name"
+        ) from None
     # A folder or a data file that was moved is the same as before.
     present = settings_of(cfg, but=PLACES + (INPUTS if (cfg.folder / "inputs.json").exists() else ()))
     changed = [f"{name} ({known.get(name)} -> {value})" for name, value in present.items() if known.get(name) != value]

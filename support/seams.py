@@ -30,9 +30,39 @@ def variant(seam: str, cfg, default: Callable | None, **available) -> Callable |
     function = find(seam, getattr(cfg, seam))
     if function is None:
         return default
-    known = vars(cfg) | available
-    wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return functools.partial(function, **{name: known[name] for name in wanted if name in known})
+    known, parameters = vars(cfg) | available, inspect.signature(function).parameters.values()
+    wanted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    filled = functools.partial(function, **{name: known[name] for name in wanted if name in known})
+    declared = {p.name for p in parameters}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def called(*inputs, **at_hand):
+        # `--loss` is handed more by name than most functions ask for.
+        given = filled(*inputs, **{name: value for name, value in at_hand.items() if takes_all or name in declared})
+        return checked(seam, getattr(cfg, seam), given, inputs)
+
+    return called
+
+
+def checked(seam: str, name: str, given, inputs: tuple):
+    """What a user's function gave, unless it would go on as something else without a word: nothing at all (a forgotten
+    `return` is False where yes or no is asked), a question twice (its two groups would become one), one number where
+    every token is to have its own."""
+    if given is None:
+        raise UserError(f"--{seam} {name}: it gave None; does it end with a `return`?")
+    wanted, shape = "", getattr(given, "shape", None)
+    if seam == "select":
+        asked = [getattr(question, "id", None) for question in given]
+        if not asked or len(set(asked)) < len(asked) or not {q.id for q in inputs[0]}.issuperset(asked):
+            wanted = "questions of the order, at least one and none twice"
+    elif seam == "evolve" and not hasattr(given, "dev_scores"):
+        wanted = "a gepa_loop.Evolution"
+    elif seam in ("ratio", "loss") and shape != inputs[0].shape:
+        wanted = f"a number for each token, [B, T] = {list(inputs[0].shape)}"
+    if wanted:
+        what = _shown(given) if shape is None else f"a tensor of shape {list(shape)}"
+        raise UserError(f"--{seam} {name}: it gave {what}; what is wanted is {wanted}")
+    return given
 
 
 @functools.cache

@@ -165,9 +165,12 @@ def test_the_24_gb_preset_fits_and_a_small_card_is_told_what_to_lower(capsys):
     assert "DOES NOT FIT" in text and "--gradient-checkpointing" in text and "--micro-batch-tokens 5120" in text
     assert p2o.main(["fit", "--model", "nobody/knows"]) == 2
     assert "config.json" in capsys.readouterr().err
+    for size in ("abc", "-3", "0", "nan"):
+        assert p2o.main(["fit", "--card-gb", size]) == 2
+        assert f"--card-gb {size}: the GiB of a card's memory" in capsys.readouterr().err
 
 
-def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_stop_it(monkeypatch, capsys):
+def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_stop_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=22 * fit.GIB))
@@ -179,6 +182,10 @@ def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_
     assert "card of 22.0 GiB" in text and "estimated hours on an L4" in text and "lower --train-questions" in text
     assert p2o.main(["--model", "nobody/knows"]) == 0
     assert "no estimate: --model nobody/knows" in capsys.readouterr().out and len(trained) == 2
+    for config, complaint in (('{"n_head": 12}', "has no 'num_attention_heads'"), ("{", "not JSON")):  # GPT-2's, half
+        (tmp_path / "config.json").write_text(config)
+        assert p2o.main(["--model", str(tmp_path)]) == 0
+        assert complaint in capsys.readouterr().out and trained.pop().model == str(tmp_path)
     assert p2o.main([]) == 0  # the tiny model: its launches take longer than its arithmetic, and are not counted
     assert "estimated hours: 0; so small a run" in capsys.readouterr().out
 
@@ -191,6 +198,8 @@ def test_hours_count_the_responses_of_a_run():
     assert fit.responses_of(limited)["evolution"] == 500
     assert fit.responses_of(dataclasses.replace(cfg, gepa_tokens=10**9))["evolution"] == 780
     assert fit.responses_of(p2o.Config())["sampling"] == 6 * 184 * 6  # a local file is counted
+    more_than_there_are = dataclasses.replace(cfg, train_data=p2o.Config().train_data)  # 1,000 of 184
+    assert fit.responses_of(more_than_there_are)["sampling"] == 2 * 184 * 6
     shape, card = fit.KNOWN["Qwen/Qwen3-4B"], fit.CARDS["RTX 4090"]
     once = fit.hours(cfg, shape, card, 8 * fit.GIB)
     twice = fit.hours(dataclasses.replace(cfg, train_questions=2000), shape, card, 8 * fit.GIB)

@@ -297,6 +297,40 @@ def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
     assert keep("g") == ("g", "its own", 5)
 
 
+@pytest.mark.parametrize(
+    "seam, body, complaint",
+    [
+        ("mine", "def own(group):\n    sum(r.reward for r in group) == 0\n", "it gave None; does it end"),
+        ("keep", "def own(group): pass\n", "it gave None"),
+        ("loss", "def own(x, a, *, mask):\n    return (-a * x.exp() * mask).mean()\n", "a tensor of shape []; what is"),
+        ("loss", "def own(x, a, *, mask):\n    return 1.0\n", "it gave 1.0; what is wanted is a number for each token"),
+        ("ratio", "def own(x, old, mask):\n    return (x - old).sum(1)\n", "a tensor of shape [1]"),
+        ("select", "def own(order, history, count, rng):\n    return []\n", "it gave []; what is wanted is questions"),
+        ("select", "def own(order, history, count, rng):\n    return order[:1] * 2\n", "at least one and none twice"),
+        ("select", "def own(order, history, count, rng):\n    return ['a']\n", "questions of the order"),
+        ("evolve", "def own(hard, search):\n    return {}\n", "it gave {}; what is wanted is a gepa_loop.Evolution"),
+    ],
+)
+def test_a_function_that_gives_something_else_is_told_so(seam, body, complaint, tmp_path):
+    (tmp_path / "own.py").write_text(body)
+    function = variant(seam, Config(**{seam: f"{tmp_path / 'own.py'}:own"}), None)
+    numbers, at_hand = torch.zeros(1, 2), {"mask": torch.ones(1, 2), "clip_low": 0.2}
+    inputs = {"mine": [rewarded(1, 0)], "keep": [rewarded(1, 0)], "ratio": [numbers] * 3, "loss": [numbers] * 2}
+    inputs = inputs.get(seam) or [asked("a", "b"), None, None, None][: 4 if seam == "select" else 2]
+    with pytest.raises(UserError) as refusal:
+        function(*inputs, **(at_hand if seam == "loss" else {}))
+    assert complaint in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_loss_declares_only_what_it_needs(tmp_path):
+    """As docs/variants.md has it: the loop hands on more by name."""
+    (tmp_path / "own.py").write_text("def loss(log_ratio, advantages, *, mask):\n    return -advantages * mask\n")
+    own = variant("loss", Config(loss=f"{tmp_path / 'own.py'}:loss"), None)
+    numbers = torch.tensor([[-1.0, -2.0]])
+    loss, _ = grpo.policy_loss(numbers, numbers, torch.ones(1), torch.ones(1, 2), loss=own)
+    assert loss == -1
+
+
 MINE = """
 import torch
 
@@ -739,6 +773,11 @@ def test_a_western_console_prints_what_it_has_no_letters_for(monkeypatch):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(screen, encoding="cp1252"))
     assert exit_code_of(lambda: print("the answer is 四, or é", flush=True)) == 0
     assert screen.getvalue().decode("cp1252") == "the answer is ?, or é\n"
+
+
+def test_the_last_of_two_presets_counts_as_of_any_option_and_a_text_is_none():
+    two = cli.parse_config(["--preset", "tiny", "--preset=qwen3-0.6b-8gb", "--name", "as --preset tiny"])
+    assert two == dataclasses.replace(p2o.PRESETS["qwen3-0.6b-8gb"], name="as --preset tiny")
 
 
 def test_an_unknown_option_ends_with_code_2():

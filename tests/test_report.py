@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -284,6 +285,13 @@ def test_templated_epochs_are_shaded_and_the_rewards_jump_is_marked(tmp_path):
     assert len(set(titles)) == len(titles) == 11
 
 
+def test_a_run_without_a_file_shades_nothing_in_that_file_s_picture(tmp_path):
+    runs = report.read_runs([made_up(tmp_path / name, name=name) for name in ("short", "other")])
+    by_title = {svg.split('aria-label="')[1].partition('"')[0]: svg for svg in report.learning_curves(runs)}
+    short = by_title["short: accuracy by epoch"]
+    assert short.count('class="band c0"') == 1 and 'class="band c1"' not in short
+
+
 def test_the_evolution_that_found_most_is_open(tmp_path):
     folder = made_up(tmp_path / "run")
     found = json.loads((folder / "templates" / "epoch-1.json").read_text())
@@ -330,6 +338,36 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "name, text, complaint",
+    [
+        ("config.json", "", "config.json: damaged"),
+        ("config.json", '{"preset": "ti', "config.json: damaged"),
+        ("config.json", '{"model_type": "qwen2"}', "no run is there"),  # a model's folder
+        ("summary.json", "{", "summary.json: damaged"),
+        ("metrics.jsonl", '{"kind": "x"}\ngarbage\n', "metrics.jsonl, line 2: damaged"),
+        ("transcripts.jsonl", "12\n", "transcripts.jsonl, line 1: damaged"),
+        ("templates/epoch-1.json", "", "epoch-1.json: damaged"),
+    ],
+)
+def test_a_damaged_run_gets_one_line_that_names_the_file(name, text, complaint, tmp_path, capsys):
+    (made_up(tmp_path / "run") / name).write_text(text)
+    assert p2o.main(["report", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and len(said.splitlines()) == 1
+
+
+def test_runs_called_alike_are_told_apart_by_as_many_folders_as_it_takes(tmp_path, capsys):
+    folders = [made_up(tmp_path / path) for path in ("a/x/run", "b/x/run", "b/y/run", "alone")]
+    shutil.copy(
+        folders[0] / "templates" / "epoch-1.json", folders[0] / "templates" / "epoch-1-old.json"
+    )  # no evolution
+    names = [run["name"] for run in report.read_runs(folders)]
+    assert names == ["a/x/run", "b/x/run", "y/run", "alone"]
+    assert p2o.main(["report", str(folders[0]), "--out", str(folders[0] / "config.json")]) == 2
+    assert "config.json: a file; name a folder" in capsys.readouterr().err
+
+
 def test_a_page_holds_so_many_transcripts_and_no_more(tmp_path):
     folder = made_up(tmp_path / "run")
     line = (folder / "transcripts.jsonl").read_text().splitlines(keepends=True)[0]
@@ -371,6 +409,13 @@ def test_points_stand_where_their_numbers_are():
     drawn = svg.chart("t", "epoch", [("run", [(0, 0.0), (1, None), (2, float("nan")), (4, 1.0)])], share=True)
     assert f'points="{svg.LEFT:.1f},{svg.BOTTOM:.1f} {svg.RIGHT:.1f},{svg.TOP:.1f}"' in drawn
     assert svg.chart("t", "epoch", [("run", [(0, None)])]) == ""
+
+
+def test_a_reward_beyond_0_and_1_has_an_axis_of_its_own():
+    for ys, labels in (((0.0, 0.5), ">0.75<"), ((-1.0, -1.0), ">-1<"), ((0.0, 3.0), ">3<")):
+        picture = svg.chart("t", "x", [("run", list(enumerate(ys)))], share=True)
+        heights = [float(height) for height in re.findall(r'cy="([^"]*)"', picture)]
+        assert labels in picture and all(svg.TOP <= height <= svg.BOTTOM for height in heights)
 
 
 def test_every_template_is_reached_by_its_lineage():
@@ -601,6 +646,8 @@ def test_eval_prints_a_table_and_writes_json(tmp_path, capsys):
     assert [row["metric"] for row in bare] == ["greedy", "pass@1", "pass@2", "pass@4", "majority@4"]
     assert all(row["low"] <= row["value"] <= row["high"] for row in bare + hinted)
     assert bare[0]["value"] == 0 and hinted[0]["value"] > 0.8
+    settings = json.loads((tmp_path / "hinted.json").read_text())["settings"]  # all that made these numbers
+    assert (settings["template"], settings["samples"], settings["max_response_tokens"]) == (hint, 4, 40)
 
 
 def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_path, capsys):
@@ -616,6 +663,7 @@ def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_pa
     assert [(row["data"], row["questions"]) for row in found] == [(files[0], 3), (files[1], 2)]
     said = capsys.readouterr().out
     assert "1 of 3 reference answers cannot be parsed" in said and "1 of 2 reference answers" in said
+    assert f"{files[0]}  greedy" in said  # a long name keeps its distance
 
 
 def test_eval_grades_as_training_does(tiny_policy, monkeypatch):

@@ -173,6 +173,13 @@ def test_other_settings_are_refused_by_name_unless_allowed(cfg):
         p2o.train(longer)
     assert "epochs (1 -> 2)" in str(refusal.value)
     assert p2o.train(dataclasses.replace(longer, allow_changes=True))["rollouts"] == 192
+    before = {file: file.read_bytes() for file in cfg.folder.rglob("*") if file.is_file() and file.name != "lock"}
+    with pytest.raises(UserError, match="does not fit --lora-rank 8; give the rank"):
+        p2o.train(dataclasses.replace(longer, allow_changes=True, lora_rank=8))
+    assert all(file.read_bytes() == content for file, content in before.items())
+    (cfg.folder / "config.json").write_text('{"preset": "ti')
+    with pytest.raises(UserError, match="config.json is damaged"):
+        p2o.train(longer)
 
 
 @pytest.fixture
@@ -337,6 +344,11 @@ def test_a_folder_that_cannot_be_made_gets_one_line(cfg, monkeypatch):
     monkeypatch.setattr("pathlib.Path.mkdir", read_only)
     with pytest.raises(UserError, match="Read-only file system.*--runs"):
         run.resume(p2o.State(), *inputs)
+
+
+def test_a_name_too_long_for_a_folder_gets_one_line(cfg):
+    with pytest.raises(UserError, match="cannot be written there .*name too long"):
+        p2o.train(dataclasses.replace(cfg, name="x" * 300))
 
 
 def test_resume_without_a_run_is_refused(cfg):

@@ -155,14 +155,31 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_
         ("seeds = [0]\n[variants.a]", ["--only", "b", "c"], "--only b c: no such variant; there are a"),
         ("seeds = [0]\n[variants.a]", ["--jobs", "0"], "--jobs 0: at least one run at a time"),
         ('seeds = [0]\n[variants."a b"]\n[variants."a, b"]', [], "too much alike"),
+        ("seeds = 3\n[variants.a]", [], "`seeds` is 3; write a list of whole numbers"),
+        ("seeds = []\n[variants.a]", [], "`seeds` is []; write a list"),
+        ("seeds = [0, 0]\n[variants.a]", [], "each once"),  # one run, and the table would count two
+        ('seeds = [0]\nvariants = ["a"]', [], "`variants` holds no table"),
+        ('seeds = [0]\n[variants]\na = "x"', [], "`variants` holds no table"),
+        ("seeds = [0]\n[variants]", [], "`variants` holds no table"),
+        ("seeds = [0]\n[variants.a]\nseed = 4", [], "variant a: `seed` is set by the study itself"),
+        ("seeds = [0]\n[variants.a]\nepoch = 4", [], "variant a: Unrecognized options: --epoch, 4"),
+        ('seeds = [0]\n[variants.a]\nmethod = "gpro"', [], "invalid choice 'gpro' for argument '--method'"),
+        ("seeds = [0]\n[variants.a]\nepochs = 1.5", [], "bad.toml, variant a: "),
+        ("seeds = [0]\n[variants.a]\nname = '\udce9'", [], "not TOML"),  # a byte that is no UTF-8
     ],
 )
 def test_a_bad_study_gets_one_line(text, options, complaint, tmp_path, capsys):
     if text is not None:
-        (tmp_path / "bad.toml").write_text(text)
+        (tmp_path / "bad.toml").write_text(text, errors="surrogateescape")
     assert p2o.main(["study", str(tmp_path / "bad.toml"), "--runs", str(tmp_path), *options]) == 2
     said = capsys.readouterr().err
     assert complaint in said and len(said.splitlines()) == 1
+
+
+def test_a_name_without_a_latin_letter_has_a_folder_and_a_byte_order_mark_is_no_fault(tmp_path):
+    (tmp_path / "s.toml").write_text('\ufeffseeds = [0]\n[variants."中文"]\n[variants."日本"]', encoding="utf-8")
+    folders = study.folders_of(study.read_study(tmp_path / "s.toml"), tmp_path)
+    assert [folder.name for folder in folders.values()] == ["variant-1-seed0", "variant-2-seed0"]
 
 
 def test_the_shipped_studies_name_only_real_options_and_what_variants_need_is_beside_them():

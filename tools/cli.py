@@ -24,8 +24,10 @@ So the two need not agree."""
 
 def parse_config(argv: list[str]) -> p2o.Config:
     """The configuration that the options give; those that are not given are the preset's."""
-    preset = re.search(r"--preset[ =](\S+)", " ".join(argv))
-    default = p2o.PRESETS.get(preset.group(1), p2o.PRESETS["tiny"]) if preset else p2o.PRESETS["tiny"]
+    # Of an option that is given twice tyro takes the last, and so it is with the preset. NUL keeps the words apart, so
+    # that no text with spaces is taken for an option.
+    presets = re.findall("(?<![^\0])--preset[=\0]([^\0]*)", "\0".join(argv))
+    default = p2o.PRESETS.get(presets[-1] if presets else "tiny", p2o.PRESETS["tiny"])
     return tyro.cli(p2o.Config, default=default, args=argv, prog="p2o.py", description=p2o.__doc__)
 
 

@@ -132,7 +132,9 @@ def evaluate(
         results += [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed)]
     print_table(results)
     if out:
-        settings = {"model": model, "adapter": adapter, "template": template, "temperature": temperature, "seed": seed}
+        settings = {"model": model, "adapter": adapter, "template": template, "question_suffix": question_suffix}
+        settings |= {"samples": samples, "temperature": temperature, "max_prompt_tokens": max_prompt_tokens}
+        settings |= {"max_response_tokens": max_response_tokens, "load_in_4bit": load_in_4bit, "seed": seed}
         Path(out).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -190,9 +192,10 @@ def measure(
 
 
 def print_table(rows: list[dict]) -> None:
-    print(f"{'data':<12}{'metric':<12}{'value':>7}   {'95 % interval':<16}{'questions':>9}{'cut off':>9}")
+    width = max(12, *[len(r["data"]) + 2 for r in rows])
+    print(f"{'data':<{width}}{'metric':<12}{'value':>7}   {'95 % interval':<16}{'questions':>9}{'cut off':>9}")
     for r in rows:
-        interval, name = f"{r['low']:.3f} - {r['high']:.3f}", f"{r['data']:<12}{r['metric']:<12}"
+        interval, name = f"{r['low']:.3f} - {r['high']:.3f}", f"{r['data']:<{width}}{r['metric']:<12}"
         print(f"{name}{r['value']:>7.3f}   {interval:<16}{r['questions']:>9}{r['truncated']:>9.1%}")
 
 

@@ -10,6 +10,7 @@ them is imported where it is used.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,12 +73,17 @@ def architecture(model: str) -> Architecture:
     file = Path(model) / "config.json"
     if not file.is_file():
         raise UserError(f"--model {model}: fit knows {', '.join(KNOWN)}, and folders that hold a config.json")
-    c = json.loads(file.read_text())
-    heads = c["num_attention_heads"]
-    return Architecture(
-        c["num_hidden_layers"], c["hidden_size"], c["intermediate_size"], heads, c.get("num_key_value_heads", heads),
-        c.get("head_dim") or c["hidden_size"] // heads, c["vocab_size"], c.get("tie_word_embeddings", False),
-    )  # fmt: skip
+    try:
+        c = json.loads(file.read_text(encoding="utf-8"))
+        heads, kv_heads = c["num_attention_heads"], c.get("num_key_value_heads", c["num_attention_heads"])
+        return Architecture(
+            c["num_hidden_layers"], c["hidden_size"], c["intermediate_size"], heads, kv_heads,
+            c.get("head_dim") or c["hidden_size"] // heads, c["vocab_size"], c.get("tie_word_embeddings", False),
+        )  # fmt: skip
+    except KeyError as error:
+        raise UserError(f"--model {model}: fit cannot read this architecture; its config.json has no {error}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error})") from None
 
 
 def estimate(cfg, model: Architecture, card: float, on_gpu: bool = True) -> dict[str, float]:
@@ -140,13 +146,15 @@ def responses_of(cfg) -> dict[str, float]:
     import gepa_loop
     from support.data import PAPER_SIZES, label, load_questions
 
-    is_file = Path(cfg.train_data).is_file()  # what is to be fetched first is taken for as large as the paper's
-    known = len(load_questions(cfg.train_data, empty_answers=True)) if is_file else PAPER_SIZES[0]
+    if Path(cfg.train_data).is_file():
+        known = len(load_questions(cfg.train_data, empty_answers=True))
+    else:  # what is to be fetched first is taken for as large as the paper's
+        known = cfg.train_questions or PAPER_SIZES[0]
     calls = gepa_loop.metric_call_budget(cfg.gepa_budget, cfg.gepa_dev_size)
     if cfg.gepa_tokens:
         calls = min(calls, round(cfg.gepa_tokens / (RESPONSE_SHARE * cfg.max_response_tokens)))
     return {
-        "sampling": cfg.epochs * (cfg.train_questions or known) * cfg.group_size,
+        "sampling": cfg.epochs * min(known, cfg.train_questions or known) * cfg.group_size,
         "evolution": (cfg.epochs - 1) * calls if cfg.method == "p2o" else 0,
         "evaluation": (cfg.epochs + 1) * sum(HELD_OUT.get(label(name), 200) for name in cfg.eval_data),
     }
@@ -225,7 +233,10 @@ def main(argv: list[str]) -> None:
     card = None
     if "--card-gb" in argv[:-1]:
         i = argv.index("--card-gb")
-        card, argv = float(argv[i + 1]) * GIB, argv[:i] + argv[i + 2 :]
+        size, argv = argv[i + 1], argv[:i] + argv[i + 2 :]
+        if not re.fullmatch(r"\d*\.?\d+", size) or not float(size):
+            raise UserError(f"--card-gb {size}: the GiB of a card's memory, for instance 24")
+        card = float(size) * GIB
     from tools import cli
 
     say(cli.parse_config(argv), card)

@@ -38,7 +38,8 @@ MIN_CHANGE = 0.05  # of an accuracy, for the verdict to say that it rose or fell
 
 def read_run(folder: Path) -> dict:
     """What the report shows of one run: its folder's files, read back."""
-    if not (folder / "config.json").exists():
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if "method" not in config:  # a model's folder has a config.json, too
         raise UserError(f"{folder}: no run is there")
     lines, updates = whole_lines(folder / "metrics.jsonl"), 0
     for line in lines:  # where it stands on a chart's lower axis
@@ -47,35 +48,49 @@ def read_run(folder: Path) -> dict:
         if line["kind"] == "epoch":
             line["responses"] = spent(line)
     summary = folder / "summary.json"
-    evolutions = {int(file.stem.rpartition("-")[2]): file for file in folder.glob("templates/epoch-*.json")}
+    numbered = {file: file.stem.removeprefix("epoch-") for file in folder.glob("templates/epoch-*.json")}
+    evolutions = {int(epoch): file for file, epoch in numbered.items() if epoch.isdecimal()}  # no copy
     return {
         "name": folder.name,
         "folder": folder,
-        "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        "summary": json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None,
+        "config": config,
+        "summary": read_json(summary) if summary.exists() else None,
         "lines": lines,
         "epochs": [line for line in lines if line["kind"] == "epoch"],
-        "evolutions": [
-            json.loads(file.read_text(encoding="utf-8")) | {"epoch": epoch}
-            for epoch, file in sorted(evolutions.items())
-        ],
+        "evolutions": [read_json(file) | {"epoch": epoch} for epoch, file in sorted(evolutions.items())],
         "transcripts": whole_lines(folder / "transcripts.jsonl"),
     }
+
+
+def read_json(file: Path) -> dict:
+    return parsed(file.read_text(encoding="utf-8", errors="replace"), str(file))
 
 
 def whole_lines(file: Path) -> list[dict]:
     """The lines of a file that may be growing: a last one without its end is not there yet."""
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    return [parsed(line, f"{file}, line {number}") for number, line in enumerate(text.split("\n")[:-1], start=1)]
+
+
+def parsed(text: str, where: str) -> dict:
+    """A run writes nothing but JSON objects; a disk or an editor may have spoilt one."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: damaged, no JSON object is there; mend or remove it, or leave this run out")
+    return found
 
 
 def read_runs(folders: list[Path]) -> list[dict]:
-    """The runs, each once; those whose folders are called alike are told apart by the folder above, too."""
+    """The runs, each once; those whose folders are called alike are told apart by the folders above, too."""
     runs = [read_run(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)]
-    names = [run["name"] for run in runs]
-    for run in runs:
-        if names.count(run["name"]) > 1:
-            run["name"] = f"{run['folder'].parent.name}/{run['name']}"
+    for depth in range(2, 1 + max((len(run["folder"].parts) for run in runs), default=0)):
+        names = [run["name"] for run in runs]
+        for run in runs:
+            if names.count(run["name"]) > 1:
+                run["name"] = "/".join(run["folder"].parts[-depth:])
     return runs
 
 
@@ -236,6 +251,7 @@ def draw(runs: list[dict], title: str, kind: str, value: Callable, x: str, **mor
     bands = [
         (i, a[x], b[x], f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates")
         for i, run in enumerate(runs)
+        if any(y is not None for _, y in curves[i][1])  # a run that has no such file has no epochs in its picture
         for a, b in pairwise(run["epochs"])
         if b.get("templated")
     ]
@@ -441,6 +457,8 @@ def report(folders: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = N
     if not folders:
         raise UserError("report: give the folder of a run, or of several")
     out = out or (folders[0] if len(folders) == 1 else folders[0].parent)
+    if out.is_file():
+        raise UserError(f"--out {out}: a file; name a folder, in which report.html is written")
     print(f"report: {write_report(list(folders), out, by)}")
 
 

@@ -15,6 +15,9 @@ first variant, or one named among the variant's options.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import os
 import re
@@ -34,9 +37,9 @@ from tqdm import tqdm
 
 from support.checkpoint import write_whole
 from support.errors import UserError
-from tools import compare
+from tools import cli, compare
 from tools.compare import Cell
-from tools.report import read_run, spent
+from tools.report import read_json, read_run, spent
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = 0.2  # seconds between two looks at the runs that are going on
@@ -56,22 +59,59 @@ class Study:
 
 def read_study(file: Path) -> Study:
     try:
-        study = tomllib.loads(file.read_text(encoding="utf-8"))
+        study = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # an editor's byte order mark is no TOML
         seeds, variants = study.pop("seeds"), study.pop("variants")
-        first = study.pop("baseline", next(iter(variants), ""))
-        baselines = {name: options.pop("baseline", first) for name, options in variants.items()}
     except FileNotFoundError:
         raise UserError(f"{file}: no such study file") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # tomllib's, or a byte that is no UTF-8
         raise UserError(f"{file}: not TOML ({error})") from None
     except KeyError as error:
         raise UserError(
             f"{file}: no {error}; a study needs `seeds` and a [variants.NAME] table for each variant"
         ) from None
+    is_list = isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)
+    if not is_list or len(set(seeds)) < len(seeds):  # a seed that stands there twice is one run, and no second one
+        raise UserError(f"{file}: `seeds` is {seeds}; write a list of whole numbers, each once: seeds = [0, 1, 2]")
+    if not isinstance(variants, dict) or not variants or not all(isinstance(of, dict) for of in variants.values()):
+        raise UserError(f"{file}: `variants` holds no table; write [variants.NAME], and its options below")
+    first = study.pop("baseline", next(iter(variants)))
+    baselines = {name: options.pop("baseline", first) for name, options in variants.items()}
     for baseline in baselines.values():
         if baseline not in variants:
             raise UserError(f"{file}: the baseline {baseline!r} is none of its variants")
     return Study(seeds, {name: study | options for name, options in variants.items()}, baselines)
+
+
+def check_options(file: Path, study: Study, names: list[str]) -> None:
+    """Refuse an option that p2o.py does not have, before the first run: a variant's turn may come after hours."""
+    for name in names:
+        for ours in ("seed", "name", "runs", "resume"):
+            if ours in study.variants[name]:
+                raise UserError(f"{file}, variant {name}: `{ours}` is set by the study itself; leave it away")
+        try:
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                cli.parse_config(as_arguments(study.variants[name]))
+        except SystemExit:  # of tyro
+            raise UserError(f"{file}, variant {name}: {first_words(said.getvalue())}") from None
+        except UserError:
+            pass  # told by the run itself, beside which the others go on
+
+
+def first_words(said: str) -> str:
+    """The complaint in what tyro prints: what stands between its title and the rule above its advice.
+
+    It draws a box where the console has letters for one.
+
+    >>> first_words(" Unrecognized options\\n ----\\n  Unrecognized: --epoch\\n  ----\\n  Perhaps you meant ...")
+    'Unrecognized: --epoch'
+    >>> first_words("╭─ Unrecognized options ─╮\\n│ Unrecognized: --epoch │\\n│ ─── │\\n│ Perhaps ... │\\n╰─╯")
+    'Unrecognized: --epoch'
+    """
+    lines = [line.strip("│ ") for line in said.splitlines()[1:]]
+    below_title = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
+    return " ".join(itertools.takewhile(lambda line: line.strip("─-╰╯"), below_title))
 
 
 def as_arguments(options: dict) -> list[str]:
@@ -105,6 +145,8 @@ def chosen(variants: dict[str, dict], only: tuple[str, ...]) -> list[str]:
 def folders_of(study: Study, runs: Path) -> dict[Key, Path]:
     """Where each run is kept, all variants of a seed before the next seed: what is there early can be compared."""
     slugs = {variant: re.sub(r"[^a-z0-9.]+", "-", variant.lower()).strip("-") for variant in study.variants}
+    # A name without a Latin letter leaves nothing for its folder: that is called after the variant's place.
+    slugs = {variant: slug or f"variant-{place}" for place, (variant, slug) in enumerate(slugs.items(), start=1)}
     if len(set(slugs.values())) < len(slugs):
         raise UserError(f"two variants have names too much alike for folders of their own: {', '.join(slugs.values())}")
     return {(name, seed): runs / f"{slugs[name]}-seed{seed}" for seed in study.seeds for name in study.variants}
@@ -136,6 +178,7 @@ def run_study(
         raise UserError(f"--jobs {jobs}: at least one run at a time")
     study = read_study(file)
     names, folders = chosen(study.variants, only), folders_of(study, runs / file.stem)
+    check_options(file, study, names)
     asked = [key for key in folders if key[0] in names]
     changed = {key: text for key in asked if (text := other_options(folders[key], study.variants[key[0]]))}
     failures = [f"{variant}, seed {seed}: {text}" for (variant, seed), text in changed.items()]
@@ -179,7 +222,7 @@ def other_options(folder: Path, options: dict) -> str:
     """What is wrong with a finished run whose options are no longer those of the study file; else an empty text."""
     if not is_done(folder):
         return ""  # to be resumed, which refuses other options by itself
-    recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    recorded = read_json(folder / "config.json")
     changed = [
         f"{name} {recorded[name]}, now {value}"
         for name, value in options.items()
@@ -308,7 +351,7 @@ def results_of(study_file: Path) -> Path:
 def read_results(folder: Path) -> dict[str, dict]:
     """{study: its record} of a folder's studies.json; nothing if there is no such file yet."""
     file = folder / "studies.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def keep_record(folder: Path, name: str, record: dict) -> None:

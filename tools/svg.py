@@ -66,16 +66,17 @@ def chart(
 ) -> Markup:
     """One curve for each run, in the run's colour; a point says its numbers when the mouse is on it.
 
-    share: the axis goes from 0 to 1. up_to: where the lower axis ends at the earliest, so that charts side by side can
-    have the same. bands: parts of the lower axis to be shaded. jumps: changes of a level to be marked. Points without a
-    value are left out; without any there is no picture.
+    share: the axis goes from 0 to 1, unless a reward of the user's own goes beyond. up_to: where the lower axis ends at
+    the earliest, so that charts side by side can have the same. bands: parts of the lower axis to be shaded. jumps:
+    changes of a level to be marked. Points without a value are left out; without any there is no picture.
     """
     known = [[(x, y) for x, y in points if y is not None and math.isfinite(y)] for _, points in curves]
     xs, ys = [x for points in known for x, _ in points], [y for points in known for _, y in points]
     if not xs:
         return Markup("")
     across = ticks(min(xs), max(up_to, *xs), whole=True)
-    up = [0, 0.25, 0.5, 0.75, 1] if share else ticks(min(0, *ys), max(ys))
+    beyond = min(ys) < 0 or max(ys) > 1
+    up = [0, 0.25, 0.5, 0.75, 1] if share and not beyond else ticks(min(0, *ys), max(0, *ys))
 
     def place(x: float, y: float) -> tuple[str, str]:
         right = LEFT + (RIGHT - LEFT) * (x - across[0]) / (across[-1] - across[0])
