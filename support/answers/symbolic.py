@@ -75,12 +75,20 @@ def _plain(thing):
         flat = [Equation(i.left, value) if value is not i else i for i in items for value in _values(i)]
         return flat[0] if len(flat) == 1 and flat[0] is not sympy.EmptySet else flat
     if isinstance(thing, Tuple):
-        return tuple(_plain(item) for item in thing)
+        items = [_plain(item) for item in thing]
+        several = [n for n, item in enumerate(items) if isinstance(item, list)]
+        if len(several) == 1:  # (\pm 1, 2) is two points
+            n = several[0]
+            return [(*items[:n], value, *items[n + 1 :]) for value in items[n]]
+        return tuple(items)
     if isinstance(thing, Eq):
         return Equation(_plain(thing.lhs), _plain(thing.rhs))
     if isinstance(thing, And) and all(isinstance(part, Eq) for part in thing.args):
         return Equation(_plain(thing._unsorted_args[0].lhs), _plain(thing._unsorted_args[-1].rhs))
     names = {call: Symbol(str(call)) for call in thing.atoms(AppliedUndef)}
+    if not thing.has(sympy.I, Symbol("i")):  # the real root: (-8)^{1/3} is -2
+        roots = [p for p in thing.atoms(sympy.Pow) if p.base == -1 and p.exp.is_Rational and p.exp.q % 2]
+        names |= {root: sympy.Integer((-1) ** root.exp.p) for root in roots}
     names |= {symbol: sympy.I for symbol in thing.free_symbols if symbol.name == "i"}
     thing = thing.xreplace(names) if names else thing
     if isinstance(thing, Set | sympy.MatrixExpr):
@@ -111,6 +119,8 @@ def parse(text: str):
     parts = _OR.split(text)
     if len(parts) > 1 and all(map(RELATION.search, parts)):  # x < 1 or x > 2
         return Union(*(_solutions(parse(part)) for part in parts))
+    if len(parts) > 1 and all(len(re.findall("=[^=]*,|=", part)) > 1 and "," in part for part in parts):
+        text = ";".join(parts)  # x = 1, y = 2 or x = 3, y = 4
     measured = split(
         _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
     )
@@ -125,7 +135,34 @@ def parse(text: str):
 def same(answer: str, reference: str) -> bool:
     """May take for ever and raise anything: for a worker."""
     pair = bare(tidy(answer), tidy(reference))
-    return bool(pair) and _equal(*map(parse, pair))
+    if not pair:
+        return False
+    if any(text.count(":") > 1 for text in pair):
+        return _same_ratio(*(text.split(":") for text in pair))
+    return _equal(*map(parse, _in_one_letter(*_in_one_logarithm(*pair))))
+
+
+def _same_ratio(xs: list[str], ys: list[str]) -> bool:
+    """1:2:3 is 2:4:6, and not 1/2/3 = 1/6, which 1:3:2 would be, too."""
+    xs, ys = [parse(text) for text in xs], [parse(text) for text in ys]
+    return len(xs) == len(ys) and all(_equal(x * ys[0], y * xs[0]) for x, y in zip(xs, ys, strict=True))
+
+
+def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
+    r"""A log without a base is the natural one where the other side has \ln: \log 2 for \ln 2."""
+    if r"\ln" in answer + reference and not (r"\ln" in answer and r"\ln" in reference):
+        return tuple(re.sub(r"\\log(?![a-zA-Z]| ?_)", r"\\ln", text) for text in (answer, reference))
+    return answer, reference
+
+
+def _in_one_letter(answer: str, reference: str) -> tuple[str, str]:
+    r"""Any whole number has any name: \frac\pi2+k\pi is \frac\pi2+n\pi."""
+    found = [set(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])", text)) for text in (answer, reference)]
+    one, other = ("".join(letters) for letters in found)
+    turns = all(re.search(r"[kmn] ?\\pi|\\pi ?[kmn]", text) and "^" not in text for text in (answer, reference))
+    if turns and one != other and re.fullmatch("[kmn]{2}", one + other):
+        answer = re.sub(rf"(?<![a-zA-Z\\]){one}(?![a-zA-Z])", other, answer)
+    return answer, reference
 
 
 def _equal(x, y) -> bool:
@@ -184,7 +221,10 @@ def _lists(x, y) -> bool | None:
 
 
 def _matrices(x, y) -> bool | None:
-
+    """Of one shape, item by item. A column is a vector, and so is a point."""
+    for column, other in ((x, y), (y, x)):
+        if isinstance(column, MatrixBase) and column.cols == 1 < column.rows and (point := _point(other)):
+            return _all_equal(column.flat(), point)
     if isinstance(x, MatrixBase) and isinstance(y, MatrixBase):
         return x.shape == y.shape and _all_equal(x.flat(), y.flat())
     return None
@@ -206,14 +246,17 @@ def _solutions(thing):
     if isinstance(thing, Set):
         return thing
     if isinstance(thing, list) and all(map(_is_relation, thing)):
-        return sympy.Intersection(*map(_solutions, thing))
+        unknowns = {letter for relation in thing for letter in relation.free_symbols}
+        return sympy.Intersection(*map(_solutions, thing)) if len(unknowns) == 1 else None
     return thing.as_set() if _is_relation(thing) and len(thing.free_symbols) == 1 else None
 
 
 def _inequalities(x, y) -> bool | None:
     """Both sides moved to the left differ by a positive factor."""
-    if isinstance(x, And) and isinstance(y, And) and _all_equal(x._unsorted_args, y._unsorted_args):
-        return True
+    if isinstance(x, And) and isinstance(y, And):
+        one, other = x._unsorted_args, y._unsorted_args
+        if _all_equal(one, other) or _all_equal(one, other[::-1]):  # x < y < z is z > y > x
+            return True
     if not isinstance(x, Relational) or not isinstance(y, Relational):
         return None
     x, y = (part.reversed if part.rel_op in (">", ">=") else part for part in (x, y))
