@@ -300,18 +300,23 @@ def _without_noise(text: str) -> str:
     return re.sub(r"[0-9]+\.[0-9]{10,}", _rounded, text)
 
 
+_RATIO = re.compile(r"[0-9]+ ?: ?[0-9]+")
+_TO = re.compile(r"^([0-9]+) ?(?:\\text ?\{ ?)?to(?: ?\})? ?([0-9]+)$")
+
+
 def bare(answer: str, reference: str) -> tuple[str, str] | None:
     """Two tidy answers without names, words that they share and a float's noise; None if their units differ.
 
     >>> bare("3.3", "3.3000000000000003"), bare("0.333", "0.3333333333333333"), bare("3.3", "3.299999952316284")
     (('3.3', '3.3'), ('0.333', '0.3333333333333333'), ('3.3', '3.3'))
     """
+    if _RATIO.fullmatch(answer) or _RATIO.fullmatch(reference):  # 3 to 4 is 3:4; elsewhere it may be a range
+        answer, reference = (_TO.sub(r"\1:\2", text) for text in (answer, reference))
     if (exact := _without_noise(reference)) != reference:  # a reference that a program has computed
         answer, reference = _without_noise(answer), exact
     return same_words(*unnamed(answer, reference))
 
 
-_RATIO = re.compile(r"[0-9]+ ?: ?[0-9]+")
 _CLOCK = re.compile(r"(\d{1,2})(?::([0-5]\d))?(?: ?\\text ?\{ ?([ap])m ?\})?")
 
 
@@ -328,26 +333,50 @@ def _clock(text: str) -> int | None:
     return 60 * hour + int(match[2] or 0)
 
 
-_QUANTITY = re.compile(r"(-?[0-9][0-9.,/]*) ?(\^ ?\{?\\circ ?\}?|''?|[a-zA-Z]{2,}|\\text ?\{[^{}0-9]*\}),? ?(?:and )?")
+_QUANTITY = re.compile(r"(-?[0-9][0-9.,/]*) ?(\^ ?\{?\\circ ?\}?|''?|[a-zA-Z]+) ?(?:, ?|and )*")
 
 
 def quantities(text: str) -> dict[str, Number] | None:
     r"""The numbers of a measure in several units, by unit; None of anything else.
 
-    >>> quantities("5 feet 3 inches") == quantities(r"5\text{ ft }3\text{ in}"), quantities("5 feet"), quantities("2x")
-    (True, None, None)
+    >>> quantities("5 feet 3 inches") == quantities(r"5\text{ ft and }3\text{ in}"), quantities("5 feet")
+    (True, None)
     """
-    found = _QUANTITY.findall(text)
-    if len(found) < 2 or _QUANTITY.sub("", text).strip(" ."):
+    flat = re.sub(" +", " ", re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", text))
+    found = _QUANTITY.findall(flat)
+    if len(found) < 2 or _QUANTITY.sub("", flat).strip(" ."):
         return None
     measured = {}
     for digits, unit in found:
-        unit = re.sub(r",?\s*\band *$", "", re.sub(r"\\text ?\{([^{}]*)\}", r"\1", unit).strip())
-        name = unit if unit[:1] in "'^" else split(f"1\\text{{{unit}}}").unit
+        name = unit if unit[0] in "'^" else split(f"1\\text{{{unit}}}").unit
         if not name or name in measured or not (value := number(digits.strip(","))):
             return None
         measured[name] = value
     return measured
+
+
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+
+
+def _date(text: str) -> tuple[str, ...] | None:
+    r"""The month and the numbers of a date in some order; None if it is no date.
+
+    >>> _date(r"\text{March 15th, 2024}") == _date("15 Mar 2024"), _date("march"), _date("2 pears")
+    (True, None, None)
+    """
+    parts = re.findall("[a-z]+|[0-9]+", re.sub(r"\\text|(?<=[0-9])(?:st|nd|rd|th)\b|\bof\b", "", text.lower()))
+    named = [word[:3] for word in parts if word.isalpha()]
+    if len(named) != 1 or named[0] not in _MONTHS or not 2 <= len(parts) <= 3 or re.search(r"[-+=^\\/]", text[5:]):
+        return None
+    return named[0], *sorted(part.lstrip("0") for part in parts if part.isdigit())
+
+
+def _same_measure(answer: str, reference: str) -> bool | None:
+    """The verdict on two times of day, two dates, or two measures in several units; None for anything else."""
+    for reading in (_clock, _date, quantities):
+        if (one := reading(answer)) is not None and (other := reading(reference)) is not None:
+            return one == other
+    return None
 
 
 _MONEY = re.compile(
@@ -373,6 +402,8 @@ def quick(answer: str, reference: str) -> bool | None:
             return False  # 5% is neither $5 nor 5 cm
     if canonical(answer) == canonical(reference):
         return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
+    if (verdict := _same_measure(tidy(answer), tidy(reference))) is not None:
+        return verdict
     if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):
         return False
     answer, reference = pair
@@ -383,14 +414,6 @@ def quick(answer: str, reference: str) -> bool | None:
         return _same_number(a, b) or (None if "," in answer and "," in reference else False)
     if re.fullmatch("[e-zE-Z]{2}", answer + reference):
         return False  # letters that are no choices are unknowns and their case counts
-    if (one := _clock(answer)) is not None and (other := _clock(reference)) is not None:
-        return one == other
-    if _RATIO.fullmatch(answer) or _RATIO.fullmatch(reference):  # 3 to 4 is 3:4; beside 3–4 it is a range
-        answer, reference = (
-            re.sub(r"^(\d+) ?(?:\\text ?\{ ?)?to(?: ?\})? ?(\d+)$", r"\1:\2", t) for t in (answer, reference)
-        )
-    if (one := quantities(answer)) and (other := quantities(reference)):
-        return one == other
     one, other = words(answer), words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         return _same_words(one[0], other[0], bool(re.search(r"\band\b", answer + " " + reference)))

@@ -34,6 +34,7 @@ _BLANKS = (
 )
 _GREEK = "pi|alpha|beta|theta|lambda|mu|sigma|phi|omega"
 _IN_A_NAME = str.maketrans({"+": "p", "-": "m", "(": "", ")": "", " ": ""})
+_NEXT_ROW = r"\\\\"  # of a matrix: two backslashes
 _COUNT = r"\{? ?(\d+) ?\}?"
 _BASES = "one two three four five six seven eight nine ten eleven twelve".split()
 _EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|matrix|cases|center"
@@ -142,6 +143,9 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"^ ?\*\*([^*]+)\*\* ?$", r"\1", "**5**", "5"),  # bold, in Markdown
     (r"\*\*", "^", "x**2", "x^2"),
+    (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$",
+     lambda match: rf"\begin{{pmatrix}}{re.sub('] ?, ?.', _NEXT_ROW, match[1][1:-1]).replace(',', '&')}\end{{pmatrix}}",
+     "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
     (r"(\[|\() ?([^][(),]+),([^][(),]+)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
     (r"\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
@@ -158,7 +162,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r",? ?& ?(?:\\text ?\{ ?(?:if|for|when) ?\})?", "&", r"1, & \text{if } x>0", "1& x>0"),
     (r"^(?: |=|\\approx|\\therefore|\\Rightarrow|\\implies)+(?![a-zA-Z])", "", "= 5", "5"),
     (r"[\\.,;: ]+$", "", r"5\\", "5"),
-    (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?)$""", r"\1", '"yes"', "yes"),
+    (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?|`)$""", r"\1", '"yes"', "yes"),
     (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
     (r"_ ?(-\d+|[0-9a-zA-Z])", r"_{\1}", r"\log_28", r"\log_{2}8"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
@@ -196,6 +200,9 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      r"\frac{1\pm\sqrt5}{2}", r"\frac{1}{2}\pm\frac{\sqrt5}{2}"),
     (r"(?<![\\a-zA-Z])([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # four times as fast to parse
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
+    (r"\(((?:(?!\\pm)[^()])*)\\pm(?![a-zA-Z])((?:(?!\\pm)[^()])*)\)",
+     lambda match: f"({match[1]}+{match[2]}),({match[1]}-{match[2]})" if "," in match[0] else match[0],
+     r"(\pm 1,2)", "(+ 1,2),(- 1,2)"),
     (r"(\^ ?\{[^{}]*)\} ?(\^ ?\{[^{}]*\})", r"\1\2}", "2^{3}^{2}", "2^{3^{2}}"),  # a tower, from the top
     (r"(?<![\d.!])(\d{1,3})!!(?!!)", lambda match: str(math.prod(range(int(match[1]), 1, -2))), "5!!", "15"),
     (r"(\d+|[a-zA-Z]|\([\w +-]*\)) ?!!(?!!)",  # no factorial of a factorial

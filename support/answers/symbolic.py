@@ -71,32 +71,36 @@ class Equation:
 def _plain(thing):
     """What was read as a list (in any order), a tuple, an Equation, or sympy's Expr, Matrix, Relational, And or Set."""
     if isinstance(thing, FiniteSet):
-        items = [_plain(item) for item in getattr(thing, "_unsorted_args", thing.args)]
+        items = [_inner(item) for item in getattr(thing, "_unsorted_args", thing.args)]
         flat = [Equation(i.left, value) if value is not i else i for i in items for value in _values(i)]
-        return flat[0] if len(flat) == 1 and flat[0] is not sympy.EmptySet else flat
+        return flat[0] if len(flat) == 1 and flat[0] is not sympy.EmptySet and not isinstance(flat[0], list) else flat
     if isinstance(thing, Tuple):
-        items = [_plain(item) for item in thing]
-        several = [n for n, item in enumerate(items) if isinstance(item, list)]
-        if len(several) == 1:  # (\pm 1, 2) is two points
-            n = several[0]
-            return [(*items[:n], value, *items[n + 1 :]) for value in items[n]]
-        return tuple(items)
+        return tuple(_plain(item) for item in thing)
     if isinstance(thing, Eq):
         return Equation(_plain(thing.lhs), _plain(thing.rhs))
     if isinstance(thing, And) and all(isinstance(part, Eq) for part in thing.args):
         return Equation(_plain(thing._unsorted_args[0].lhs), _plain(thing._unsorted_args[-1].rhs))
     names = {call: Symbol(str(call)) for call in thing.atoms(AppliedUndef)}
+    names |= {call: sympy.zeta(*call.args) for call in names if str(call.func).endswith("zeta") and len(call.args) == 1}
     if not thing.has(sympy.I, Symbol("i")):  # the real root: (-8)^{1/3} is -2
-        roots = [p for p in thing.atoms(sympy.Pow) if p.base == -1 and p.exp.is_Rational and p.exp.q % 2]
-        names |= {root: sympy.Integer((-1) ** root.exp.p) for root in roots}
+        powers = [p for p in thing.atoms(sympy.Pow) if p.base.is_negative and p.exp.is_Rational and p.exp.q % 2]
+        names |= {p: (-1) ** p.exp.p * (-p.base) ** p.exp for p in powers if p.exp.q > 1}
     names |= {symbol: sympy.I for symbol in thing.free_symbols if symbol.name == "i"}
     thing = thing.xreplace(names) if names else thing
+    if isinstance(thing, sympy.MatrixExpr) and not thing.has(sympy.MatrixSymbol):
+        return thing.as_explicit()  # t times a column
     if isinstance(thing, Set | sympy.MatrixExpr):
         done = thing.doit()
         return _plain(done) if isinstance(done, FiniteSet) else done
     if isinstance(thing, BooleanAtom):  # 1 < 2
         raise ValueError("a statement, not an answer")
     return thing
+
+
+def _inner(item):
+    """A set in a set stays one: {{1}, {2}} is not {1, 2}."""
+    plain = _plain(item)
+    return [plain] if isinstance(item, FiniteSet) and item.args and not isinstance(plain, list) else plain
 
 
 def _values(item) -> list:
@@ -193,6 +197,11 @@ def _by_name(items) -> tuple | None:
     return tuple(item.right for _, item in sorted(zip(names, items, strict=True), key=lambda pair: pair[0]))
 
 
+def _without_name(item):
+    """The value of an equation. An interval has a `right`, too: its end."""
+    return item.right if isinstance(item, Equation) else item
+
+
 def _points(x, y) -> bool | None:
     """Brackets keep the order. A list without any answers a point in the order written, or in that of its names."""
     if any(isinstance(side, list) and any(map(_is_relation, side)) for side in (x, y)):
@@ -213,10 +222,8 @@ def _lists(x, y) -> bool | None:
     named = [[isinstance(item, Equation) for item in items] for items in (x, y)]
     if not (all(named[0]) and all(named[1]) and {str(i.left) for i in x} == {str(i.left) for i in y}):
         if (_by_name(x) is None) != (_by_name(y) is None):  # x = 2, y = 3 for 2, 3: in the order written
-            return _all_equal(*([getattr(item, "right", item) for item in items] for items in (x, y)))
-        x, y = (
-            [getattr(item, "right", item) for item in items] if _by_name(items) is None else items for items in (x, y)
-        )
+            return _all_equal(*([_without_name(item) for item in items] for items in (x, y)))
+        x, y = ([_without_name(item) for item in items] if _by_name(items) is None else items for items in (x, y))
     return all(any(_equal(a, b) for b in y) for a in x) and all(any(_equal(a, b) for a in x) for b in y)
 
 
