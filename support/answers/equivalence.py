@@ -195,12 +195,22 @@ _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 
 
+_ENVIRONMENT = re.compile(r"\\begin.*\\end", re.DOTALL)
+
+
 def _named(text: str) -> tuple[str, str]:
     r"""(left side, last member) of one equation or of `x \in A`; ("", text) of anything else, as a list of equations.
 
     >>> _named("f(x) = 2x"), _named("x = 1+1 = 2"), _named("x=1, y=2")
     (('f(x)', '2x'), ('x', '2'), ('', 'x=1, y=2'))
     """
+    text = _ENVIRONMENT.sub(lambda match: match[0].replace("=", "\0"), text)  # the conditions of cases name nothing
+    name, value = _named_outside(text)
+    return name.replace("\0", "="), value.replace("\0", "=")
+
+
+def _named_outside(text: str) -> tuple[str, str]:
+    """`_named` of a text whose environments hold no `=`."""
     sign = _SIGN.search(text)
     if not sign:
         return "", text

@@ -82,7 +82,7 @@ _FLAT = [  # a tail as plain words, `/` and `^2`
     (re.compile(r"\^ ?\{? ?\\circ ?\}?|\\degree"), " deg "),
     (re.compile(r"\\(?:text|cdot|times)(?![a-zA-Z])|[{}]"), " "),
     (re.compile(r"\."), ""),
-    (re.compile(r"\^ *(-?\d)"), r" ^\1 "),
+    (re.compile(r"\^ *\+?(-?\d)(?!\d)"), r" ^\1 "),
     (re.compile(r"\b([mk])ph\b"), lambda match: "mi / h" if match[1] == "m" else "km / h"),
     (re.compile(r" (?:in (?:total|all)|total|altogether|old|long|wide|tall) *$"), ""),
 ]
@@ -118,7 +118,7 @@ def _unit(tokens: list[str], one: bool) -> str | None:
             power = 3 if word == "cubic" else 2
         elif word in ("squared", "cubed") and last:
             powers[last] += sign * (2 if word == "cubed" else 1)
-        elif token[0] == "^" and last:
+        elif len(token) > 1 and token[0] == "^" and last:
             powers[last] += sign * (int(token[1:]) - 1)
         elif name := _name(token):
             if last == "deg" and name not in "CF":  # 30 degrees N
