@@ -195,7 +195,7 @@ _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 
 
-_ENVIRONMENT = re.compile(r"\\begin.*\\end", re.DOTALL)
+_INNER = re.compile(r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}")  # the conditions of cases, and what braces hold
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -204,13 +204,13 @@ def _named(text: str) -> tuple[str, str]:
     >>> _named("f(x) = 2x"), _named("x = 1+1 = 2"), _named("x=1, y=2")
     (('f(x)', '2x'), ('x', '2'), ('', 'x=1, y=2'))
     """
-    text = _ENVIRONMENT.sub(lambda match: match[0].replace("=", "\0"), text)  # the conditions of cases name nothing
+    text = _INNER.sub(lambda match: match[0].replace("=", "\0"), text)  # the k = 1 of a sum names nothing
     name, value = _named_outside(text)
     return name.replace("\0", "="), value.replace("\0", "=")
 
 
 def _named_outside(text: str) -> tuple[str, str]:
-    """`_named` of a text whose environments hold no `=`."""
+    """`_named` of a text whose braces hold no `=`."""
     sign = _SIGN.search(text)
     if not sign:
         return "", text
@@ -218,7 +218,7 @@ def _named_outside(text: str) -> tuple[str, str]:
     several = (
         _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
     )
-    if several or RELATION.search(text):
+    if several or RELATION.search(_INNER.sub("", text)):
         return "", text
     *members, value = value.split(r"\approx")[0].split("=")
     return next(

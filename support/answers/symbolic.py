@@ -23,7 +23,7 @@ from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
 from support.answers.equivalence import RELATION, bare
-from support.answers.latex import spelled, tidy
+from support.answers.latex import canonical, spelled, tidy
 from support.answers.units import split
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -116,15 +116,23 @@ _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
 )
 
 
+_BUILDER = re.compile(r"\\\{[^{}]*(?::|\\mid(?![a-zA-Z]))")
+
+
 @functools.lru_cache(4096)
 def parse(text: str):
     """The answer as `_plain` has it; raises an exception if it cannot be read."""
     text = tidy(text)
     parts = _OR.split(text)
     if len(parts) > 1 and all(map(RELATION.search, parts)):  # x < 1 or x > 2
-        return Union(*(_solutions(parse(part)) for part in parts))
+        relations = [parse(part) for part in parts]
+        if len({letter for relation in relations for letter in relation.free_symbols}) > 1:
+            raise ValueError("solutions for several unknowns")
+        return Union(*map(_solutions, relations))
     if len(parts) > 1 and all(len(re.findall("=[^=]*,|=", part)) > 1 and "," in part for part in parts):
         text = ";".join(parts)  # x = 1, y = 2 or x = 3, y = 4
+    if _BUILDER.search(text):
+        raise ValueError("the parser would take the colon of a set for a division")
     measured = split(
         _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
     )
@@ -143,7 +151,24 @@ def same(answer: str, reference: str) -> bool:
         return False
     if any(text.count(":") > 1 for text in pair):
         return _same_ratio(*(text.split(":") for text in pair))
+    cases = [_CASES.fullmatch(text) for text in pair]
+    if all(cases):
+        return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
     return _equal(*map(parse, _in_one_letter(*_in_one_logarithm(*pair))))
+
+
+_CASES = re.compile(r"\\begin ?\{cases\} ?(.*?)(?: ?\\\\)? ?\\end ?\{cases\}")
+
+
+def _same_cases(xs: list[list[str]], ys: list[list[str]]) -> bool:
+    """Has each row a partner with an equal value and an equal condition? The conditions may also be the same text."""
+
+    def same_row(one: list[str], other: list[str]) -> bool:
+        (value, condition), (other_value, other_condition) = one, other
+        same_condition = canonical(condition) == canonical(other_condition) or same(condition, other_condition)
+        return same_condition and _equal(parse(value), parse(other_value))
+
+    return len(xs) == len(ys) and all(any(same_row(x, y) for y in ys) for x in xs)
 
 
 def _same_ratio(xs: list[str], ys: list[str]) -> bool:
