@@ -31,9 +31,12 @@ _SCALES |= {name: Fraction(1, size) for name, size in _PARTS.items()}
 
 # one spelling of each unit and its others, without the plural's s
 _PREFIXED = "m meter metre|g gram|L l liter litre|s second|N newton|J joule|W watt|V volt|A amp ampere|Hz hertz"
-_PREFIXED += "|Pa pascal|mol mole|ohm Ω|cal calorie|byte|eV"
+_PREFIXED += "|Pa pascal|mol mole|ohm Ω|cal calorie|byte|bit|eV|pc parsec|bar|erg|farad|henry|tesla|coulomb"
 _PLAIN = "s sec|min minute|h hr hour|day|week wk|month|year yr|in inch|ft foot feet|yd yard|mi mile|acre|hectare|"
 _PLAIN += "lb pound|oz ounce|ton tonne|gal gallon|quart|pint|cup|K kelvin|C celsius|F fahrenheit|deg degree|rad radian|"
+_PLAIN += (
+    "AU|ly lightyear|arcsec arcsecond|arcmin arcminute|Å angstrom|dB decibel|lux|lumen|dyne|psi|hp horsepower|knot|"
+)
 _PLAIN += "kWh|atm|rpm|unit|dollar USD|cent ¢|euro €|yen|yuan|rupee Rs|people|children|men|women"
 _PREFIXES = [("k", "kilo"), ("c", "centi"), ("m", "milli"), ("µ", "micro"), ("d", "deci"), ("n", "nano"), ("M", "mega")]
 

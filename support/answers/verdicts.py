@@ -82,10 +82,20 @@ def by_option(answer: str, reference: str, question: str) -> tuple[str, str]:
         return answer, reference
     said, asked = (_letter(text) for text in (answer, reference))
     if asked in texts and not said:
-        return answer, texts[asked]
+        return (asked, reference) if _names_both(answer, asked, texts[asked]) else (answer, texts[asked])
     if said in texts and not asked:
         return texts[said], reference
     return answer, reference
+
+
+def _names_both(answer: str, letter: str, text: str) -> bool:
+    """Is the answer the letter and the text of this option, in either order?
+
+    >>> _names_both("11 (B)", "b", "11"), _names_both("B - 11", "b", "11"), _names_both("B - 12", "b", "11")
+    (True, True, False)
+    """
+    before, found, after = canonical(answer[:MAX_ANSWER]).partition(canonical(text))
+    return bool(found) and re.fullmatch(rf"[ .:,()=-]*{letter}[ .:,()=-]*", before + after, re.IGNORECASE) is not None
 
 
 def _letter(text: str) -> str | None:
