@@ -390,7 +390,8 @@ def _same_measure(answer: str, reference: str) -> bool | None:
 
 
 _MONEY = re.compile(
-    r"(?P<dollar>\\\$|\bdollars?\b|\bUSD\b)|(?P<cent>¢|(?<!per )\bcents?\b)|(?P<euro>€|\beuros?\b)|(?P<pound>£)|(?P<yen>¥|\byen\b)"
+    r"(?P<dollar>\\\$|\bdollars?\b|\bUSD\b)|(?P<cent>¢|(?<!per )\bcents?\b)"
+    r"|(?P<euro>€|\beuros?\b)|(?P<pound>£)|(?P<yen>¥|\byen\b)"
 )
 
 
