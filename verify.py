@@ -22,6 +22,7 @@ What counts as an answer, and by whose convention:
   the root of 2. What is no fraction is compared to 25 digits.
 - Thousands: `1,000`, `1{,}000`, `1 000`; a comma *and* a space make a list. A lone comma that cannot be that is a
   decimal comma or a list, whichever the other side is: `1,22` equals `1.22` and `22,1` (math-verify has both).
+  `1.234.567`, `1.234,5` and `1'000` are read as in Europe; `1.234` is not.
 - Percent: `50\%` equals `50` (Hendrycks MATH drops the sign) and `0.5` (its value); `0.5\%` is not `50`.
 - A unit is dropped, not converted, where the other side has none (Hendrycks MATH, math-verify): `5 cm` is `5`,
   `9.8\ \mathrm{m/s^2}` is `9.8`, `90^\circ` is `90`, `5 apples` is `5`. Two units that differ make two answers: `5 cm`
@@ -29,23 +30,26 @@ What counts as an answer, and by whose convention:
   only in `\text{}` or with its power (`12 m^2`): `5m` is not `5`.
 - Only units in a table (`support.answers.units`) and plurals are dropped. Other words may change the value, so an
   answer with such words equals only one with the same words: `10 below zero` is not `10`, a loss no profit, `44 BC` not
-  `44 AD`, `5 or more` not `5`. `5 million` is `5000000`, and `7 tenths` is `0.7`. `3:30 PM` is `3:30 p.m.`, not
-  `3:30 a.m.`
+  `44 AD`, `5 or more` not `5`. `5 million` is `5000000`, and `7 tenths` is `0.7`. `3:30 PM` is `15:30`, not
+  `3:30 a.m.`; `5 ft 3 in` is `3 in 5 ft`, not `3 ft 5 in`.
 - `3 \pmod 7` is `3`, not `3 \pmod 5`.
 - A reference may be a float as programs print it: `3.3000000000000003` is `3.3`, if 16 or 17 digits say no more, and so
   is `3.299999952316284`, a float of 32 bits.
-- `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `0.\overline{3}` is 1/3,
-  `10–12` with a dash is a range.
-- Words and choice letters: ignoring case, `\text{}` and brackets, `(C)`, `(C) 12`, `C: 12` and `Option C` are `c`, also
-  where the question lists the options. In another order they are other words, and so are capitals (`HTH`). In formulas
-  case counts: `M-m` is not 0. Letters that make no word are a product: `ab` is `ba`, but `no` is not `on`.
+- `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `1:2:3` is `2:4:6`,
+  `0.\overline{3}` is 1/3, `10–12` with a dash is a range. `2^10` is 1024, although TeX sets a 2, a raised 1 and a 0.
+- Words and choice letters: ignoring case, articles, `\text{}` and brackets, `(C)`, `(C) 12`, `C: 12` and `Option C` are
+  `c`. Where the question lists the options, the text of option C alone is `C`, too. Words in another order are others,
+  unless `and` joins them, and so are capitals (`HTH`). In formulas case counts: `M-m` is not 0. Letters that make no
+  word are a product: `ab` is `ba`, but `no` is not `on`.
 - `x = 5` answers `5` and the other way round, and a chain counts by its last member (math-verify). `a+b = 5` answers
   `5`, `2x+3 = 5` does not.
 - `(1,2)` is ordered; `1,2` and `\{1,2\}` are not. `(1,2)` is a point or an open interval, or answers the list `1,2`;
-  `[1,2]`, `[1,2)` and `(1,2)` differ. `x=2, y=3` is `(2,3)` by name, while `x_1=2, x_2=3` (roots) is a set.
+  `[1,2]`, `[1,2)` and `(1,2)` differ. A column is a point. `x=2, y=3` is `(2,3)` by name, while
+  `x_1=2, x_2=3` (roots) is a set.
 - `x \in [1,2]`, `1 \le x \le 2` and `[1,2]` are one set, either way round (math-verify, relations against sets).
 - Formulas are equal where both sides are real, with each root and logarithm in them: `\sqrt{x^2}` is `|x|`, not `x`;
-  `\log x^2` is `2 \log x`; `\sqrt{a/b}` is `\sqrt a/\sqrt b`, whatever the letters are called.
+  `\log x^2` is `2 \log x`; `\sqrt{a/b}` is `\sqrt a/\sqrt b`, whatever the letters are called. `\sqrt[3]{-8}` is -2. A
+  `\log` without base is `\ln` where the other side has that, else decimal. `k\pi` is `n\pi`: any whole number.
 - Layout does not count: fonts, sizes, spaces, boxes, `Answer:`, a closing `\square`, Unicode for LaTeX. Equations below
   each other (`aligned`, `cases`, `array`) are a list of equations.
 - A number in another base needs its base: `204_5` is neither `204` nor `204_6`. (math-verify drops it.)
@@ -62,7 +66,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from support.answers.places import boxes_in
-from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
+from support.answers.verdicts import MAX_ANSWER, by_option, find_answer, is_copied, readable, same_answers, unboxed
 from support.data import Question
 from support.seams import checked_reward, find
 
@@ -134,7 +138,8 @@ def grade_batch(responses: list[str], references: list[str], questions: list[str
     boxes = [boxes_in(_after_thinking(response)) for response in responses]
     answers = [found[-1][2] if found else None for found in boxes]
     # All pairs at once: what needs sympy goes to its workers as one batch.
-    pairs = [(answer or "", unboxed(reference)) for answer, reference in zip(answers, references, strict=True)]
+    texts = zip(answers, references, questions, strict=True)
+    pairs = [by_option(answer or "", unboxed(reference), question) for answer, reference, question in texts]
     grades = []
     for (answer, reference), found, question, same in zip(pairs, boxes, questions, same_answers(pairs), strict=True):
         # A formula copied from the question may equal the reference. It earns nothing: it solves nothing.

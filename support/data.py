@@ -99,6 +99,16 @@ def last_boxed(solution: str) -> str:
     return boxes[-1][2] if boxes else ""
 
 
+def after_hashes(solution: str) -> str:
+    r"""GSM8K keeps the answer behind `####` in the last line of its solution. Any other text is the answer.
+
+    >>> after_hashes("2+2=<<2+2=4>>4\n#### 4"), after_hashes("4"), after_hashes("#### Note\n4")
+    ('4', '4', '#### Note\n4')
+    """
+    found = re.search(r"(?:^|\n)#### *(\S[^\n]*)$", solution.rstrip())
+    return found[1] if found else solution
+
+
 def _several(answers: list[str]) -> str:
     """OlympiadBench keeps a list of answers in dollar signs.
 
@@ -122,7 +132,7 @@ class Source:
     sizes: tuple[int, int] | None = None  # (training, held out) questions, drawn at random; None takes every row
 
 
-GSM8K = Source("openai/gsm8k", "main", "train", "question", extract=lambda solution: solution.rpartition("####")[2])
+GSM8K = Source("openai/gsm8k", "main", "train", "question", extract=after_hashes)
 PAPER_SIZES = (5_000, 500)
 DEEPMATH = Source(
     "zwhe99/DeepMath-103K", None, "train", "question", "final_answer", hardest=("difficulty", 7), sizes=PAPER_SIZES
@@ -356,7 +366,8 @@ def that_fit(
 def _read(path: str, empty_answers: bool) -> list[Question]:
     """Questions of a known data set (`deepmath`), of a local copy of it (`deepmath:folder-or-file`), or of a file.
 
-    A file is JSONL or parquet with `question` and `answer` in each row (`id` optional). UserError names the row.
+    A file is JSONL or parquet with `question` and `answer` in each row (`id` optional). The answer may be a
+    solution as GSM8K has it, with `#### 72` in its last line. UserError names the row.
     """
     name, _, local = path.partition(":")
     file = Path(path)
@@ -391,7 +402,7 @@ def _question(where: str, row: object, key: str, empty_answers: bool) -> Questio
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise UserError(f"{where}: no field `{missing[0]}` (found: {found})")
     text = _cell(where, "question", question_text, row)
-    reference = _cell(where, "answer", lambda value: answer_text(value, empty_answers), row)
+    reference = _cell(where, "answer", lambda value: after_hashes(answer_text(value, empty_answers)), row)
     if row.get("id") is not None:
         key = _cell(where, "id", answer_text, row)
     return Question(key, text, reference, short_columns(row), row)

@@ -77,6 +77,11 @@ def test_a_local_copy_of_a_known_data_set_is_read_by_its_columns(name, suffix, t
     assert data.label(f"{name}:{tmp_path}/copy.{suffix}") == name
 
 
+def test_a_file_of_ones_own_may_hold_solutions_as_gsm8k_has_them(tmp_path):
+    (question,) = load_questions(write(tmp_path / "own.jsonl", [ROWS["gsm8k-test"]]))
+    assert question.reference == "1,001" and verify.grade(r"\boxed{1001}", question.reference).reward == 1
+
+
 def test_every_known_data_set_is_tested_here():
     assert set(ROWS) == {name for name in data.SOURCES if not name.endswith(data.HELD_OUT)}
 

@@ -226,6 +226,24 @@ def test_a_choice_with_its_text_is_no_copy(answer, question):
     assert grade(rf"\boxed{{{answer}}}", "C", question).reward == 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "question", "right"),
+    [
+        ("11", "B", "Which number is prime?\n(A) 10  (B) 11  (C) 12", True),
+        ("B", "11", "Which number is prime?\n(A) 10  (B) 11  (C) 12", True),
+        ("12", "B", "Which number is prime?\n(A) 10  (B) 11  (C) 12", False),
+        ("C", "11", "Which number is prime?\n(A) 10  (B) 11  (C) 12", False),
+        ("11, 12", "B", "Which number is prime?\n(A) 10  (B) 11  (C) 12", False),
+        (r"\text{Mercury}", "B", "Which planet is nearest to the sun?\nA. Venus\nB. Mercury\nC. Earth", True),
+        (r"\text{Venus}", "B", "Which planet is nearest to the sun?\nA. Venus\nB. Mercury\nC. Earth", False),
+        ("x+1", "B", r"Which divides $x^2-1$? $\textbf{(A)}\ x+2$ $\textbf{(B)}\ x+1$", True),
+        ("11", "B", "Which number is prime? One of (B) and (C).", False),  # no list of options
+    ],
+)
+def test_the_text_of_an_option_is_its_letter(answer, reference, question, right):
+    assert grade(rf"\boxed{{{answer}}}", reference, question).reward == right
+
+
 @pytest.mark.parametrize(("rule", "example"), symbolic.RULES, ids=lambda value: getattr(value, "__name__", ""))
 def test_each_rule_decides_its_example(rule, example):
     answer, reference = map(symbolic.parse, example.split(" | "))

@@ -18,6 +18,7 @@ from support.answers.units import same_words, split
 
 # --- numbers: one way from text to a Fraction -------------------------------------------------------------------------
 
+_EUROPEAN = r"[0-9]{1,3}(?:(?:\.[0-9]{3}){2,}(?:,[0-9]+)?|(?:\.[0-9]{3})+,[0-9]+)"  # 1.234.567 and 1.234,5
 _D = r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?|[0-9]+[.,]?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(rf"([-+]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?([-+]?{_D})(?: ?/ ?(-?{_D}))?(?:[eE]([-+]?[0-9]{{1,3}}))?")
 _THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:([, ])[0-9]{3})(?:\1[0-9]{3})*(?:\.[0-9]+)?")
@@ -27,6 +28,7 @@ _REPEATING = re.compile(
     r"|([0-9]*?)(?:([0-9])\5{2,}|([0-9]{2,})\6+) ?(?:\\[lc]?dots|\.\.\.))"
 )
 _POWER = re.compile(r"(?:(^[-+]?)|(?<=[0-9]) ?(?:\\times|\\cdot|x) ?)10 ?\^ ?(?:\{ ?([-+]?[0-9]{1,3}) ?\}|([0-9]))$")
+_EUROPEAN_NUMBER = re.compile(rf"(?<![0-9.,]){_EUROPEAN}(?![0-9.,])")
 _PERCENT = re.compile(r" ?(?:\\?%|(?:\\text ?\{)? ?(?:percent(?:age)?|pct) ?\}?)$", re.IGNORECASE)
 
 
@@ -68,6 +70,8 @@ def number(text: str) -> Number | None:
     if measured.unit is None:
         return None
     bare = measured.value.strip("$€£¥₹ " + "()" * ("," not in bare))  # (2,128) is a point
+    bare = _EUROPEAN_NUMBER.sub(lambda match: match[0].replace(".", "").replace(",", "."), bare)
+    bare = re.sub("(?<=[0-9])'(?=[0-9]{3}(?![0-9]))", "", bare)  # 1'000, as the Swiss write it
     bare = _REPEATING.sub(_repeating, bare)
     bare = _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]}", bare)
     bare = _POWER.sub(lambda match: ("" if match[1] is None else match[1] + "1") + "e" + (match[2] or match[3]), bare)
@@ -114,6 +118,10 @@ _ONLY_WORDS = re.compile(  # four letters, HTH, and short words (nobody calls an
 )
 
 
+_ARTICLE = re.compile(r"\b(?:an?|An?|[Tt]he) (?=(?!and\b|or\b)[a-zA-Z]{3,})")
+_ONE_TEXT = re.compile(r"\\text ?\{[^{}]*\}")
+
+
 def words(text: str) -> tuple[str, bool] | None:
     r"""Plain words without case and `\text{}`, and whether they can only be words; None if there is more than words.
 
@@ -121,13 +129,32 @@ def words(text: str) -> tuple[str, bool] | None:
     (('ab', True), ('ab', False), ('hth', True), ('evelyn', True), None)
     >>> words("no"), words(r"\text{I and III only}"), words("I, III")
     (('no', True), ('i, iii', True), ('i, iii', False))
+    >>> words(r"\text{An ellipse}"), words(r"\text{Circle of radius 2}"), words("e")  # e may be the number
+    (('ellipse', True), ('circle of radius 2', True), ('e', False))
     """
     bare = re.sub(r"\\text ?\{ ?([^{}]*?) ?\}", r"\1", text).strip("() .")
     bare = re.sub(r",? (?:and|&) |, ?", ", ", bare.removesuffix(" only"))
-    if not re.fullmatch(r"[a-zA-Z]+(?:,? [a-zA-Z]+)*", bare):
+    bare = _ARTICLE.sub("", bare)
+    numerals = "0-9" if _ONE_TEXT.fullmatch(text) else ""  # "circle of radius 2"
+    if not re.fullmatch(rf"[a-zA-Z]+(?:,? [a-zA-Z{numerals}]+)*", bare):
         return None
-    only = len(bare) == 1 or text.startswith(r"\text") or bool(_ONLY_WORDS.search(bare))
+    only = len(bare) == 1 and bare != "e" or text.startswith(r"\text") or bool(_ONLY_WORDS.search(bare))
     return bare.casefold(), only
+
+
+def _same_words(one: str, other: str, joined: bool) -> bool:
+    """The same words. What is joined by `and`, and names of one letter, are in no order; 'Dan, Ann' may be a ranking.
+
+    >>> _same_words("bob, ann", "ann, bob", True), _same_words("bob, ann", "ann, bob", False)
+    (True, False)
+    >>> _same_words("ii, i", "i, ii", False), _same_words("c, a", "a, c", False)
+    (True, True)
+    """
+    if one == other:
+        return True
+    items, others = one.split(", "), other.split(", ")
+    joined = joined or all(re.fullmatch("[a-h]|[ivx]+", item) for item in items)
+    return joined and sorted(items) == sorted(others)
 
 
 _CHOICE = re.compile(
@@ -168,12 +195,22 @@ _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 
 
+_INNER = re.compile(r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}")  # the conditions of cases, and what braces hold
+
+
 def _named(text: str) -> tuple[str, str]:
     r"""(left side, last member) of one equation or of `x \in A`; ("", text) of anything else, as a list of equations.
 
     >>> _named("f(x) = 2x"), _named("x = 1+1 = 2"), _named("x=1, y=2")
     (('f(x)', '2x'), ('x', '2'), ('', 'x=1, y=2'))
     """
+    text = _INNER.sub(lambda match: match[0].replace("=", "\0"), text)  # the k = 1 of a sum names nothing
+    name, value = _named_outside(text)
+    return name.replace("\0", "="), value.replace("\0", "=")
+
+
+def _named_outside(text: str) -> tuple[str, str]:
+    """`_named` of a text whose braces hold no `=`."""
     sign = _SIGN.search(text)
     if not sign:
         return "", text
@@ -181,7 +218,7 @@ def _named(text: str) -> tuple[str, str]:
     several = (
         _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
     )
-    if several or RELATION.search(text):
+    if several or RELATION.search(_INNER.sub("", text)):
         return "", text
     *members, value = value.split(r"\approx")[0].split("=")
     return next(
@@ -205,6 +242,17 @@ def _exact_part(answer: str, reference: str) -> str:
     return exact if fraction or not asked else answer
 
 
+def _name_first(text: str) -> str:
+    r"""A number and the letter it is the value of: 3 = x is x = 3.
+
+    >>> _name_first(r"\frac12 = x"), _name_first("2y = x")
+    ('x=\\frac12 ', '2y = x')
+    """
+    value, _, name = text.rpartition("=")
+    is_number = re.search("[0-9]", value) and not re.search("[=<>,;a-zA-Z]", re.sub(r"\\(?:frac|sqrt|pi)", "", value))
+    return f"{name.strip()}={value}" if is_number and re.fullmatch(" ?[a-zA-Z]", name) else text
+
+
 def unnamed(answer: str, reference: str) -> tuple[str, str]:
     r"""Both without what stands left of `=`, where only one has a name or both have the same.
 
@@ -218,6 +266,7 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
         drop_modulus = any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other))
     if drop_modulus:
         answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
+    answer, reference = _name_first(answer), _name_first(reference)
     answer = _exact_part(answer, reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
@@ -261,19 +310,88 @@ def _without_noise(text: str) -> str:
     return re.sub(r"[0-9]+\.[0-9]{10,}", _rounded, text)
 
 
+_RATIO = re.compile(r"[0-9]+ ?: ?[0-9]+")
+_TO = re.compile(r"^([0-9]+) ?(?:\\text ?\{ ?)?to(?: ?\})? ?([0-9]+)$")
+
+
 def bare(answer: str, reference: str) -> tuple[str, str] | None:
     """Two tidy answers without names, words that they share and a float's noise; None if their units differ.
 
     >>> bare("3.3", "3.3000000000000003"), bare("0.333", "0.3333333333333333"), bare("3.3", "3.299999952316284")
     (('3.3', '3.3'), ('0.333', '0.3333333333333333'), ('3.3', '3.3'))
     """
+    if _RATIO.fullmatch(answer) or _RATIO.fullmatch(reference):  # 3 to 4 is 3:4; elsewhere it may be a range
+        answer, reference = (_TO.sub(r"\1:\2", text) for text in (answer, reference))
     if (exact := _without_noise(reference)) != reference:  # a reference that a program has computed
         answer, reference = _without_noise(answer), exact
     return same_words(*unnamed(answer, reference))
 
 
+_CLOCK = re.compile(r"(\d{1,2})(?::([0-5]\d))?(?: ?\\text ?\{ ?([ap])m ?\})?")
+
+
+def _clock(text: str) -> int | None:
+    r"""The minutes since midnight, None if it is no time of day. A number alone is none.
+
+    >>> _clock("18:45"), _clock(r"6:45\text{ pm}"), _clock(r"12\text{ am}"), _clock("6"), _clock("6:75")
+    (1125, 1125, 0, None, None)
+    """
+    match = _CLOCK.fullmatch(text)
+    if not match or not match[2] and not match[3]:
+        return None
+    hour = int(match[1]) % 12 + 12 * (match[3] == "p") if match[3] else int(match[1])
+    return 60 * hour + int(match[2] or 0)
+
+
+_QUANTITY = re.compile(r"(-?[0-9][0-9.,/]*) ?(\^ ?\{?\\circ ?\}?|''?|[a-zA-Z]+) ?(?:, ?|and )*")
+
+
+def quantities(text: str) -> dict[str, Number] | None:
+    r"""The numbers of a measure in several units, by unit; None of anything else.
+
+    >>> quantities("5 feet 3 inches") == quantities(r"5\text{ ft and }3\text{ in}"), quantities("5 feet")
+    (True, None)
+    """
+    flat = re.sub(" +", " ", re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", text))
+    found = _QUANTITY.findall(flat)
+    if len(found) < 2 or _QUANTITY.sub("", flat).strip(" ."):
+        return None
+    measured = {}
+    for digits, unit in found:
+        name = unit if unit[0] in "'^" else split(f"1\\text{{{unit}}}").unit
+        if not name or name in measured or not (value := number(digits.strip(","))):
+            return None
+        measured[name] = value
+    return measured
+
+
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+
+
+def _date(text: str) -> tuple[str, ...] | None:
+    r"""The month and the numbers of a date in some order; None if it is no date.
+
+    >>> _date(r"\text{March 15th, 2024}") == _date("15 Mar 2024"), _date("march"), _date("2 pears")
+    (True, None, None)
+    """
+    parts = re.findall("[a-z]+|[0-9]+", re.sub(r"\\text|(?<=[0-9])(?:st|nd|rd|th)\b|\bof\b", "", text.lower()))
+    named = [word[:3] for word in parts if word.isalpha()]
+    if len(named) != 1 or named[0] not in _MONTHS or not 2 <= len(parts) <= 3 or re.search(r"[-+=^\\/]", text[5:]):
+        return None
+    return named[0], *sorted(part.lstrip("0") for part in parts if part.isdigit())
+
+
+def _same_measure(answer: str, reference: str) -> bool | None:
+    """The verdict on two times of day, two dates, or two measures in several units; None for anything else."""
+    for reading in (_clock, _date, quantities):
+        if (one := reading(answer)) is not None and (other := reading(reference)) is not None:
+            return one == other
+    return None
+
+
 _MONEY = re.compile(
-    r"(?P<dollar>\\\$|\bdollars?\b|\bUSD\b)|(?P<cent>¢|\bcents?\b)|(?P<euro>€|\beuros?\b)|(?P<pound>£)|(?P<yen>¥|\byen\b)"
+    r"(?P<dollar>\\\$|\bdollars?\b|\bUSD\b)|(?P<cent>¢|(?<!per )\bcents?\b)"
+    r"|(?P<euro>€|\beuros?\b)|(?P<pound>£)|(?P<yen>¥|\byen\b)"
 )
 
 
@@ -295,6 +413,8 @@ def quick(answer: str, reference: str) -> bool | None:
             return False  # 5% is neither $5 nor 5 cm
     if canonical(answer) == canonical(reference):
         return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
+    if (verdict := _same_measure(tidy(answer), tidy(reference))) is not None:
+        return verdict
     if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):
         return False
     answer, reference = pair
@@ -303,11 +423,11 @@ def quick(answer: str, reference: str) -> bool | None:
     a, b = number(answer), number(reference)
     if a and b:  # two commas may also be two lists
         return _same_number(a, b) or (None if "," in answer and "," in reference else False)
-    if re.fullmatch(r"[e-zE-Z]{2}|(?:[0-9]{1,2}:[0-5][0-9]){2}", answer + reference):
-        return False  # letters that are no choices are unknowns and their case counts; 3:30 and 2:20 may be times
+    if re.fullmatch("[e-zE-Z]{2}", answer + reference):
+        return False  # letters that are no choices are unknowns and their case counts
     one, other = words(answer), words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
-        return one[0] == other[0]
+        return _same_words(one[0], other[0], bool(re.search(r"\band\b", answer + " " + reference)))
     if (chosen := same_choice(answer, reference)) is not None:
         return chosen
     return False if one and one[1] and b or other and other[1] and a else None  # a word is not a number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 import unicodedata
 
@@ -31,6 +32,11 @@ _BLANKS = (
     r"q?quad|en(?:space|skip)|(?:thin|med|thick)space|hfill|newline|hskip ?[\d.]+ ?[a-z][a-z]"
     r"|(?:[hv]space|h?phantom) ?\*? ?\{[^{}]*\}"
 )
+_GREEK = "pi|alpha|beta|theta|lambda|mu|sigma|phi|omega"
+_IN_A_NAME = str.maketrans({"+": "p", "-": "m", "(": "", ")": "", " ": ""})
+_NEXT_ROW = r"\\\\"  # of a matrix: two backslashes
+_COUNT = r"\{? ?(\d+) ?\}?"
+_BASES = "one two three four five six seven eight nine ten eleven twelve".split()
 _EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|matrix|cases|center"
 
 
@@ -64,7 +70,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^\\\\\{(.*)\\\\\}$", r"\\{\1\\}", r"\\{1,2\\}", r"\{1,2\}"),
     (r"(\\\\) ?\[[^\]]*\]", r"\1", r"1\\[2pt] 2", r"1\\ 2"),
     (r"(?<!\\)(?:\\\$|\$|\\[()\[\]])", " ", "$5$", " 5 "),
-    (r"\.\.\.", r"\\ldots ", "0.33...", r"0.33\ldots "),
+    (r"\.\.\.|\\[ch]?dots[bcmio]?(?![a-zA-Z])", r"\\ldots ", "0.33...", r"0.33\ldots "),
     (r"(,)\\! ?| ?\{ ?([,:]) ?\} ?", r"\1\2", "1{,}000", "1,000"),
     (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
     (rf"\{{ ?\\rm(?![a-zA-Z]) ?{_ARG}\}}", r"\\text{\1}", r"{\rm cm}", r"\text{cm}"),
@@ -80,7 +86,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\(?:text(?:bf|it|rm|sf|tt|sc|up|normal)|math(?:rm|bf|it|sf|tt)|[mh]box|emph|operatorname)\*? ?"
      r"(?=\{|[a-zA-Z](?![a-zA-Z]))", r"\\text", r"\mathrm{cm}", r"\text{cm}"),
     (r"\\text ?([a-zA-Z])(?![a-zA-Z])", r"\\text{\1}", r"k_{\text B}", r"k_{\text{B}}"),
-    (rf"^\\text ?\{{(?=[^{{}}]*[\\=^<>]){_ARG}\}}$", r"\1", r"\text{x=5}", "x=5"),
+    (rf"^\\text ?\{{(?=[^{{}}]*[\\=^_<>]){_ARG}\}}$", r"\1", r"\text{x=5}", "x=5"),
     (r"(?<=\S) ?(?:\\(?:(?:black)?square|Box|qed\w*)(?![a-zA-Z])|(?:\\text ?\{| ) ?Q\.?E\.?D\.? ?\}?)[ .]*$",
      "", r"5\,\blacksquare", r"5\,"),
     (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}", r"{5\choose 2}", r"\binom{5}{ 2}"),
@@ -89,47 +95,71 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (rf"^ ?\\text ?\{{ ?(?:{_SAID}(?: is)? ?:?|(?i:therefore|thus|so),?) ?\}} ?[:=]?", "",
      r"\text{The answer is }5", "5"),
     (rf"^ ?(\\text ?\{{ ?)?{_SAID}(?: is(?: ?:)?| ?[:=]) ?", r"\1", "Answer: 5", "5"),
+    (r"^ ?(?:\\text ?\{ ?)?(?i:about|approximately|approx\.?|exactly) ?\}? ?(?=[-\d\\$])", "",
+     r"\text{about }7", "7"),
+    (r"^ ?\\text ?\{ ?(?i:minus|negative) ?\} ?(?=\d)", "-", r"\text{minus }7", "-7"),
+    (r"\\text ?\{ ?([€£¥₹¢]) ?\}|^ ?(?:\\text ?\{ ?)?(?:Rs\.?|US) ?\}? ?(?=[\d ])", r"\1", r"\text{€}5", "€5"),
+    (r"\\AA(?![a-zA-Z])", r"\\text{Å}", r"7.5\ \AA", r"7.5\ \text{Å}"),
     (r"^ ?(\\text ?\{ ?)?(?i:option|choice|answer) (?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
     (r"\\text ?\{ ?([^{}]+?),? (and|or) ?\}(?= ?[-\d\\.(])", r"\\text{\1}\\text{ \2 }", r"3\text{ cm and }4",
      r"3\text{cm}\text{ and }4"),
     (r"(?<=\d)(?: ?\^ ?\{ ?)?\\text ?\{ ?(?:st|nd|rd|th) ?\}(?: ?\})?", "", r"5^{\text{th}}", "5"),
+    (r"\\text ?\{ ?(\d+)(?:st|nd|rd|th) ?\}", r"\1", r"\text{5th}", "5"),
     (r"\\text ?\{ ?(-?\d[\d.,]*) ?\}", r"\1", r"\text{101}_2", "101_2"),
+    (r"\\text ?\{ ?(-?\d[\d.,]*),? (and|or|to) (-?\d[\d.,]*) ?\}", r"\1\\text{ \2 }\3", r"\text{3 and 7}",
+     r"3\text{ and }7"),
     (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
     (r"(:\d\d|\d(?= |\\)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
      lambda match: rf"{match[1]}\text{{ {match[2].lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
     (r"([_^]) ?\{ ?\\text ?\{ ?(\w*) ?\} ?\}", r"\1{\2}", r"k_{\text{B}}", "k_{B}"),
     (r"_ ?\{ ?\\(max|min) ?\}", r"_{\1}", r"I_{\max}", "I_{max}"),
+    (rf"(?<=[0-9A-F)]) ?_ ?\{{ ?({'|'.join(_BASES)}) ?\}}", lambda match: f"_{{{_BASES.index(match[1]) + 1}}}",
+     "101_{two}", "101_{2}"),
+    (r"\(([0-9A-F]+)\) ?(?=_ ?\{? ?\d)", r"\1", "(101)_2", "101_2"),
+    (rf"(?<![\w}}])(?:\{{ ?\}} ?)?[_^] ?{_COUNT} ?C ?_ ?{_COUNT}|{_WORD}C ?_ ?{_COUNT} ?\^ ?{_COUNT}",
+     lambda match: rf"\binom{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", "{}_{10}C_4", r"\binom{10}{4}"),
     (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
      r"\text{sin}x", r"\sin x"),
     (r"\\text ?\{ ?([ie]) ?\}", r"\1 ", r"\text{e}^2", "e ^2"),
     (rf"{_WORD}(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|sqrt|pi){_END}", r"\\\1 ", "2*pi", r"2*\pi "),
-    (rf"{_WORD}(?:infinity|inf){_END}|\+ ?\\infty", r"\\infty ", "(1,+infinity)", r"(1,+\infty )"),
+    (rf"(?:\+ ?)?\\text ?\{{ ?(?i:infinity|infinitely many) ?\}}|{_WORD}(?:infinity|inf){_END}|\+ ?\\infty",
+     r"\\infty ", "(1,+infinity)", r"(1,+\infty )"),
     (rf"{_TEXT_OPEN}(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?\.?{_TEXT_CLOSE}|\\varnothing",
      r"\\emptyset ", r"\text{no solution}", r"\emptyset "),
     (rf"{_TEXT_OPEN}all real (?:numbers|values)(?: of)?{_TEXT_CLOSE}|\\(?:mathbb|Bbb|text) ?\{{? ?R ?\}}?$",
      r"\\mathbb{R}", "all real numbers", r"\mathbb{R}"),
+    (r"\\mathbb ?\{? ?R ?\}? ?(?:\^ ?\{? ?\+ ?\}?|_ ?\{ ?(?:>|\\gt) ?0 ?\})$", r"(0,\\infty)",
+     r"\mathbb{R}^+", r"(0,\infty)"),
     (r"(?:, ?|\\text ?\{ ?(?:for|where) ?\} ?)(?:\\text ?\{ ?(?:for|where) ?\} ?)?[a-z] ?\\in ?\\mathbb ?\{? ?Z ?\}?$",
      "", r"n\pi, n\in\mathbb Z", r"n\pi"),
+    (r"^ ?(?:[a-zA-Z] ?: ?)?\(?[a-z]\)? ?\\mapsto(?![a-zA-Z])", "", r"f:x\mapsto 2x", " 2x"),
     (r"\\text ?\{ ?\( ?mod ([^{}()]*)\) ?\}", r"\\pmod{\1}", r"3\text{ (mod 7)}", r"3\pmod{7}"),
     (r"\( ?(?:\\text ?\{ ?)?\\?b?mod(?![a-zA-Z]) ?\}? ?([^(){}]*)\)|\\pmod ?(\d+|[a-zA-Z])(?![a-zA-Z])",
      r"\\pmod{\1\2}", r"3 (mod 7)", r"3 \pmod{7}"),
     (r"(?:\\b?|(?<![a-zA-Z\\]))mod ?\{? ?(\d+) ?\}?$|\\text ?\{ ?mod ?\} ?(\d+)$", r"\\bmod{\1\2}",
      r"3\bmod 7", r"3\bmod{7}"),
-    (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1", r"\dfrac12", r"\frac12"),
+    (r"\\(?:[dtcs]|nice)(frac|binom)(?![a-zA-Z])", r"\\\1", r"\dfrac12", r"\frac12"),
+    (r"\\(?:text ?\{ ?)?(arc)?(c?)tg(?![a-zA-Z])(?: ?\})?",
+     lambda match: f"\\{match[1] or ''}{'cot' if match[2] else 'tan'} ", r"\tg x", r"\tan  x"),
+    (r"\b(p)er (?=cent(?:age)?\b)", r"\1er", "5 per cent", "5 percent"),
     (r"\\([lgn]e)(?:q|qslant|qq)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
     (r"!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),
     (r"([=<>][^=<>]*?)\\(?:land|wedge)(?![a-zA-Z])", r"\1\\text{ and }", r"x=1\land y=2", r"x=1\text{ and } y=2"),
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"^ ?\*\*([^*]+)\*\* ?$", r"\1", "**5**", "5"),  # bold, in Markdown
     (r"\*\*", "^", "x**2", "x^2"),
+    (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$",
+     lambda match: rf"\begin{{pmatrix}}{re.sub('] ?, ?.', _NEXT_ROW, match[1][1:-1]).replace(',', '&')}\end{{pmatrix}}",
+     "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
     (r"(\[|\() ?([^][(),]+),([^][(),]+)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
     (r"\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
      lambda match: f"({match[1]},{match[2]}{match[4] or ')'}", "]1,2[", "(1,2)"),
     (rf"{_TEXT_OPEN}(?:DNE|does not exist)\.?{_TEXT_CLOSE}", r"\\text{does not exist}", "DNE",
      r"\text{does not exist}"),
-    (r"\\varphi(?![a-zA-Z])", r"\\phi", r"\varphi", r"\phi"),
+    (r"\\var(phi|epsilon|theta|rho|sigma)(?![a-zA-Z])", r"\\\1", r"\varphi", r"\phi"),
+    (r"\\ell(?![a-zA-Z])", "l", r"\ell", "l"),
     (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus", r"A\backslash B", r"A\setminus B"),
     (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?|(?<=\d\.)\((\d+)\)", r"\\overline{\1\2\3\4}", r"0.\dot{2}\dot{7}",
      r"0.\overline{27}"),
@@ -138,18 +168,20 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r",? ?& ?(?:\\text ?\{ ?(?:if|for|when) ?\})?", "&", r"1, & \text{if } x>0", "1& x>0"),
     (r"^(?: |=|\\approx|\\therefore|\\Rightarrow|\\implies)+(?![a-zA-Z])", "", "= 5", "5"),
     (r"[\\.,;: ]+$", "", r"5\\", "5"),
-    (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?)$""", r"\1", '"yes"', "yes"),
-    (r"([\^_]) ?(-\d+|[0-9a-zA-Z])", r"\1{\2}", "x^2", "x^{2}"),
+    (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?|`)$""", r"\1", '"yes"', "yes"),
+    (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
+    (r"_ ?(-\d+|[0-9a-zA-Z])", r"_{\1}", r"\log_28", r"\log_{2}8"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
-    (r"\\sqrt ?([0-9a-zA-Z])", r"\\sqrt{\1}", r"\sqrt2", r"\sqrt{2}"),
-    (r"\\frac ?(\\(?:pi|theta|alpha|beta))(?![a-zA-Z])", r"\\frac{\1}", r"\frac\pi2", r"\frac{\pi}2"),
+    (r"\\(sqrt|overline) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
+    (rf"\\(sqrt|frac) ?(\\(?:{_GREEK}))(?![a-zA-Z])", r"\\\1{\2}", r"\frac\pi2", r"\frac{\pi}2"),
     (r"\\langle(?![a-zA-Z])([^<>]*)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
     (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\mid(?![a-zA-Z])|\||:)(.*)\\\}$",
      r"\1", r"\{x:x>1\}", "x>1"),
     (r"\\mathbb ?\{? ?R ?\}? ?- ?\\\{", r"\\mathbb{R}\\setminus\\{", r"\mathbb{R}-\{0\}", r"\mathbb{R}\setminus\{0\}"),
     (r"\\lg(?![a-zA-Z])", r"\\log_{10} ", r"\lg 5", r"\log_{10}  5"),
     (r"\\(frac|binom) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\frac12", r"\frac{1}2"),
-    (rf"(\\(?:frac|binom) ?\{{{_ARG}\}}) ?([0-9a-zA-Z])", r"\1{\3}", r"\frac{1}2", r"\frac{1}{2}"),
+    (rf"(\\(?:frac|binom) ?\{{{_ARG}\}}) ?([0-9a-zA-Z]|\\(?:{_GREEK})(?![a-zA-Z]))", r"\1{\3}",
+     r"\frac{1}2", r"\frac{1}{2}"),
 ]  # fmt: skip
 
 SPELLING = [  # what the parser would misread: applied to what goes to sympy only
@@ -174,6 +206,15 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      r"\frac{1\pm\sqrt5}{2}", r"\frac{1}{2}\pm\frac{\sqrt5}{2}"),
     (r"(?<![\\a-zA-Z])([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # four times as fast to parse
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
+    (r"\(((?:(?!\\pm)[^()])*)\\pm(?![a-zA-Z])((?:(?!\\pm)[^()])*)\)",
+     lambda match: f"({match[1]}+{match[2]}),({match[1]}-{match[2]})" if "," in match[0] else match[0],
+     r"(\pm 1,2)", "(+ 1,2),(- 1,2)"),
+    (r"(\^ ?\{[^{}]*)\} ?(\^ ?\{[^{}]*\})", r"\1\2}", "2^{3}^{2}", "2^{3^{2}}"),  # a tower, from the top
+    (r"(?<![\d.!])(\d{1,3})!!(?!!)", lambda match: str(math.prod(range(int(match[1]), 1, -2))), "5!!", "15"),
+    (r"(\d+|[a-zA-Z]|\([\w +-]*\)) ?!!(?!!)",  # no factorial of a factorial
+     lambda match: f"b_{{qf{match[1].translate(_IN_A_NAME)}}}",
+     "(2n-1)!!", "b_{qf2nm1}"),
+    (r"(\d+|[a-zA-Z]|\([^()]*\)) ?!(?= ?\^)", r"(\1!)", "n!^{2}", "(n!)^{2}"),
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
 from support.answers.equivalence import RELATION, bare
-from support.answers.latex import spelled, tidy
+from support.answers.latex import canonical, spelled, tidy
 from support.answers.units import split
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -71,9 +71,9 @@ class Equation:
 def _plain(thing):
     """What was read as a list (in any order), a tuple, an Equation, or sympy's Expr, Matrix, Relational, And or Set."""
     if isinstance(thing, FiniteSet):
-        items = [_plain(item) for item in getattr(thing, "_unsorted_args", thing.args)]
+        items = [_inner(item) for item in getattr(thing, "_unsorted_args", thing.args)]
         flat = [Equation(i.left, value) if value is not i else i for i in items for value in _values(i)]
-        return flat[0] if len(flat) == 1 and flat[0] is not sympy.EmptySet else flat
+        return flat[0] if len(flat) == 1 and flat[0] is not sympy.EmptySet and not isinstance(flat[0], list) else flat
     if isinstance(thing, Tuple):
         return tuple(_plain(item) for item in thing)
     if isinstance(thing, Eq):
@@ -81,14 +81,26 @@ def _plain(thing):
     if isinstance(thing, And) and all(isinstance(part, Eq) for part in thing.args):
         return Equation(_plain(thing._unsorted_args[0].lhs), _plain(thing._unsorted_args[-1].rhs))
     names = {call: Symbol(str(call)) for call in thing.atoms(AppliedUndef)}
+    names |= {call: sympy.zeta(*call.args) for call in names if str(call.func).endswith("zeta") and len(call.args) == 1}
+    if not thing.has(sympy.I, Symbol("i")):  # the real root: (-8)^{1/3} is -2
+        powers = [p for p in thing.atoms(sympy.Pow) if p.base.is_negative and p.exp.is_Rational and p.exp.q % 2]
+        names |= {p: (-1) ** p.exp.p * (-p.base) ** p.exp for p in powers if p.exp.q > 1}
     names |= {symbol: sympy.I for symbol in thing.free_symbols if symbol.name == "i"}
     thing = thing.xreplace(names) if names else thing
+    if isinstance(thing, sympy.MatrixExpr) and not thing.has(sympy.MatrixSymbol):
+        return thing.as_explicit()  # t times a column
     if isinstance(thing, Set | sympy.MatrixExpr):
         done = thing.doit()
         return _plain(done) if isinstance(done, FiniteSet) else done
     if isinstance(thing, BooleanAtom):  # 1 < 2
         raise ValueError("a statement, not an answer")
     return thing
+
+
+def _inner(item):
+    """A set in a set stays one: {{1}, {2}} is not {1, 2}."""
+    plain = _plain(item)
+    return [plain] if isinstance(item, FiniteSet) and item.args and not isinstance(plain, list) else plain
 
 
 def _values(item) -> list:
@@ -104,13 +116,23 @@ _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
 )
 
 
+_BUILDER = re.compile(r"\\\{[^{}]*(?::|\\mid(?![a-zA-Z]))")
+
+
 @functools.lru_cache(4096)
 def parse(text: str):
     """The answer as `_plain` has it; raises an exception if it cannot be read."""
     text = tidy(text)
     parts = _OR.split(text)
     if len(parts) > 1 and all(map(RELATION.search, parts)):  # x < 1 or x > 2
-        return Union(*(_solutions(parse(part)) for part in parts))
+        relations = [parse(part) for part in parts]
+        if len({letter for relation in relations for letter in relation.free_symbols}) > 1:
+            raise ValueError("solutions for several unknowns")
+        return Union(*map(_solutions, relations))
+    if len(parts) > 1 and all(len(re.findall("=[^=]*,|=", part)) > 1 and "," in part for part in parts):
+        text = ";".join(parts)  # x = 1, y = 2 or x = 3, y = 4
+    if _BUILDER.search(text):
+        raise ValueError("the parser would take the colon of a set for a division")
     measured = split(
         _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
     )
@@ -125,7 +147,51 @@ def parse(text: str):
 def same(answer: str, reference: str) -> bool:
     """May take for ever and raise anything: for a worker."""
     pair = bare(tidy(answer), tidy(reference))
-    return bool(pair) and _equal(*map(parse, pair))
+    if not pair:
+        return False
+    if any(text.count(":") > 1 for text in pair):
+        return _same_ratio(*(text.split(":") for text in pair))
+    cases = [_CASES.fullmatch(text) for text in pair]
+    if all(cases):
+        return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
+    return _equal(*map(parse, _in_one_letter(*_in_one_logarithm(*pair))))
+
+
+_CASES = re.compile(r"\\begin ?\{cases\} ?(.*?)(?: ?\\\\)? ?\\end ?\{cases\}")
+
+
+def _same_cases(xs: list[list[str]], ys: list[list[str]]) -> bool:
+    """Has each row a partner with an equal value and an equal condition? The conditions may also be the same text."""
+
+    def same_row(one: list[str], other: list[str]) -> bool:
+        (value, condition), (other_value, other_condition) = one, other
+        same_condition = canonical(condition) == canonical(other_condition) or same(condition, other_condition)
+        return same_condition and _equal(parse(value), parse(other_value))
+
+    return len(xs) == len(ys) and all(any(same_row(x, y) for y in ys) for x in xs)
+
+
+def _same_ratio(xs: list[str], ys: list[str]) -> bool:
+    """1:2:3 is 2:4:6, and not 1/2/3 = 1/6, which 1:3:2 would be, too."""
+    xs, ys = [parse(text) for text in xs], [parse(text) for text in ys]
+    return len(xs) == len(ys) and all(_equal(x * ys[0], y * xs[0]) for x, y in zip(xs, ys, strict=True))
+
+
+def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
+    r"""A log without a base is the natural one where the other side has \ln: \log 2 for \ln 2."""
+    if r"\ln" in answer + reference and not (r"\ln" in answer and r"\ln" in reference):
+        return tuple(re.sub(r"\\log(?![a-zA-Z]| ?_)", r"\\ln", text) for text in (answer, reference))
+    return answer, reference
+
+
+def _in_one_letter(answer: str, reference: str) -> tuple[str, str]:
+    r"""Any whole number has any name: \frac\pi2+k\pi is \frac\pi2+n\pi."""
+    found = [set(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])", text)) for text in (answer, reference)]
+    one, other = ("".join(letters) for letters in found)
+    turns = all(re.search(r"[kmn] ?\\pi|\\pi ?[kmn]", text) and "^" not in text for text in (answer, reference))
+    if turns and one != other and re.fullmatch("[kmn]{2}", one + other):
+        answer = re.sub(rf"(?<![a-zA-Z\\]){one}(?![a-zA-Z])", other, answer)
+    return answer, reference
 
 
 def _equal(x, y) -> bool:
@@ -156,6 +222,11 @@ def _by_name(items) -> tuple | None:
     return tuple(item.right for _, item in sorted(zip(names, items, strict=True), key=lambda pair: pair[0]))
 
 
+def _without_name(item):
+    """The value of an equation. An interval has a `right`, too: its end."""
+    return item.right if isinstance(item, Equation) else item
+
+
 def _points(x, y) -> bool | None:
     """Brackets keep the order. A list without any answers a point in the order written, or in that of its names."""
     if any(isinstance(side, list) and any(map(_is_relation, side)) for side in (x, y)):
@@ -176,15 +247,16 @@ def _lists(x, y) -> bool | None:
     named = [[isinstance(item, Equation) for item in items] for items in (x, y)]
     if not (all(named[0]) and all(named[1]) and {str(i.left) for i in x} == {str(i.left) for i in y}):
         if (_by_name(x) is None) != (_by_name(y) is None):  # x = 2, y = 3 for 2, 3: in the order written
-            return _all_equal(*([getattr(item, "right", item) for item in items] for items in (x, y)))
-        x, y = (
-            [getattr(item, "right", item) for item in items] if _by_name(items) is None else items for items in (x, y)
-        )
+            return _all_equal(*([_without_name(item) for item in items] for items in (x, y)))
+        x, y = ([_without_name(item) for item in items] if _by_name(items) is None else items for items in (x, y))
     return all(any(_equal(a, b) for b in y) for a in x) and all(any(_equal(a, b) for a in x) for b in y)
 
 
 def _matrices(x, y) -> bool | None:
-
+    """Of one shape, item by item. A column is a vector, and so is a point."""
+    for column, other in ((x, y), (y, x)):
+        if isinstance(column, MatrixBase) and column.cols == 1 < column.rows and (point := _point(other)):
+            return _all_equal(column.flat(), point)
     if isinstance(x, MatrixBase) and isinstance(y, MatrixBase):
         return x.shape == y.shape and _all_equal(x.flat(), y.flat())
     return None
@@ -206,14 +278,17 @@ def _solutions(thing):
     if isinstance(thing, Set):
         return thing
     if isinstance(thing, list) and all(map(_is_relation, thing)):
-        return sympy.Intersection(*map(_solutions, thing))
+        unknowns = {letter for relation in thing for letter in relation.free_symbols}
+        return sympy.Intersection(*map(_solutions, thing)) if len(unknowns) == 1 else None
     return thing.as_set() if _is_relation(thing) and len(thing.free_symbols) == 1 else None
 
 
 def _inequalities(x, y) -> bool | None:
     """Both sides moved to the left differ by a positive factor."""
-    if isinstance(x, And) and isinstance(y, And) and _all_equal(x._unsorted_args, y._unsorted_args):
-        return True
+    if isinstance(x, And) and isinstance(y, And):
+        one, other = x._unsorted_args, y._unsorted_args
+        if _all_equal(one, other) or _all_equal(one, other[::-1]):  # x < y < z is z > y > x
+            return True
     if not isinstance(x, Relational) or not isinstance(y, Relational):
         return None
     x, y = (part.reversed if part.rel_op in (">", ">=") else part for part in (x, y))

@@ -31,9 +31,12 @@ _SCALES |= {name: Fraction(1, size) for name, size in _PARTS.items()}
 
 # one spelling of each unit and its others, without the plural's s
 _PREFIXED = "m meter metre|g gram|L l liter litre|s second|N newton|J joule|W watt|V volt|A amp ampere|Hz hertz"
-_PREFIXED += "|Pa pascal|mol mole|ohm Ω|cal calorie|byte|eV"
+_PREFIXED += "|Pa pascal|mol mole|ohm Ω|cal calorie|byte|bit|eV|pc parsec|bar|erg|farad|henry|tesla|coulomb"
 _PLAIN = "s sec|min minute|h hr hour|day|week wk|month|year yr|in inch|ft foot feet|yd yard|mi mile|acre|hectare|"
 _PLAIN += "lb pound|oz ounce|ton tonne|gal gallon|quart|pint|cup|K kelvin|C celsius|F fahrenheit|deg degree|rad radian|"
+_PLAIN += (
+    "AU|ly lightyear|arcsec arcsecond|arcmin arcminute|Å angstrom|dB decibel|lux|lumen|dyne|psi|hp horsepower|knot|"
+)
 _PLAIN += "kWh|atm|rpm|unit|dollar USD|cent ¢|euro €|yen|yuan|rupee Rs|people|children|men|women"
 _PREFIXES = [("k", "kilo"), ("c", "centi"), ("m", "milli"), ("µ", "micro"), ("d", "deci"), ("n", "nano"), ("M", "mega")]
 
@@ -82,7 +85,7 @@ _FLAT = [  # a tail as plain words, `/` and `^2`
     (re.compile(r"\^ ?\{? ?\\circ ?\}?|\\degree"), " deg "),
     (re.compile(r"\\(?:text|cdot|times)(?![a-zA-Z])|[{}]"), " "),
     (re.compile(r"\."), ""),
-    (re.compile(r"\^ *(-?\d)"), r" ^\1 "),
+    (re.compile(r"\^ *\+?(-?\d)(?!\d)"), r" ^\1 "),
     (re.compile(r"\b([mk])ph\b"), lambda match: "mi / h" if match[1] == "m" else "km / h"),
     (re.compile(r" (?:in (?:total|all)|total|altogether|old|long|wide|tall) *$"), ""),
 ]
@@ -118,7 +121,7 @@ def _unit(tokens: list[str], one: bool) -> str | None:
             power = 3 if word == "cubic" else 2
         elif word in ("squared", "cubed") and last:
             powers[last] += sign * (2 if word == "cubed" else 1)
-        elif token[0] == "^" and last:
+        elif len(token) > 1 and token[0] == "^" and last:
             powers[last] += sign * (int(token[1:]) - 1)
         elif name := _name(token):
             if last == "deg" and name not in "CF":  # 30 degrees N

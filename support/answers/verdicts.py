@@ -5,10 +5,11 @@ Beside it, what has to be known of a text before that: where the answer in it is
 
 from __future__ import annotations
 
+import functools
 import re
 
 from support.answers import places, sandbox
-from support.answers.equivalence import number, quick, same_choice, words
+from support.answers.equivalence import choice, number, quick, same_choice, words
 from support.answers.latex import canonical, tidy
 from support.answers.places import boxes_in
 
@@ -47,6 +48,60 @@ def find_answer(text: str) -> str:
     """The answer in any text: what is boxed at its end, else what `support.answers.places` takes for the answer."""
     text = places.ending(text[-MAX_TEXT:])
     return unboxed(text) if boxes_in(text) else places.locate(text)
+
+
+_OPTION = re.compile(  # (A) in any font, or A. at the start of a line
+    r"(?:\\[a-z]+ ?\{ ?)?\(([A-H])\)(?: ?\})?|^[ \t]*([A-H])[.):](?=[ \t])", re.MULTILINE
+)
+
+
+@functools.lru_cache(1024)
+def options(question: str) -> dict[str, str]:
+    r"""The letters of a multiple choice and their texts; nothing if the question lists none.
+
+    >>> options(r"Which is prime? $\textbf{(A)}\ 10\qquad\textbf{(B)}\ 11$"), options("(B) 7")
+    ({'a': '\\ 10\\qquad', 'b': '\\ 11$'}, {})
+    """
+    marks = list(_OPTION.finditer(question))
+    letters = [mark[1] or mark[2] for mark in marks]
+    if len(letters) < 2 or letters != list("ABCDEFGH"[: len(letters)]):
+        return {}
+    ends = [mark.start() for mark in marks[1:]] + [len(question)]
+    texts = [question[mark.end() : end].partition("\n")[0] for mark, end in zip(marks, ends, strict=True)]
+    return {letter.lower(): text for letter, text in zip(letters, texts, strict=True)}
+
+
+def by_option(answer: str, reference: str, question: str) -> tuple[str, str]:
+    """Both as texts where one is the letter of an option and the other a text.
+
+    >>> question = "(A) 10 (B) 11"
+    >>> by_option("11", "B", question), by_option("B", "11", question), by_option("A", "B", question)
+    (('11', ' 11'), (' 11', '11'), ('A', 'B'))
+    """
+    if "B" not in question or not (texts := options(question)):
+        return answer, reference
+    said, asked = (_letter(text) for text in (answer, reference))
+    if asked in texts and not said:
+        return (asked, reference) if _names_both(answer, asked, texts[asked]) else (answer, texts[asked])
+    if said in texts and not asked:
+        return texts[said], reference
+    return answer, reference
+
+
+def _names_both(answer: str, letter: str, text: str) -> bool:
+    """Is the answer the letter and the text of this option, in either order?
+
+    >>> _names_both("11 (B)", "b", "11"), _names_both("B - 11", "b", "11"), _names_both("B - 12", "b", "11")
+    (True, True, False)
+    """
+    before, found, after = canonical(answer[:MAX_ANSWER]).partition(canonical(text))
+    return bool(found) and re.fullmatch(rf"[ .:,()=-]*{letter}[ .:,()=-]*", before + after, re.IGNORECASE) is not None
+
+
+def _letter(text: str) -> str | None:
+    """The letter of `B`, and of `(B) 11`."""
+    word = words(tidy(text[:MAX_ANSWER]))
+    return word[0] if word and len(word[0]) == 1 else choice(tidy(text[:MAX_ANSWER]))
 
 
 # --- what an answer is ------------------------------------------------------------------------------------------------
