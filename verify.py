@@ -66,7 +66,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from support.answers.places import boxes_in
-from support.answers.verdicts import MAX_ANSWER, by_option, find_answer, is_copied, readable, same_answers, unboxed
+from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 from support.data import Question
 from support.seams import checked_reward, find
 
@@ -138,10 +138,10 @@ def grade_batch(responses: list[str], references: list[str], questions: list[str
     boxes = [boxes_in(_after_thinking(response)) for response in responses]
     answers = [found[-1][2] if found else None for found in boxes]
     # All pairs at once: what needs sympy goes to its workers as one batch.
-    texts = zip(answers, references, questions, strict=True)
-    pairs = [by_option(answer or "", unboxed(reference), question) for answer, reference, question in texts]
+    pairs = [(answer or "", unboxed(reference)) for answer, reference in zip(answers, references, strict=True)]
+    verdicts = same_answers(pairs, questions)
     grades = []
-    for (answer, reference), found, question, same in zip(pairs, boxes, questions, same_answers(pairs), strict=True):
+    for (answer, reference), found, question, same in zip(pairs, boxes, questions, verdicts, strict=True):
         # A formula copied from the question may equal the reference. It earns nothing: it solves nothing.
         correct = same and bool(found) and not is_copied(answer, reference, question)
         # Exactly one box (the authors' rule): with two, a policy could write down several guesses.

@@ -229,9 +229,9 @@ def counted_comparisons() -> list[int]:
 
     original, comparisons = verdicts.same_answers, []
 
-    def same_answers(pairs):
+    def same_answers(pairs, questions=None):
         comparisons.append(len(pairs))
-        return original(pairs)
+        return original(pairs, questions)
 
     for module in list(sys.modules.values()):
         if getattr(module, "same_answers", None) is original:

@@ -322,14 +322,13 @@ MISTAKES = [
         "Answers were compared as strings: 0.5 is \\frac{1}{2}.",
     ),
     Mistake(
-        7, "verify.py", "questions, same_answers(pairs), strict",
-        "questions, (lambda known: [known[a] for a, _ in pairs])"
-        "({a: v for (a, _), v in reversed(list(zip(pairs, same_answers(pairs))))}), strict",
+        7, "verify.py", "verdicts = same_answers(pairs, questions)",
+        "known = {a: v for (a, _), v in reversed(list(zip(pairs, same_answers(pairs, questions))))}\n"
+        "    verdicts = [known[a] for a, _ in pairs]",
         "Verdicts were kept by the answer alone: the same answer may be right for one question and wrong for another.",
     ),
     Mistake(
-        7, "verify.py", "questions, same_answers(pairs), strict",
-        "questions, same_answers([pair[::-1] for pair in pairs]), strict",
+        7, "verify.py", "same_answers(pairs, questions)", "same_answers([pair[::-1] for pair in pairs], questions)",
         "The arguments are swapped: the answer comes first, then the reference.",
     ),
     Mistake(
@@ -337,13 +336,12 @@ MISTAKES = [
         "The reference kept its box and the text around it: compare with unboxed(reference).",
     ),
     Mistake(
-        7, "verify.py", "questions, same_answers(pairs), strict",
-        "questions, [same_answers([pair])[0] for pair in pairs], strict",
+        7, "verify.py", "same_answers(pairs, questions)", "[same_answers([pair])[0] for pair in pairs]",
         "same_answers was called for each pair: one call compares them all.",
     ),
     Mistake(
-        7, "verify.py", "questions, same_answers(pairs), strict=True",
-        'questions, same_answers([p for p in pairs if p[0]]) + [False] * len(pairs), strict=False',
+        7, "verify.py", "same_answers(pairs, questions)",
+        "(same_answers([p for p in pairs if p[0]]) + [False] * len(pairs))[: len(pairs)]",
         "Pairs without an answer were left out, and the verdicts are out of step: use the answer '' there.",
     ),
     Mistake(

@@ -117,6 +117,7 @@ def is_copied(answer: str, reference: str, question: str) -> bool:
     >>> is_copied("0.5", "1/2", "Write 0.5 as a fraction.")  # plain numbers stand in many questions
     False
     """
+    answer, reference = by_option(answer, reference, question)  # the text of an option stands in the question
     if plain := number(tidy(answer)):
         reduced = [str(abs(plain.value.numerator)), str(plain.value.denominator)]
         if not re.search("frac|/", answer) or re.findall(r"\d+", answer) == reduced:
@@ -146,8 +147,8 @@ def decide_at_once(answer: str, reference: str) -> bool | None:
     return False if is_hopeless(answer) or is_hopeless(reference) else quick(answer, reference)
 
 
-def same_answers(pairs: list[tuple[str, str]]) -> list[bool]:
-    """Are the two answers of each pair the same?
+def same_answers(pairs: list[tuple[str, str]], questions: list[str] | None = None) -> list[bool]:
+    """Are the two answers of each pair the same? With questions, the text of an option counts as its letter.
 
     Most pairs are decided at once. The others go to sympy's workers in one batch. In a group of rollouts many answers
     are alike, so pairs that differ only in layout are asked once.
@@ -155,6 +156,8 @@ def same_answers(pairs: list[tuple[str, str]]) -> list[bool]:
     at_once: dict[tuple[str, str], bool | None] = {}  # pair -> verdict; None: sympy has to say
     keys: dict[tuple[str, str], tuple[str, str]] = {}  # pair that sympy has to decide -> the pair without its layout
     to_ask: dict[tuple[str, str], tuple[str, str]] = {}  # pair without its layout -> the first pair that has it
+    if questions:
+        pairs = [by_option(*pair, question) for pair, question in zip(pairs, questions, strict=True)]
     for pair in pairs:
         if pair in at_once:
             continue
