@@ -31,6 +31,7 @@ from process import Process  # noqa: E402
 SEED = 20260321
 FILES = {"grpo.py": (1, 2, 3, 4), "gepa_loop.py": (5, 6), "verify.py": (7,), "p2o.py": (8,)}
 EQUIVALENT = (  # (function, its line holds this, the change; "" for every change of the line, why nobody can tell it)
+    ("group_advantages", "all_equal =", "groups != ", "only rewards whose mean is rounded tell; the handout has none"),
     ("surrogate", "torch.where(advantages < 0", "-> `advantages <= 0`", "where A is 0, both losses are 0"),
     ("policy_loss", "dual_clip_fraction", "-> `advantages <= 0`", "where A is 0, no loss is beyond the dual clip's"),
     ("token_logprobs", "fast.can_share_prompts", "", "both ways give the same log-probs; one is faster"),
