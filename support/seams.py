@@ -45,9 +45,11 @@ def variant(seam: str, cfg, default: Callable | None, **available) -> Callable |
 
 
 def checked(seam: str, name: str, given, inputs: tuple):
-    """What a user's function gave, unless it would go on as something else without a word: nothing at all (a forgotten
-    `return` is False where yes or no is asked), a question twice (its two groups would become one), one number where
-    every token is to have its own."""
+    """What a user's function gave. UserError if training would go on with it and do something else than was meant.
+
+    A forgotten `return` gives None, which counts as "no" where yes or no is asked. A question that is selected twice
+    has two groups, and they would become one. One number would stand for every token of a batch.
+    """
     if given is None:
         raise UserError(f"--{seam} {name}: it gave None; does it end with a `return`?")
     wanted, shape = "", getattr(given, "shape", None)

@@ -33,6 +33,7 @@ CARDS = {
 # file). Other cards: the same shares of what their data sheets say, and the same seconds.
 ARITHMETIC_USED = 0.23  # scoring and update
 LAYER_SECONDS = 0.00055  # of each token that transformers samples, for each layer, in recorded steps (support/fast.py)
+# Guesses. Together they give the one rate of vLLM that was measured; neither was measured by itself.
 BANDWIDTH_USED = 0.6  # reading weights and keys and values, to sample
 STEP_SECONDS = 0.005  # of each token that vLLM samples on top
 PROMPT_TOKENS, RESPONSE_SHARE = 200, 0.5  # a bare question; a response's mean length, as a share of the longest
