@@ -1,10 +1,12 @@
 """Questions of reasoning-gym, a package of more than a hundred tasks that generate their questions and check answers.
 
-    --train-data "gym:chain_sum?min_terms=3&size=500&seed=1" --eval-data "gym:chain_sum?min_terms=3&size=100&seed=2"
+    --train-data "gym:chain_sum?min_terms=3&size=500&seed=1" --eval-data "gym:chain_sum?min_terms=3&size=100&seed=1001"
 
-Behind the question mark stand the task's own settings. Every question brings its task's scorer, for many tasks have
-more than one right answer. The response still answers in one box, and only a full score earns the reward: most scorers
-give a little for wrong answers too, and a group's advantages would make as much of that as of a success.
+Behind the question mark stand the task's own settings. reasoning-gym makes question number i from `seed` + i. So two
+seeds must lie further apart than the sizes, or the held-out questions are trained, too. Every question brings its
+task's scorer, for many tasks have more than one right answer. The response still answers in one box, and only a full
+score earns the reward: most scorers give a little for wrong answers too, and a group's advantages would make as much of
+that as of a success.
 """
 
 from __future__ import annotations
