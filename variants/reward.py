@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+import verify
 from support.data import Question
 
 
@@ -30,3 +31,20 @@ def pattern(response: str, question: Question) -> tuple[float, str]:
     if re.fullmatch(wanted, response.strip()):
         return 1.0, "The response is right."
     return 0.0, f"The response is wrong. It does not match the pattern {wanted}"
+
+
+def last_number(response: str, question: Question) -> tuple[float, str]:
+    r"""The last number of the response is the answer. r = 1 if it equals the row's `answer`.
+
+    Against GRPO: no box is needed, so a model that never writes one can earn something, as SmolLM2-135M (docs/real.md).
+    A response that lists many numbers is paid only if the right one comes last. Source: the "flexible extract" by which
+    lm-evaluation-harness scores GSM8K (github.com/EleutherAI/lm-evaluation-harness).
+
+    >>> sums = Question("q", "4 - 1 =", "3")
+    >>> last_number("4 - 1 is 3.", sums)[0], last_number("4 - 1 = 3, or 2.", sums)[0], last_number("Three.", sums)[0]
+    (1.0, 0.0, 0.0)
+    """
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", response)
+    if numbers and verify.equivalent(numbers[-1].rstrip(","), question.reference):
+        return 1.0, "The last number is right."
+    return 0.0, f"The last number must be {question.reference}."

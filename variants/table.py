@@ -116,7 +116,7 @@ def table() -> str:
         method, change = described(function)
         option, needs = as_option(seam, function.__name__), needs_of(seam, function)
         beside = ", ".join(f"`{need}`" for need in needs)
-        gained = "another task, see above" if seam == "reward" else measured(option, needs)
+        gained = "another task" if seam == "reward" else measured(option, needs)
         cells = [f"`{option}`", method, change, str(code_lines(function)), beside, gained]
         rows.append(f"| {' | '.join(cells)} |")
     for method, option, change in OPTIONS:
