@@ -412,7 +412,7 @@ def _date(text: str) -> tuple[str, ...] | None:
     """
     parts = re.findall("[a-z]+|[0-9]+", re.sub(r"\\text|(?<=[0-9])(?:st|nd|rd|th)\b|\bof\b", "", text.lower()))
     named = [word[:3] for word in parts if word.isalpha()]
-    if len(named) != 1 or named[0] not in _MONTHS or not 2 <= len(parts) <= 3 or re.search(r"[-+=^\\/]", text[5:]):
+    if len(named) != 1 or named[0] not in _MONTHS or not 2 <= len(parts) <= 3 or re.search(r"[-+=^/]|\\(?!text)", text):
         return None
     return named[0], *sorted(part.lstrip("0") for part in parts if part.isdigit())
 

@@ -227,9 +227,17 @@ def _point(thing) -> tuple | None:
     return _by_name(thing) or thing
 
 
+def _has_name(item) -> bool:
+    """Is it an equation that names a value: AB = 5, a + b = 5? What has numbers on its left is still to be solved."""
+    if not isinstance(item, Equation) or not isinstance(item.left, Expr) or not item.left.free_symbols:
+        return isinstance(item, Equation)
+    parts = [part for part in sympy.preorder_traversal(item.left) if part.is_Add or part.is_Mul]
+    return not any(arg.is_Number and (part.is_Add or arg != -1) for part in parts for arg in part.args)
+
+
 def _by_name(items) -> tuple | None:
     """The values of x = 2, y = 3 in the order of the names; None for roots (x_1 = 2, x_2 = 3) and without names."""
-    if not all(isinstance(item, Equation) for item in items):
+    if not all(map(_has_name, items)):
         return None
     names = [str(item.left) for item in items]
     if len({name.split("_")[0] for name in names}) < len(names):
@@ -239,7 +247,7 @@ def _by_name(items) -> tuple | None:
 
 def _without_name(item):
     """The value of an equation. An interval has a `right`, too: its end."""
-    return item.right if isinstance(item, Equation) else item
+    return item.right if _has_name(item) else item
 
 
 def _points(x, y) -> bool | None:
@@ -259,11 +267,16 @@ def _lists(x, y) -> bool | None:
     """Each item has a partner. Names count where both have them; roots have none, and nor has the other side then."""
     for several, single in ((x, y), (y, x)):
         if isinstance(several, list) and len(several) > 1 and isinstance(single, Expr):
-            return all(_equal(item, single) for item in several)  # 1/2 is 1/2 or 2/4; but not {1/2}, in a set of sets
+            # 1/2 is 1/2 or 2/4, but neither the double root 1/2, 1/2 nor {1/2}, in a set of sets
+            return several.count(several[0]) == 1 and all(_equal(item, single) for item in several)
     if not isinstance(x, list) or not isinstance(y, list):
         return None
-    named = [[isinstance(item, Equation) for item in items] for items in (x, y)]
-    if not (all(named[0]) and all(named[1]) and {str(i.left) for i in x} == {str(i.left) for i in y}):
+    if any(sum(_equal(a, b) for a in x) < y.count(b) for b in y if y.count(b) > 1):
+        return False  # a double root of the reference
+    names = [{str(i.left) for i in items} if all(map(_has_name, items)) else set() for items in (x, y)]
+    if all(names) and len({frozenset(re.split("[_(]", name)[0] for name in side) for side in names}) > 1:
+        return False
+    if not names[0] or names[0] != names[1]:
         if (_by_name(x) is None) != (_by_name(y) is None):  # x = 2, y = 3 for 2, 3: in the order written
             return _all_equal(*([_without_name(item) for item in items] for items in (x, y)))
         x, y = ([_without_name(item) for item in items] if _by_name(items) is None else items for items in (x, y))
@@ -344,6 +357,8 @@ def _equations(x, y) -> bool | None:
     if not all(isinstance(side, Expr) for side in (x.left, x.right, y.left, y.right)):
         return False
     one, other = x.left - x.right, y.left - y.right
+    if not other.free_symbols:  # \cos 0 = 1
+        return _equal(x.left, y.left) and _equal(x.right, y.right)
     if _factor(one, other):
         return True
     if one.free_symbols != other.free_symbols or isinstance(y.left, Symbol) and not y.right.free_symbols:
