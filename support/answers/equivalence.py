@@ -482,7 +482,7 @@ def quick(answer: str, reference: str) -> bool | None:
         if _PERCENT.search(tidy(share)) and (_money(other) or split(tidy(other)).unit):
             return False  # 5% is neither $5 nor 5 cm
     if canonical(answer) == canonical(reference):
-        return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
+        return bool(re.search(r"[^\W_]", canonical(reference)))
     if (verdict := _same_measure(tidy(answer), tidy(reference))) is not None:
         return verdict
     if (verdict := _same_sizes(tidy(answer), tidy(reference))) is not None:

@@ -248,6 +248,8 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      "204_{5}", "b_{204b5}"),  # with its base; 2E_{1} has none
     (r"(?<![\d.])(?<!\d,)(\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",
      _improper, r"2\frac{1}{3}x", r"\frac{7}{3}x"),
+    (r"(?<![\w.}/^])(?:(\d+(?:\.\d+)?) ?/ ?(\d+(?:\.\d+)?)(?![\d.]| ?[_^!])|\((\d+)\) ?/ ?\((\d+)\)(?! ?[_^!]))",
+     lambda match: rf"\frac{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", r"4/3\pi", r"\frac{4}{3}\pi"),
     (r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Z])",
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
     (r"\\vec ?\{(\w)\} ?\\times ?\\vec ?\{(\w)\}", r"b_{\1x\2}", r"\vec{a}\times\vec{b}", "b_{axb}"),  # not b x a
