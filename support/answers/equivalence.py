@@ -113,8 +113,8 @@ def _same_number(one: Number, other: Number) -> bool:
 # --- words, names, and what is not worked out -------------------------------------------------------------------------
 
 
-_ONLY_WORDS = re.compile(  # four letters, HTH, and short words (nobody calls an unknown o): no is not on, ab is ba
-    r"[a-zA-Z]{4}|^[A-Z]{3,}$|(?i:\b(?:[a-z]?o[a-z]|[a-z]{1,2}o|yes|up|all|any|six|ten|net|end|den|man|men|day|was|saw)\b)"
+_ONLY_WORDS = re.compile(  # four letters, HTH, IV, and short words (nobody calls an unknown o): no is not on, ab is ba
+    r"[a-zA-Z]{4}|^[A-Z]{3,}$|^[IVXL]{2,}$|(?i:\b(?:[a-z]?o[a-z]|[a-z]{1,2}o|yes|up|all|any|six|ten|net|end|den|man|men|day|was|saw)\b)"
 )
 
 
@@ -173,6 +173,17 @@ def choice(text: str) -> str | None:
     """
     match = _CHOICE.match(text)
     return "".join(filter(None, match.groups())).lower() if match else None
+
+
+def _choices(text: str) -> list[str] | None:
+    r"""The letters of several choices: a list in any order, or the letters alone in that of the alphabet.
+
+    >>> _choices(r"\text{(A) and (C)}"), _choices("AC"), _choices("CA"), _choices("C")
+    (['A', 'C'], ['A', 'C'], None, None)
+    """
+    letters = re.sub(r"\\text|\band\b|[(){} ,;.&]", "", text)
+    in_order = sorted(set(letters)) == list(letters)
+    return sorted(letters) if re.fullmatch("[A-H]{2,}", letters) and (in_order or letters not in text) else None
 
 
 def same_choice(answer: str, reference: str) -> bool | None:
@@ -242,6 +253,21 @@ def _exact_part(answer: str, reference: str) -> str:
     return exact if fraction or not asked else answer
 
 
+def _asked_part(answer: str, reference: str) -> str:
+    r"""Of a reference that gives a value and its rounding: the rounding for a decimal, the value for anything else.
+
+    >>> _asked_part("13.33", r"\frac{40}{3} \approx 13.33"), _asked_part("40/3", r"\frac{40}{3} \approx 13.33")
+    ('13.33', '\\frac{40}{3}')
+    >>> _asked_part("5", r"x \approx 5")
+    'x \\approx 5'
+    """
+    exact, sign, rounded = (part.strip() for part in reference.partition(r"\approx"))
+    if not sign or r"\approx" in answer or not number(rounded) or re.fullmatch("[a-zA-Z]?", exact):
+        return reference
+    said = number(answer)
+    return rounded if said and said.decimals else exact
+
+
 def _name_first(text: str) -> str:
     r"""A number and the letter it is the value of: 3 = x is x = 3.
 
@@ -251,6 +277,18 @@ def _name_first(text: str) -> str:
     value, _, name = text.rpartition("=")
     is_number = re.search("[0-9]", value) and not re.search("[=<>,;a-zA-Z]", re.sub(r"\\(?:frac|sqrt|pi)", "", value))
     return f"{name.strip()}={value}" if is_number and re.fullmatch(" ?[a-zA-Z]", name) else text
+
+
+_UNKNOWN = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]")
+
+
+def _same_name(one: str, other: str) -> bool:
+    """y is y(x).
+
+    >>> _same_name("y(x)", "y"), _same_name("f(1)", "f"), _same_name("f(x)", "f(y)")
+    (True, False, False)
+    """
+    return one == other or re.sub(r"\([a-z]\)$", "", one) == other or re.sub(r"\([a-z]\)$", "", other) == one
 
 
 def unnamed(answer: str, reference: str) -> tuple[str, str]:
@@ -267,19 +305,17 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     if drop_modulus:
         answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
     answer, reference = _name_first(answer), _name_first(reference)
-    answer = _exact_part(answer, reference)
+    answer, reference = _exact_part(answer, reference), _asked_part(answer, reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
     if name and target_name:
-        return (value, target) if canonical(name) == canonical(target_name) else (answer, reference)
+        return (value, target) if _same_name(canonical(name), canonical(target_name)) else (answer, reference)
     if target_name and not re.search(r"[-+0-9]", target_bare):
         return answer, target
+    if target_name and not _UNKNOWN.search(target_name) and not number(target_name):
+        return answer, target  # \log_2 \sqrt{2} = 1/2; but 12 = 2^2 \cdot 3 asks for more than the value
     # of an answer also `a+b = 5` and `17 \bmod 5 = 2`, but no equation that may still have to be solved: `2x+3 = 5`
-    if (
-        name
-        and not bare.startswith("-")
-        and not (re.search("[0-9]", bare) and re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", bare))
-    ):
+    if name and not bare.startswith("-") and not (re.search("[0-9]", bare) and _UNKNOWN.search(bare)):
         return value, reference
     return answer, reference
 
@@ -358,7 +394,7 @@ def quantities(text: str) -> dict[str, Number] | None:
         return None
     measured = {}
     for digits, unit in found:
-        name = unit if unit[0] in "'^" else split(f"1\\text{{{unit}}}").unit
+        name = re.sub("[{} ]", "", unit) if unit[0] in "'^" else split(f"1\\text{{{unit}}}").unit
         if not name or name in measured or not (value := number(digits.strip(","))):
             return None
         measured[name] = value
@@ -376,9 +412,43 @@ def _date(text: str) -> tuple[str, ...] | None:
     """
     parts = re.findall("[a-z]+|[0-9]+", re.sub(r"\\text|(?<=[0-9])(?:st|nd|rd|th)\b|\bof\b", "", text.lower()))
     named = [word[:3] for word in parts if word.isalpha()]
-    if len(named) != 1 or named[0] not in _MONTHS or not 2 <= len(parts) <= 3 or re.search(r"[-+=^\\/]", text[5:]):
+    if len(named) != 1 or named[0] not in _MONTHS or not 2 <= len(parts) <= 3 or re.search(r"[-+=^/]|\\(?!text)", text):
         return None
     return named[0], *sorted(part.lstrip("0") for part in parts if part.isdigit())
+
+
+_SIDE = re.compile(r" *([0-9]+(?:\.[0-9]+)?) *([a-zA-Z]*) *")
+
+
+def _sizes(text: str) -> list[tuple[Fraction, str]] | None:
+    r"""The sides of a size, or of several, in their order; None of anything else.
+
+    >>> _sizes(r"4\text{ft} \times 12\text{ft}") == _sizes(r"4.0\text{feet by }12\text{feet}")
+    True
+    >>> _sizes("12"), _sizes(r"6\times 10^{3}"), len(_sizes(r"2\times 3, 3\times 3"))
+    (None, None, 4)
+    """
+    flat = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", text)
+    items = [
+        [_SIDE.fullmatch(side) for side in re.split(r"\\times| x |(?<=\d)x(?=\d)| by ", item)]
+        for item in flat.split(",")
+    ]
+    sides = [side for item in items for side in item]
+    if min(map(len, items)) < 2 or not all(sides):
+        return None
+    units = [split(f"1\\text{{{side[2]}}}").unit if side[2] else "" for side in sides]
+    return None if None in units else [(Fraction(side[1]), unit) for side, unit in zip(sides, units, strict=True)]
+
+
+def _same_sizes(answer: str, reference: str) -> bool | None:
+    r"""The verdict on a reference that is a size: 7 \times 9 is neither 63 nor 3 \times 21. None for any other one."""
+    if (asked := _sizes(reference)) is None:
+        return None
+    said = _sizes(answer) or []
+    return len(said) == len(asked) and all(
+        one == other and (unit == other_unit or "" in (unit, other_unit))
+        for (one, unit), (other, other_unit) in zip(said, asked, strict=True)
+    )
 
 
 def _same_measure(answer: str, reference: str) -> bool | None:
@@ -412,8 +482,10 @@ def quick(answer: str, reference: str) -> bool | None:
         if _PERCENT.search(tidy(share)) and (_money(other) or split(tidy(other)).unit):
             return False  # 5% is neither $5 nor 5 cm
     if canonical(answer) == canonical(reference):
-        return bool(re.search("[a-zA-Z0-9]", canonical(reference)))
+        return bool(re.search(r"[^\W_]", canonical(reference)))
     if (verdict := _same_measure(tidy(answer), tidy(reference))) is not None:
+        return verdict
+    if (verdict := _same_sizes(tidy(answer), tidy(reference))) is not None:
         return verdict
     if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):
         return False
@@ -425,6 +497,8 @@ def quick(answer: str, reference: str) -> bool | None:
         return _same_number(a, b) or (None if "," in answer and "," in reference else False)
     if re.fullmatch("[e-zE-Z]{2}", answer + reference):
         return False  # letters that are no choices are unknowns and their case counts
+    if (said := _choices(answer)) and (asked := _choices(reference)):
+        return said == asked
     one, other = words(answer), words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         return _same_words(one[0], other[0], bool(re.search(r"\band\b", answer + " " + reference)))

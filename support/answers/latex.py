@@ -32,9 +32,10 @@ _BLANKS = (
     r"q?quad|en(?:space|skip)|(?:thin|med|thick)space|hfill|newline|hskip ?[\d.]+ ?[a-z][a-z]"
     r"|(?:[hv]space|h?phantom) ?\*? ?\{[^{}]*\}"
 )
-_GREEK = "pi|alpha|beta|theta|lambda|mu|sigma|phi|omega"
+_GREEK = "pi|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|psi|omega|Gamma|Delta|Sigma|Phi|Omega"
+_EVERY = "(?:real|rational|complex|natural|integers?|positive|non-?negative|numbers?|values|of)"  # not even, not large
+_FOR_ALL = r"(?:\\forall(?![a-zA-Z])|(?:\\text ?\{ ?)?for (?:all|any|every|each)(?![a-z]))"
 _IN_A_NAME = str.maketrans({"+": "p", "-": "m", "(": "", ")": "", " ": ""})
-_NEXT_ROW = r"\\\\"  # of a matrix: two backslashes
 _COUNT = r"\{? ?(\d+) ?\}?"
 _BASES = "one two three four five six seven eight nine ten eleven twelve".split()
 _EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|matrix|cases|center"
@@ -59,12 +60,32 @@ def _rows(match: re.Match) -> str:
     return ", ".join(items)
 
 
+def _matrix(items: str, next_row: str) -> str:
+    """The items of a program's matrix, with a comma between two of a row."""
+    rows = re.split(next_row, items)
+    return r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
+
+
+def _both_signs(match: re.Match) -> str:
+    """A point with linked signs: the upper ones, then the lower ones."""
+    upper, lower = (match[1].replace(r"\pm", one).replace(r"\mp", other) for one, other in ("+-", "-+"))
+    return f"({upper}),({lower})"
+
+
+def _improper(match: re.Match) -> str:
+    r"""A mixed number as one fraction; a whole number before any other fraction is a factor."""
+    whole, top, bottom = map(int, match.groups())
+    return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}" if 0 < top < bottom else match[0]
+
+
 _BRACKETS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|"}
 
 LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<=\d) ?– ?(?=\d)", r"\\text{ to }", "10–12", r"10\text{ to }12"),  # a range is no difference
     ("–", "-", "–7", "-7"),
     (r"\s+", " ", "a \n b", "a b"),
+    (r"(?<![\d.,])([1-9]\d{0,2}(?:(?:\{,\}|,\\!) ?\d{3})+)(?!\d)", lambda match: re.sub(r"\D", "", match[1]),
+     r"1{,}000\pi", r"1000\pi"),  # such a comma separates no list
     (r"\\{4}", r"\\\\", r"1\\\\2", r"1\\2"),  # escaped twice on its way into a file
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2,})", r"\\", r"\\frac{1}{2}", r"\frac{1}{2}"),
     (r"^\\\\\{(.*)\\\\\}$", r"\\{\1\\}", r"\\{1,2\\}", r"\{1,2\}"),
@@ -75,13 +96,21 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
     (rf"\{{ ?\\rm(?![a-zA-Z]) ?{_ARG}\}}", r"\\text{\1}", r"{\rm cm}", r"\text{cm}"),
     (rf"\\!|\\(?:left|right|middle){_END}\.?|\\(?:{_SWITCHES}){_END}", "", r"\left(\bf 5\right)", "( 5)"),
+    (r"\\[lr]?Vert(?![a-zA-Z])", r"\\|", r"\lVert v\rVert", r"\| v\|"),
+    (r"\\lnot(?![a-zA-Z])", r"\\neg", r"\lnot p", r"\neg p"),
+    (r"\\(?:long)?rightarrow(?![a-zA-Z])", r"\\to", r"a\rightarrow b", r"a\to b"),
+    (r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime)(?![a-zA-Z]))",
+     lambda match: "'" * match[0].count("prime"), r"30^{\prime\prime}", "30''"),
     (r"\\([lr])(?:vert|brace|brack)(?![a-zA-Z])|\\vert(?![a-zA-Z])",
      lambda match: _BRACKETS[match[0].lstrip("\\")],
      r"\lbrace 1\rbrace", r"\{ 1\}"),
     (r"\\(?:tag|label) ?\*? ?\{[^{}]*\}", "", r"5\tag{1}", "5"),
+    (r"\\textcircled ?\{ ?(\w+) ?\}", r"(\1)", r"\textcircled{1}", "(1)"),
     (rf"\\(?:textcolor|colorbox) ?\{{[^{{}}]*\}} ?\{{{_ARG}\}}", r"\1", r"\textcolor{red}{x_{1}}", "x_{1}"),
     (r"\\color ?\{[^{}]*\}", "", r"\color{red} 5", " 5"),
     (rf"\\(?:{_WRAPPERS}) ?(?:\[[^\]]*\])?\{{{_ARG}\}}", r"\1", r"\bm{v}", "v"),
+    (r"\\mathbf ?\{ ?([a-z]) ?\} ?\\times ?\\mathbf ?\{ ?([a-z]) ?\}", r"\\vec{\1}\\times\\vec{\2}",
+     r"\mathbf{a}\times\mathbf{b}", r"\vec{a}\times\vec{b}"),  # a product of vectors is not one of numbers
     (r"\\math(?:bf|it|sf|tt) ?\{ ?([a-zA-Z]) ?\}", r"\1", r"\mathbf{j}", "j"),
     (r"\\(?:text(?:bf|it|rm|sf|tt|sc|up|normal)|math(?:rm|bf|it|sf|tt)|[mh]box|emph|operatorname)\*? ?"
      r"(?=\{|[a-zA-Z](?![a-zA-Z]))", r"\\text", r"\mathrm{cm}", r"\text{cm}"),
@@ -103,6 +132,10 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^ ?(\\text ?\{ ?)?(?i:option|choice|answer) (?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
     (r"\\text ?\{ ?([^{}]+?),? (and|or) ?\}(?= ?[-\d\\.(])", r"\\text{\1}\\text{ \2 }", r"3\text{ cm and }4",
      r"3\text{cm}\text{ and }4"),
+    (r" ?\\text ?\{ ?\( ?(?:about|approx[a-z.]*) ?\}? ?", r" \\approx ", r"\pi\text{ (about }3.14\text{)}",
+     r"\pi \approx 3.14\text{)}"),
+    (r"^ ?(-?\d[\d.,/]*) ?\(([a-zA-Z]{2}[a-zA-Z. ]*)\)$", r"\1\\text{ \2}", "9 (apples)", r"9\text{ apples}"),
+    (r"^ ?(\d+)(?:st|nd|rd|th)$", r"\1", "6th", "6"),
     (r"(?<=\d)(?: ?\^ ?\{ ?)?\\text ?\{ ?(?:st|nd|rd|th) ?\}(?: ?\})?", "", r"5^{\text{th}}", "5"),
     (r"\\text ?\{ ?(\d+)(?:st|nd|rd|th) ?\}", r"\1", r"\text{5th}", "5"),
     (r"\\text ?\{ ?(-?\d[\d.,]*) ?\}", r"\1", r"\text{101}_2", "101_2"),
@@ -110,7 +143,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"3\text{ and }7"),
     (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
-    (r"(:\d\d|\d(?= |\\)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
+    (r"(:\d\d|\d(?= |\\)|^\d\d?(?=[ap]m$)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
      lambda match: rf"{match[1]}\text{{ {match[2].lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
     (r"([_^]) ?\{ ?\\text ?\{ ?(\w*) ?\} ?\}", r"\1{\2}", r"k_{\text{B}}", "k_{B}"),
     (r"_ ?\{ ?\\(max|min) ?\}", r"_{\1}", r"I_{\max}", "I_{max}"),
@@ -118,14 +151,16 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      "101_{two}", "101_{2}"),
     (r"\(([0-9A-F]+)\) ?(?=_ ?\{? ?\d)", r"\1", "(101)_2", "101_2"),
     (rf"(?<![\w}}])(?:\{{ ?\}} ?)?[_^] ?{_COUNT} ?C ?_ ?{_COUNT}|{_WORD}C ?_ ?{_COUNT} ?\^ ?{_COUNT}",
-     lambda match: rf"\binom{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", "{}_{10}C_4", r"\binom{10}{4}"),
+     lambda match: rf"\binom{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}"
+     if int(match[2] or match[4]) <= int(match[1] or match[3]) else match[0], "{}_{10}C_4", r"\binom{10}{4}"),
     (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
      r"\text{sin}x", r"\sin x"),
     (r"\\text ?\{ ?([ie]) ?\}", r"\1 ", r"\text{e}^2", "e ^2"),
     (rf"{_WORD}(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|sqrt|pi){_END}", r"\\\1 ", "2*pi", r"2*\pi "),
     (rf"(?:\+ ?)?\\text ?\{{ ?(?i:infinity|infinitely many) ?\}}|{_WORD}(?:infinity|inf){_END}|\+ ?\\infty",
      r"\\infty ", "(1,+infinity)", r"(1,+\infty )"),
-    (rf"{_TEXT_OPEN}(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?\.?{_TEXT_CLOSE}|\\varnothing",
+    (rf"{_TEXT_OPEN}(?:(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set)"
+     rf"\.?{_TEXT_CLOSE}|\\varnothing(?![a-zA-Z])",
      r"\\emptyset ", r"\text{no solution}", r"\emptyset "),
     (rf"{_TEXT_OPEN}all real (?:numbers|values)(?: of)?{_TEXT_CLOSE}|\\(?:mathbb|Bbb|text) ?\{{? ?R ?\}}?$",
      r"\\mathbb{R}", "all real numbers", r"\mathbb{R}"),
@@ -133,6 +168,9 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"\mathbb{R}^+", r"(0,\infty)"),
     (r"(?:, ?|\\text ?\{ ?(?:for|where) ?\} ?)(?:\\text ?\{ ?(?:for|where) ?\} ?)?[a-z] ?\\in ?\\mathbb ?\{? ?Z ?\}?$",
      "", r"n\pi, n\in\mathbb Z", r"n\pi"),
+    (rf",? ?{_FOR_ALL}(?:[ }}]*{_EVERY})*[ }}]*[a-z]"
+     r"(?: ?\\in ?\\mathbb ?\{? ?[RQZNC] ?\}?)?(?: ?\^ ?\{? ?\+ ?\}?| ?_ ?\{ ?> ?0 ?\})?[ }]*$", "",
+     r"f(x)=2x\text{ for all real }x", "f(x)=2x"),
     (r"^ ?(?:[a-zA-Z] ?: ?)?\(?[a-z]\)? ?\\mapsto(?![a-zA-Z])", "", r"f:x\mapsto 2x", " 2x"),
     (r"\\text ?\{ ?\( ?mod ([^{}()]*)\) ?\}", r"\\pmod{\1}", r"3\text{ (mod 7)}", r"3\pmod{7}"),
     (r"\( ?(?:\\text ?\{ ?)?\\?b?mod(?![a-zA-Z]) ?\}? ?([^(){}]*)\)|\\pmod ?(\d+|[a-zA-Z])(?![a-zA-Z])",
@@ -149,8 +187,17 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"^ ?\*\*([^*]+)\*\* ?$", r"\1", "**5**", "5"),  # bold, in Markdown
     (r"\*\*", "^", "x**2", "x^2"),
+    (r"\\\*", "*", r"2\*x", "2*x"),
+    (r"(?<![a-zA-Z])(?:np|numpy|math)\.(?=[a-z\\])", "", "np.arcsin(x)", "arcsin(x)"),
+    (r"^ ?(\([a-z](?:, ?[a-z])+\)) ?= ?(.*)$", lambda match: f"{match[1]}={match[2].replace(match[1] + '=', '')}",
+     "(x,y)=(1,2),(x,y)=(3,4)", "(x,y)=(1,2),(3,4)"),
+    (r"^ ?((?:\( ?\d\d? ?\) ?){2,})$", lambda match: ", ".join(re.findall(r"\d+", match[1])), "(1)(3)", "1, 3"),
+    (r"^ ?\[([^][;,]+,[^][;]*(?:;[^][;,]+,[^][;]*)+)\]$",
+     lambda match: _matrix(match[1], ";"),
+     "[1,2;3,4]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    (r"([][(])([^][(),;]+);([^][(),;]+)([][)])", r"\1\2,\3\4", "[0;1]", "[0,1]"),
     (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$",
-     lambda match: rf"\begin{{pmatrix}}{re.sub('] ?, ?.', _NEXT_ROW, match[1][1:-1]).replace(',', '&')}\end{{pmatrix}}",
+     lambda match: _matrix(match[1][1:-1], "] ?, ?."),
      "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
     (r"(\[|\() ?([^][(),]+),([^][(),]+)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
@@ -177,6 +224,9 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\langle(?![a-zA-Z])([^<>]*)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
     (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\mid(?![a-zA-Z])|\||:)(.*)\\\}$",
      r"\1", r"\{x:x>1\}", "x>1"),
+    (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
+    (r"^ ?((?:[-+\d., /{}]|\\frac)+)(?:>|\\gt)((?:[-+\d., /{}]|\\frac)+)$", r"\2<\1", r"\frac{1}{2}>\frac{1}{3}",
+     r"\frac{1}{3}<\frac{1}{2}"),  # two numbers compared
     (r"\\mathbb ?\{? ?R ?\}? ?- ?\\\{", r"\\mathbb{R}\\setminus\\{", r"\mathbb{R}-\{0\}", r"\mathbb{R}\setminus\{0\}"),
     (r"\\lg(?![a-zA-Z])", r"\\log_{10} ", r"\lg 5", r"\log_{10}  5"),
     (r"\\(frac|binom) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\frac12", r"\frac{1}2"),
@@ -193,7 +243,19 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"(?<=\d) (?=\d{3}(?!\d))", "", "1 000x", "1000x"),
     (r"(?<=\d) (?=\d)", ",", "5 6", "5,6"),  # no product
     (r"(\d)[eE]([-+]?\d+)", r"\1\\cdot 10^{\2}", "1e-5", r"1\cdot 10^{-5}"),
-    (r"(\d[0-9A-F]*|[A-F]+\d[0-9A-F]*) ?_ ?\{ ?(\d+) ?\}", r"b_{\1b\2}", "204_{5}", "b_{204b5}"),  # with its base
+    (r"(\d[0-9A-F]*|[A-F]+\d[0-9A-F]*) ?_ ?\{ ?(\d+) ?\}",
+     lambda match: f"b_{{{match[1]}b{match[2]}}}" if int(max(match[1]), 16) < int(match[2]) else match[0],
+     "204_{5}", "b_{204b5}"),  # with its base; 2E_{1} has none
+    (r"(?<![\d.])(?<!\d,)(\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",
+     _improper, r"2\frac{1}{3}x", r"\frac{7}{3}x"),
+    (r"(?<![\w.}/^])(?:(\d+(?:\.\d+)?) ?/ ?(\d+(?:\.\d+)?)(?![\d.]| ?[_^!])|\((\d+)\) ?/ ?\((\d+)\)(?! ?[_^!]))",
+     lambda match: rf"\frac{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", r"4/3\pi", r"\frac{4}{3}\pi"),
+    (r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Z])",
+     lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
+    (r"\\vec ?\{(\w)\} ?\\times ?\\vec ?\{(\w)\}", r"b_{\1x\2}", r"\vec{a}\times\vec{b}", "b_{axb}"),  # not b x a
+    (r"\\ne ?\\pm ?([^,;=]+)$", r"\\ne \1,-(\1)", r"x\ne \pm 5", r"x\ne 5,-(5)"),
+    (r"\(([^()]*\\mp[^()]*)\)",
+     _both_signs, r"(\pm 1,\mp 2)", "(+ 1,- 2),(- 1,+ 2)"),
     (r"([0-9)}])''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
     (r"([0-9)}])'", r"\1 b_{q}", "5'", "5 b_{q}"),
     (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
@@ -201,10 +263,12 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"([A-Za-z])\^ ?(?:T(?![a-zA-Z])|\{ ?T ?\}|\\top)", r"\1_{T}", "A^T", "A_{T}"),
     (r"\\gamma(?![a-zA-Z])(?: ?_ ?\{ ?(\w+) ?\})?", r"\\lambda_{g\1}", r"\gamma_{1}", r"\lambda_{g1}"),  # no function
     (r"I(?!m|ff)", r"\\iota ", "I_{1}", r"\iota _{1}"),  # no imaginary unit
+    (r"(E|(?<![a-zA-Z\\])e) ?_ ?\{([\w +-]*)\}", lambda match: f"b_{{q{match[1]}{match[2].translate(_IN_A_NAME)}}}",
+     "2E_{n+1}", "2b_{qEnp1}"),  # an energy, not 2.718
     (rf"\\frac ?\{{ ?\\(pm|mp){_ARG}\}}", r"\\\1\\frac{\2}", r"\frac{\pm 1}{2}", r"\pm\frac{ 1}{2}"),
     (rf"\\frac ?\{{{_ARG}\\(?:pm|mp){_ARG}\}} ?\{{{_ARG}\}}", r"\\frac{\1}{\3}\\pm\\frac{\2}{\3}",
      r"\frac{1\pm\sqrt5}{2}", r"\frac{1}{2}\pm\frac{\sqrt5}{2}"),
-    (r"(?<![\\a-zA-Z])([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # four times as fast to parse
+    (r"(?<![\\a-zA-Z])(?![ckm]m ?\^)([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # faster to parse
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
     (r"\(((?:(?!\\pm)[^()])*)\\pm(?![a-zA-Z])((?:(?!\\pm)[^()])*)\)",
      lambda match: f"({match[1]}+{match[2]}),({match[1]}-{match[2]})" if "," in match[0] else match[0],
@@ -269,6 +333,8 @@ def _latex_of(char: str) -> str:
         return f"\\{letter} "
     if letter in _CAPITALS:
         return f"\\{letter.capitalize()} "
+    if "<circle>" in unicodedata.decomposition(char):  # the number of a statement
+        return f"({plain})"
     if "<fraction>" in unicodedata.decomposition(char):
         return "\\frac{" + plain.replace("⁄", "}{") + "}"
     if plain != char:

@@ -9,6 +9,7 @@ This may take for ever and raise anything, so only a worker imports it (support/
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -72,6 +73,8 @@ def _plain(thing):
     """What was read as a list (in any order), a tuple, an Equation, or sympy's Expr, Matrix, Relational, And or Set."""
     if isinstance(thing, FiniteSet):
         items = [_inner(item) for item in getattr(thing, "_unsorted_args", thing.args)]
+        if items and isinstance(items[0], sympy.Ne) and not any(map(_is_relation, items[1:])):  # x \ne -1, 4
+            items[1:] = [sympy.Ne(items[0].lhs, item) for item in items[1:]]
         flat = [Equation(i.left, value) if value is not i else i for i in items for value in _values(i)]
         return flat[0] if len(flat) == 1 and flat[0] is not sympy.EmptySet and not isinstance(flat[0], list) else flat
     if isinstance(thing, Tuple):
@@ -116,7 +119,7 @@ _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
 )
 
 
-_BUILDER = re.compile(r"\\\{[^{}]*(?::|\\mid(?![a-zA-Z]))")
+_NO_PRODUCT = re.compile(r"\\\{[^{}]*(?::|\\mid(?![a-zA-Z]))|E\}? ?(?:\[|\( ?[XYZ])")  # \{x : x > 1\} and E[X^2]
 
 
 @functools.lru_cache(4096)
@@ -131,8 +134,8 @@ def parse(text: str):
         return Union(*map(_solutions, relations))
     if len(parts) > 1 and all(len(re.findall("=[^=]*,|=", part)) > 1 and "," in part for part in parts):
         text = ";".join(parts)  # x = 1, y = 2 or x = 3, y = 4
-    if _BUILDER.search(text):
-        raise ValueError("the parser would take the colon of a set for a division")
+    if _NO_PRODUCT.search(text):
+        raise ValueError("the parser would take the colon for a division and E for a factor")
     measured = split(
         _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
     )
@@ -154,7 +157,7 @@ def same(answer: str, reference: str) -> bool:
     cases = [_CASES.fullmatch(text) for text in pair]
     if all(cases):
         return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
-    return _equal(*map(parse, _in_one_letter(*_in_one_logarithm(*pair))))
+    return _equal(*map(parse, _in_one_letter(*_in_one_constant(*_in_one_logarithm(*pair)))))
 
 
 _CASES = re.compile(r"\\begin ?\{cases\} ?(.*?)(?: ?\\\\)? ?\\end ?\{cases\}")
@@ -181,6 +184,18 @@ def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
     r"""A log without a base is the natural one where the other side has \ln: \log 2 for \ln 2."""
     if r"\ln" in answer + reference and not (r"\ln" in answer and r"\ln" in reference):
         return tuple(re.sub(r"\\log(?![a-zA-Z]| ?_)", r"\\ln", text) for text in (answer, reference))
+    return answer, reference
+
+
+_CONSTANT = re.compile(r"\+ ?[cC] ?$|(?<![a-zA-Z\\])[cC] ?(?:_|e ?\^)")
+_C = r"(?<![a-zA-Z\\])%s(?![a-df-zA-Z])"
+
+
+def _in_one_constant(answer: str, reference: str) -> tuple[str, str]:
+    r"""A constant of integration is c or C: x^2 + c is x^2 + C, and c_1 e^x is C_1 e^x."""
+    for one, other in ((answer, reference), (reference, answer)):
+        if all(map(_CONSTANT.search, (one, other))) and not re.search(_C % "C", one) and not re.search(_C % "c", other):
+            return tuple(re.sub(_C % "c", "C", text) for text in (answer, reference))
     return answer, reference
 
 
@@ -212,9 +227,17 @@ def _point(thing) -> tuple | None:
     return _by_name(thing) or thing
 
 
+def _has_name(item) -> bool:
+    """Is it an equation that names a value: AB = 5, a + b = 5? What has numbers on its left is still to be solved."""
+    if not isinstance(item, Equation) or not isinstance(item.left, Expr) or not item.left.free_symbols:
+        return isinstance(item, Equation)
+    parts = [part for part in sympy.preorder_traversal(item.left) if part.is_Add or part.is_Mul]
+    return not any(arg.is_Number and (part.is_Add or arg != -1) for part in parts for arg in part.args)
+
+
 def _by_name(items) -> tuple | None:
     """The values of x = 2, y = 3 in the order of the names; None for roots (x_1 = 2, x_2 = 3) and without names."""
-    if not all(isinstance(item, Equation) for item in items):
+    if not all(map(_has_name, items)):
         return None
     names = [str(item.left) for item in items]
     if len({name.split("_")[0] for name in names}) < len(names):
@@ -224,7 +247,7 @@ def _by_name(items) -> tuple | None:
 
 def _without_name(item):
     """The value of an equation. An interval has a `right`, too: its end."""
-    return item.right if isinstance(item, Equation) else item
+    return item.right if _has_name(item) else item
 
 
 def _points(x, y) -> bool | None:
@@ -242,10 +265,18 @@ def _points(x, y) -> bool | None:
 
 def _lists(x, y) -> bool | None:
     """Each item has a partner. Names count where both have them; roots have none, and nor has the other side then."""
+    for several, single in ((x, y), (y, x)):
+        if isinstance(several, list) and len(several) > 1 and isinstance(single, Expr):
+            # 1/2 is 1/2 or 2/4, but neither the double root 1/2, 1/2 nor {1/2}, in a set of sets
+            return several.count(several[0]) == 1 and all(_equal(item, single) for item in several)
     if not isinstance(x, list) or not isinstance(y, list):
         return None
-    named = [[isinstance(item, Equation) for item in items] for items in (x, y)]
-    if not (all(named[0]) and all(named[1]) and {str(i.left) for i in x} == {str(i.left) for i in y}):
+    if any(sum(_equal(a, b) for a in x) < y.count(b) for b in y if y.count(b) > 1):
+        return False  # a double root of the reference
+    names = [{str(i.left) for i in items} if all(map(_has_name, items)) else set() for items in (x, y)]
+    if all(names) and len({frozenset(re.split("[_(]", name)[0] for name in side) for side in names}) > 1:
+        return False
+    if not names[0] or names[0] != names[1]:
         if (_by_name(x) is None) != (_by_name(y) is None):  # x = 2, y = 3 for 2, 3: in the order written
             return _all_equal(*([_without_name(item) for item in items] for items in (x, y)))
         x, y = ([_without_name(item) for item in items] if _by_name(items) is None else items for items in (x, y))
@@ -326,6 +357,8 @@ def _equations(x, y) -> bool | None:
     if not all(isinstance(side, Expr) for side in (x.left, x.right, y.left, y.right)):
         return False
     one, other = x.left - x.right, y.left - y.right
+    if not other.free_symbols:  # \cos 0 = 1
+        return _equal(x.left, y.left) and _equal(x.right, y.right)
     if _factor(one, other):
         return True
     if one.free_symbols != other.free_symbols or isinstance(y.left, Symbol) and not y.right.free_symbols:
@@ -384,10 +417,12 @@ def _samples(x, y) -> Iterator[tuple]:
     real, elsewhere = 0, []
     unknowns = x.free_symbols | y.free_symbols
     enough = 4 * max(3, len(unknowns)) if any(parts) else 4  # points; more where few of them are real
-    for number, point in enumerate(_test_points(unknowns)):
-        if real >= 4 and number >= enough:
+    whole = _whole_points(unknowns) if x.has(sympy.floor, sympy.ceiling) or y.has(sympy.floor, sympy.ceiling) else []
+    for number, point in enumerate(itertools.chain(whole, _test_points(unknowns))):
+        if real >= 4 and number >= enough + len(whole):
             return
-        a, b = _value(x, point, exact=not parts[0]), _value(y, point, exact=not parts[1])
+        is_whole = number < len(whole)
+        a, b = (_value(side, point, exact=is_whole or not own) for side, own in zip((x, y), parts, strict=True))
         if point and a.is_finite is False and b.is_finite is False:
             continue  # a pole of both tells nothing
         sides = [
@@ -429,6 +464,12 @@ def _test_points(symbols) -> Iterator[dict]:
             letter: sign * Rational(top + step * rank, bottom)
             for letter, rank, sign in zip(letters, ranks, signs, strict=True)
         }
+
+
+def _whole_points(symbols) -> list[dict]:
+    r"""Whole numbers with all remainders: \lfloor n \rfloor + 1 is \lceil n \rceil between them only."""
+    letters = sorted(symbols, key=str)
+    return [{letter: sympy.Integer(n + 5 * rank) for rank, letter in enumerate(letters)} for n in range(-2, 14)]
 
 
 def _value(thing, point: dict, exact: bool):
