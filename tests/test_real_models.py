@@ -6,6 +6,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 import weakref
@@ -38,7 +39,7 @@ from support import checkpoint, fast, memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.fast import RoomyLayer, roomy_cache
 from support.memory import adamw, longest_sequence
-from support.messages import shortened
+from support.messages import encode_chat, shortened
 from support.vllm_engine import VllmEngine
 
 CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}
@@ -443,6 +444,102 @@ def test_a_model_that_nothing_ends_is_refused(tmp_path):
     (folder / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match="names a token that ends a response"):
         load(str(folder))
+
+
+@pytest.mark.parametrize("copied", [None, {"_from_model_config": True, "eos_token_id": 2}])
+def test_an_end_that_was_a_config_classs_default_does_not_cut_a_response_at_a_letter(tmp_path, copied):
+    """A Llama's is token 2, and is saved whether it was meant or not; here that is a letter."""
+    folder = Path(make_model(tmp_path, "llama"))
+    (folder / "generation_config.json").unlink()
+    if copied:
+        (folder / "generation_config.json").write_text(json.dumps(copied))
+    assert load(str(folder)).stop_ids == [2]
+    other_places = {2: 70, 70: 2}
+    known = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = known["model"]["vocab"]
+    known["model"]["vocab"] = {piece: other_places.get(place, place) for piece, place in vocabulary.items()}
+    for token in known["added_tokens"]:
+        token["id"] = other_places.get(token["id"], token["id"])
+    (folder / "tokenizer.json").write_text(json.dumps(known))
+    assert load(str(folder)).stop_ids == [70]
+
+
+TEXT = "What is 12345 + 6.78?  It's\n\n\tf(x) = \\frac{1}{2}, e\u0301, 漢字"
+
+
+@pytest.mark.parametrize("named", ["GPT2Tokenizer", "Qwen2Tokenizer", "GemmaTokenizer", "LlamaTokenizerFast", None])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2", "gemma3"])
+def test_texts_are_cut_as_tokenizer_json_says_whatever_class_is_named_beside_it(tmp_path, family, named):
+    """transformers' class of that name, or the one for that kind of model, may cut them in a way of its own."""
+    core = Tokenizer(models.BPE(ignore_merges=True))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        [TEXT], trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    AutoConfig.for_model(CONFIGS[family].model_type).save_pretrained(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=named)
+    loaded, expected = pretrained.load_tokenizer(str(tmp_path)), core.encode(TEXT).ids
+    assert len(expected) < 12 and loaded(TEXT, add_special_tokens=False).input_ids == expected
+    assert loaded.decode(expected) == TEXT and loaded.eos_token_id == 2
+
+
+def test_a_tokenizer_that_cannot_be_read_gets_one_line(qwen3, tmp_path):
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its tokenizer cannot be used") as refusal:
+        load(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_code_of_the_models_own_is_not_run_and_nobody_is_asked(qwen3, tmp_path, monkeypatch):
+    """transformers would ask on the terminal, and wait."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "own.py").write_text("raise SystemExit('it ran')")
+    edit_json(tmp_path / "config.json", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    load(str(tmp_path))  # of a kind that transformers knows, which is taken
+    edit_json(tmp_path / "config.json", model_type="own")
+    with pytest.raises(UserError, match="its config.json cannot be used .*custom code") as refusal:
+        load(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_chat_template_that_does_not_begin_the_response_is_refused(tmp_path):
+    headed = CHAT_TEMPLATE.partition("{% if add_generation_prompt")[0]
+    with pytest.raises(UserError, match=r"writes '<\|im_start\|>assistant' in front of a response, but not"):
+        load(make_model(tmp_path, chat_template=headed))
+
+
+def test_a_chat_template_without_the_token_that_begins_a_text_is_told(tmp_path, capsys):
+    folder = Path(make_model(tmp_path))
+    known = json.loads((folder / "tokenizer.json").read_text())
+    begins = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    names = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+    known["post_processor"] = {"type": "TemplateProcessing", "single": begins, "pair": begins, "special_tokens": names}
+    (folder / "tokenizer.json").write_text(json.dumps(known))
+    edit_json(folder / "tokenizer_config.json", bos_token="<|endoftext|>")
+    line = "its tokenizer begins a text with <|endoftext|>, its chat template does not"
+    pretrained.load_tokenizer(str(folder))
+    assert line in capsys.readouterr().out
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + CHAT_TEMPLATE)
+    tokenizer = pretrained.load_tokenizer(str(folder))
+    assert line not in capsys.readouterr().out
+    assert encode_chat(tokenizer, [{"role": "user", "content": "7?"}])[:2] == [0, 1]  # and only once
+
+
+def test_of_several_chat_templates_the_default_has_its_day_fixed_too(tmp_path):
+    dated = "{{ strftime_now('%Y') }}" + CHAT_TEMPLATE
+    folder = make_model(tmp_path, chat_template={"default": dated, "tool_use": CHAT_TEMPLATE})
+    policy = load(folder)
+    assert policy.tokenizer.decode(grpo.chat_ids(policy, "7?")).startswith("2024<|im_start|>user")
 
 
 def test_an_adapter_beside_the_weights_is_refused(tmp_path):
