@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import math
 import re
 import secrets
 
@@ -221,11 +222,13 @@ def need_system_role(tokenizer, option: str) -> None:
 def control_tokens(tokenizer) -> re.Pattern:
     """A pattern of the names of the tokens that steer a model: the special ones, and those of the chat format.
 
-    Some models mark the tokens of their chat format as ordinary ones, DeepSeek's `<｜User｜>` among them. A token of
-    white space is text, whatever it is marked as.
+    Some models mark the tokens of their chat format as ordinary ones, DeepSeek's `<｜User｜>` among them. A token for
+    which the model has no embedding must not be read as one either. A token of white space is text, whatever it is
+    marked as.
     """
-    added = tokenizer.added_tokens_decoder.values()
-    names = [token.content for token in added if token.special or token.content in str(tokenizer.chat_template)]
+    rows, template = getattr(tokenizer, "rows", math.inf), str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.items()
+    names = [token.content for place, token in added if token.special or place >= rows or token.content in template]
     names = sorted((name for name in names if name.strip()), key=len, reverse=True)  # the longest match counts
     return re.compile("|".join(map(re.escape, names)) or "(?!)")
 

@@ -11,12 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from support.errors import UserError
-from support.messages import as_messages, encode_chat, end_of_turn, need_system_role, not_begun, on_one_day
+from support.messages import (
+    as_messages,
+    control_tokens,
+    encode_chat,
+    end_of_turn,
+    need_system_role,
+    not_begun,
+    on_one_day,
+)
 
 
 def compute_dtype(asked: str = "auto") -> torch.dtype:
@@ -47,7 +56,27 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
     base, stop_ids = load_base(cfg.model, config, tokenizer, cfg.load_in_4bit, compute_dtype(cfg.dtype))
     if cfg.gradient_checkpointing:
         checkpoint_activations(base)
+    prompts = prompts_within_its_vocabulary(cfg.model, base, tokenizer)
+    base.chat_format = hashlib.sha256(repr((prompts, stop_ids)).encode()).hexdigest()[:16]  # for support/run.py
     return base, tokenizer, stop_ids
+
+
+def prompts_within_its_vocabulary(model: str, base: torch.nn.Module, tokenizer) -> list[list[int]]:
+    """The prompts of PROBES. UserError if they hold a token for which the model has no embedding.
+
+    Other such tokens, of a tokenizer that was given more of them than the model, are text from here on.
+    """
+    rows = base.get_input_embeddings().weight.shape[0]
+    tokenizer.rows = rows
+    control_tokens.cache_clear()
+    prompts = [encode_chat(tokenizer, as_messages(text)) for text in PROBES]
+    if beyond := sorted({token for prompt in prompts for token in prompt if token >= rows}):
+        raise UserError(
+            f"--model {model}: a prompt holds {tokenizer.convert_ids_to_tokens(beyond[0])!r} (token {beyond[0]}), and "
+            f"the model has embeddings for {rows} tokens: the tokenizer is another model's, or has been given tokens "
+            "that the model was not"
+        )
+    return prompts
 
 
 def load_config(model: str, longest: int):
@@ -146,6 +175,12 @@ def load_base(
             f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
             "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
             "not quantized; --load-in-4bit quantizes it in a way that can be trained"
+        )
+    head = base.get_output_embeddings()
+    if head is None or not head.weight.is_floating_point():
+        raise UserError(
+            f"--model {model}: the output layer of {type(base).__name__} is "
+            f"{'missing' if head is None else 'quantized'}; log-probs need one in full width"
         )
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
@@ -378,6 +413,29 @@ def refuse_if_it_reads_ahead(model: torch.nn.Module, ids: list[int]) -> None:
         )
 
 
+def refuse_if_a_layer_stops_gradients(model: torch.nn.Module, ids: list[int]) -> None:
+    """UserError if a layer under an adapter hands on a constant: its kernel has no backward pass.
+
+    Gradients then flow through the adapters alone, and are wrong in every layer below.
+    """
+    stopped = []
+
+    def look(name, module, inputs, output):
+        if isinstance(output, torch.Tensor) and inputs and inputs[0].requires_grad and not output.requires_grad:
+            stopped.append(name)
+
+    adapted = [(name, module) for name, module in model.named_modules() if hasattr(module, "base_layer")]
+    hooks = [module.base_layer.register_forward_hook(partial(look, name)) for name, module in adapted]
+    model(input_ids=torch.tensor([ids], device=next(model.parameters()).device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    if stopped:
+        raise UserError(
+            f"--model {model.config.name_or_path}: {len(stopped)} of its layers, {stopped[0]} first, compute in a way "
+            "that has no backward pass: what stands below them would get a wrong gradient"
+        )
+
+
 @contextmanager
 @torch.no_grad()
 def moved_adapter(model: torch.nn.Module) -> Iterator[None]:
@@ -538,6 +596,7 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
         refuse_if_an_adapter_is_lost(policy.model)
         refuse_if_its_logits_say_nothing(policy.model, contexts[-1])
         refuse_if_it_reads_ahead(policy.model, contexts[-1])
+        refuse_if_a_layer_stops_gradients(policy.model, contexts[-1])
         policy.head = find_head(policy.model, contexts[-1])
         with moved_adapter(policy.model):
             compare_sampler_and_trainer(policy, contexts, sample, logprobs_of)
@@ -618,6 +677,8 @@ def as_its_file_says(model: str, tokenizer) -> None:
     if backend is None or file is None:
         return
     own = Tokenizer.from_file(file)
+    if getattr(own.model, "dropout", None):
+        own.model.dropout = None  # would cut the same text in another way each time
     for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
         setattr(backend, part, getattr(own, part))
 
@@ -646,6 +707,7 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
     from safetensors import SafetensorError
 
+    here = base.config.name_or_path
     try:
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
         saved = {name for name in load_peft_weights(adapter, device="cpu") if "lora_" in name}
@@ -660,6 +722,9 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     wanted = {name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in name}
     if odd := sorted(saved ^ wanted):
         raise UserError(f"--adapter {adapter}: made for another model: {len(odd)} weights do not fit, {odd[0]} first")
+    made_on = model.active_peft_config.base_model_name_or_path or here
+    if Path(made_on).name != Path(here).name:  # a folder may have moved
+        print(f"--adapter {adapter}: it was made on {made_on}, and is put on {here}")
     return model
 
 

@@ -590,6 +590,42 @@ def test_a_checkpoint_in_four_bits_computes_in_the_dtype_that_is_asked_for(model
         )
 
 
+def test_an_output_layer_in_four_bits_is_refused(model, tmp_path):
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["none of them"])
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=four_bits)
+    base.save_pretrained(tmp_path / "quantized")
+    make_tokenizer().save_pretrained(tmp_path / "quantized")
+    assert "the output layer of Qwen3ForCausalLM is quantized" in refusal(tmp_path / "quantized")
+
+
+def test_a_layer_whose_kernel_has_no_backward_pass_is_refused(model, monkeypatch):
+    """As bitsandbytes' for AVX512, and those for 8 bits: what comes out does not depend on what went in, says torch."""
+    forward = torch.nn.Linear.forward
+
+    def kernel(layer, inputs):
+        out = forward(layer, inputs)
+        return out.detach() if layer.out_features == 96 else out
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", kernel)
+    said = refusal(model)
+    assert "4 of its layers" in said and "mlp.gate_proj first, compute in a way that has no backward pass" in said
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_text_where_it_can_be_and_else_refused(model):
+    """An index error on a CPU. On a card, an assertion that ends the process, at the first question with that token."""
+    rows = load_file(model / "model.safetensors")["model.embed_tokens.weight"].shape[0]
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(rows - len(tokenizer) + 1)])
+    tokenizer.save_pretrained(model)
+    policy, name = load(str(model)), f"<extra{rows - len(make_tokenizer())}>"
+    assert policy.tokenizer.convert_tokens_to_ids(name) == rows
+    ids = grpo.chat_ids(policy, f"7 {name} 9?")
+    assert max(ids) < rows and name in policy.tokenizer.decode(ids)
+    tokenizer.chat_template = name + tokenizer.chat_template
+    tokenizer.save_pretrained(model)
+    assert f"a prompt holds '{name}' (token {rows}), and the model has embeddings for {rows} tokens" in refusal(model)
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "gpt2"])
 def test_what_a_trainer_has_left_in_the_config_changes_nothing(kind, tmp_path):
     """Outputs as a tuple, no cache, a loss for routers, attention's weights: many a fine-tuned model has them."""

@@ -23,6 +23,8 @@ from test_grpo import noise_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    BloomConfig,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -491,6 +493,27 @@ def test_texts_are_cut_as_tokenizer_json_says_whatever_class_is_named_beside_it(
     assert loaded.decode(expected) == TEXT and loaded.eos_token_id == 2
 
 
+def test_a_tokenizer_cuts_the_same_text_in_the_same_way_each_time(qwen3, tmp_path):
+    """BPE dropout is for training a model from scratch. Some tokenizer.json have kept it."""
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    known = json.loads((tmp_path / "tokenizer.json").read_text())
+    known["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(known))
+    tokenizer, plain = pretrained.load_tokenizer(str(tmp_path)), pretrained.load_tokenizer(qwen3)
+    assert all(tokenizer(TEXT).input_ids == plain(TEXT).input_ids for _ in range(5))
+
+
+def test_an_adapter_that_was_made_on_a_model_of_another_name_is_told(qwen3, tmp_path, capsys):
+    """The weights fit, for it is the base model of the same family, or another version."""
+    checkpoint.save_adapter(load(qwen3).model, tmp_path / "adapter")
+    capsys.readouterr()
+    load(qwen3, adapter=str(tmp_path / "adapter"))
+    assert "--adapter" not in capsys.readouterr().out
+    shutil.copytree(qwen3, tmp_path / "other")
+    load(str(tmp_path / "other"), adapter=str(tmp_path / "adapter"))
+    assert f"it was made on {qwen3}, and is put on {tmp_path / 'other'}" in capsys.readouterr().out
+
+
 def test_a_tokenizer_that_cannot_be_read_gets_one_line(qwen3, tmp_path):
     shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.json").write_text("{")
@@ -801,6 +824,24 @@ def started(policy, monkeypatch, **settings):
     monkeypatch.setattr(vllm_engine, "import_vllm", lambda on_gpu: StartedLLM)
     cfg = dataclasses.replace(policy.cfg, **settings)
     return VllmEngine(policy.model, policy.tokenizer, cfg, max_model_len=200)
+
+
+@pytest.mark.parametrize("family, longest", [("gemma3", 70), ("bloom", 200)])
+def test_vllm_gets_the_positions_of_a_models_text_and_needs_none(tmp_path, monkeypatch, family, longest):
+    """Those of a model that also sees stand in its text's config; ALiBi has no last position."""
+    monkeypatch.setitem(
+        CONFIGS, "bloom", lambda **sizes: BloomConfig(vocab_size=320, hidden_size=64, n_layer=1, n_head=4)
+    )
+    policy = load(make_model(tmp_path, family, max_position_embeddings=70))
+    if family == "gemma3":
+        monkeypatch.setattr(policy.model.get_base_model(), "config", Gemma3Config(text_config=policy.model.config))
+    assert started(policy, monkeypatch).llm.asked["max_model_len"] == longest
+
+
+def test_a_rank_beyond_vllms_is_refused(tiny_policy, monkeypatch):
+    monkeypatch.setattr(tiny_policy.model.peft_config["default"], "r", 1024)
+    with pytest.raises(UserError, match="adapters of rank 512 at most; lower --lora-rank"):
+        started(tiny_policy, monkeypatch)
 
 
 def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):
