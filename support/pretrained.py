@@ -669,6 +669,7 @@ def as_its_file_says(model: str, tokenizer) -> None:
     and nothing would say so.
     """
     from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import cached_file
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -681,6 +682,14 @@ def as_its_file_says(model: str, tokenizer) -> None:
         own.model.dropout = None  # would cut the same text in another way each time
     for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
         setattr(backend, part, getattr(own, part))
+    if getattr(backend, "fix_mistral_regex", None) is False:  # transformers doubts the file, in a warning
+        mended, words = AutoTokenizer.from_pretrained(model, fix_mistral_regex=True), "eBay, mL, NaOH, pH"
+        if mended(words).input_ids != tokenizer(words).input_ids:
+            print(
+                f"--model {model}: transformers says that its tokenizer.json cuts words otherwise than Mistral's "
+                "models have learned them. If it is one of these, save into its folder what "
+                "AutoTokenizer.from_pretrained(..., fix_mistral_regex=True) gives"
+            )
 
 
 def check_adapter(adapter: str) -> None:

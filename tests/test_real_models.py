@@ -23,6 +23,7 @@ from test_grpo import noise_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    AutoTokenizer,
     BloomConfig,
     Gemma3Config,
     Gemma3TextConfig,
@@ -491,6 +492,36 @@ def test_texts_are_cut_as_tokenizer_json_says_whatever_class_is_named_beside_it(
     loaded, expected = pretrained.load_tokenizer(str(tmp_path)), core.encode(TEXT).ids
     assert len(expected) < 12 and loaded(TEXT, add_special_tokens=False).input_ids == expected
     assert loaded.decode(expected) == TEXT and loaded.eos_token_id == 2
+
+
+def test_a_mistral_tokenizer_that_transformers_doubts_is_told_until_it_is_mended(tmp_path, capsys):
+    """Its warning would be silenced with all others. It looks at vocabularies of more than 100,000 tokens only."""
+    folder = Path(make_model(tmp_path))
+    edit_json(folder / "config.json", model_type="mistral", transformers_version="4.50.0")
+    known = json.loads((folder / "tokenizer.json").read_text())
+    words = {
+        "type": "Split",
+        "pattern": {"Regex": r"\p{L}+|\p{N}|[^\p{L}\p{N}]+"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    known["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [words, known["pre_tokenizer"] | {"use_regex": False}],
+    }
+    vocabulary = known["model"]["vocab"]
+    known["model"]["merges"].append(["e", "B"])
+    for piece in ["eB", *(f"piece {i}" for i in range(100_000))]:
+        vocabulary[piece] = len(vocabulary) + 3
+    (folder / "tokenizer.json").write_text(json.dumps(known))
+    doubted = pretrained.load_tokenizer(str(folder))
+    assert "fix_mistral_regex=True) gives" in capsys.readouterr().out
+    mended = AutoTokenizer.from_pretrained(folder, fix_mistral_regex=True)
+    mended.save_pretrained(folder)
+    text = "An eBay of mL"
+    loaded = pretrained.load_tokenizer(str(folder))
+    assert "fix_mistral_regex" not in capsys.readouterr().out
+    assert loaded(text).input_ids == mended(text).input_ids != doubted(text).input_ids
 
 
 def test_a_tokenizer_cuts_the_same_text_in_the_same_way_each_time(qwen3, tmp_path):
