@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import math
 import re
 import secrets
 
@@ -164,6 +165,23 @@ def end_of_turn(tokenizer) -> int | None:
     return tokenizer.convert_tokens_to_ids(token.group()) if token else None
 
 
+def not_begun(tokenizer) -> str:
+    """What the chat template writes in front of a response that is known, but not at the end of a prompt; "" for none.
+
+    Some templates know no add_generation_prompt. The model would have to begin its own turn, which it has never done.
+    """
+    question, response = [{"role": "user", "content": "7 + 9?"}], {"role": "assistant", "content": "sixteen"}
+    try:
+        prompt = _render(tokenizer, question, tokenize=False)
+        same = prompt == _render(tokenizer, question, add_generation_prompt=False, tokenize=False)
+        conversation = _render(tokenizer, [*question, response], add_generation_prompt=False, tokenize=False)
+    except UserError:  # a template for questions only
+        return ""
+    if not same or not conversation.startswith(prompt):
+        return ""
+    return conversation.removeprefix(prompt).partition("sixteen")[0].strip()
+
+
 def encode_text(tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
     """Token ids of a text, in which the name of a control token is text as well."""
     if not control_tokens(tokenizer).search(text):
@@ -204,11 +222,13 @@ def need_system_role(tokenizer, option: str) -> None:
 def control_tokens(tokenizer) -> re.Pattern:
     """A pattern of the names of the tokens that steer a model: the special ones, and those of the chat format.
 
-    Some models mark the tokens of their chat format as ordinary ones, DeepSeek's `<｜User｜>` among them. A token of
-    white space is text, whatever it is marked as.
+    Some models mark the tokens of their chat format as ordinary ones, DeepSeek's `<｜User｜>` among them. A token for
+    which the model has no embedding must not be read as one either. A token of white space is text, whatever it is
+    marked as.
     """
-    added = tokenizer.added_tokens_decoder.values()
-    names = [token.content for token in added if token.special or token.content in str(tokenizer.chat_template)]
+    rows, template = getattr(tokenizer, "rows", math.inf), str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.items()
+    names = [token.content for place, token in added if token.special or place >= rows or token.content in template]
     names = sorted((name for name in names if name.strip()), key=len, reverse=True)  # the longest match counts
     return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
@@ -253,15 +273,24 @@ def twin_of(tokenizer) -> tuple[Tokenizer, dict[str, str], dict[int, int]]:
 
 # <think>, [THINK], <seed:think>, ◁think▷, and their ends
 THINKING = re.compile(r"[<\[◁](/?)(?:\w+:)?(?:think|thinking|thought)[>\]▷]", re.IGNORECASE)
+THINK = ("<think>", "</think>")  # as they stand in the text of a response
+# What Cohere, Apertus and Gemma 4 have in their place.
+OTHER_THINKING = {
+    "<|START_THINKING|>": "<think>", "<|END_THINKING|>": "</think>", "<|inner_prefix|>": "<think>",
+    "<|inner_suffix|>": "</think>", "<|channel>": "<think>", "<channel|>": "</think>",
+}  # fmt: skip
+# gpt-oss writes its messages to channels: tokens around a name that is text.
+CHANNELS = {"<|channel|>analysis<|message|>": "<think>", "<|channel|>final<|message|>": "</think>"}
 
 
 @functools.lru_cache(maxsize=8)
 def thinking_tags(tokenizer) -> dict[str, tuple[str, bool]]:
-    """{the model's token around its thinking: (<think> or </think>, is it marked as special?)}."""
-    tags = {}
-    for token in tokenizer.added_tokens_decoder.values():
-        if tag := THINKING.fullmatch(token.content):
-            tags[token.content] = (f"<{tag[1]}think>", token.special)
+    """{what the model writes around its thinking: (<think> or </think>, are special tokens in it?)}."""
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    tags = {name: (f"<{tag[1]}think>", added[name]) for name in added if (tag := THINKING.fullmatch(name))}
+    tags |= {name: (tag, added[name]) for name, tag in OTHER_THINKING.items() if name in added}
+    if {"<|channel|>", "<|message|>"} <= added.keys():
+        tags |= {name: (tag, True) for name, tag in CHANNELS.items()}
     return tags
 
 
@@ -272,14 +301,13 @@ def response_texts(tokenizer, contexts: list[list[int]], responses: list[list[in
     marks them as special, calls them otherwise, or the chat template has put the first one into the prompt.
     """
     tags, names = thinking_tags(tokenizer), control_tokens(tokenizer)
-    if any(special for _, special in tags.values()):
-        texts = tokenizer.batch_decode(responses)
-        texts = [names.sub(lambda name: name.group() if name.group() in tags else "", text) for text in texts]
-    else:
-        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    keeps_special = any(special for _, special in tags.values())
+    texts = tokenizer.batch_decode(responses, skip_special_tokens=not keeps_special)
     for name, (tag, _) in tags.items():
         texts = [text.replace(name, tag) for text in texts]
-    if not THINKING.search(str(tokenizer.chat_template)):
+    if keeps_special:
+        texts = [names.sub(lambda name: name.group() * (name.group() in THINK), text) for text in texts]
+    if not tags and not THINKING.search(str(tokenizer.chat_template)):
         return texts
     openings = ("<think>", *(name for name, (tag, _) in tags.items() if tag == "<think>"))
     prompts = [tokenizer.decode(context[-16:]).rstrip() for context in contexts]

@@ -11,12 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from support.errors import UserError
-from support.messages import end_of_turn, need_system_role, on_one_day
+from support.messages import (
+    as_messages,
+    control_tokens,
+    encode_chat,
+    end_of_turn,
+    need_system_role,
+    not_begun,
+    on_one_day,
+)
 
 
 def compute_dtype(asked: str = "auto") -> torch.dtype:
@@ -47,7 +56,27 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
     base, stop_ids = load_base(cfg.model, config, tokenizer, cfg.load_in_4bit, compute_dtype(cfg.dtype))
     if cfg.gradient_checkpointing:
         checkpoint_activations(base)
+    prompts = prompts_within_its_vocabulary(cfg.model, base, tokenizer)
+    base.chat_format = hashlib.sha256(repr((prompts, stop_ids)).encode()).hexdigest()[:16]  # for support/run.py
     return base, tokenizer, stop_ids
+
+
+def prompts_within_its_vocabulary(model: str, base: torch.nn.Module, tokenizer) -> list[list[int]]:
+    """The prompts of PROBES. UserError if they hold a token for which the model has no embedding.
+
+    Other such tokens, of a tokenizer that was given more of them than the model, are text from here on.
+    """
+    rows = base.get_input_embeddings().weight.shape[0]
+    tokenizer.rows = rows
+    control_tokens.cache_clear()
+    prompts = [encode_chat(tokenizer, as_messages(text)) for text in PROBES]
+    if beyond := sorted({token for prompt in prompts for token in prompt if token >= rows}):
+        raise UserError(
+            f"--model {model}: a prompt holds {tokenizer.convert_ids_to_tokens(beyond[0])!r} (token {beyond[0]}), and "
+            f"the model has embeddings for {rows} tokens: the tokenizer is another model's, or has been given tokens "
+            "that the model was not"
+        )
+    return prompts
 
 
 def load_config(model: str, longest: int):
@@ -58,7 +87,8 @@ def load_config(model: str, longest: int):
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        # No code of the model's own: transformers would ask on the terminal whether to run it.
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--model {model}: its config.json cannot be used ({_first_line(error)})") from error
     if getattr(config, "is_encoder_decoder", False):
@@ -80,17 +110,27 @@ def load_config(model: str, longest: int):
                     f"{limit}. There its rotary embedding ({kind}) makes a sequence depend on the others in its batch: "
                     "lower --max-prompt-tokens or --max-response-tokens"
                 )
-    switch_dropout_off(config)
+    make_plain(config)
     return config
 
 
-def switch_dropout_off(config) -> None:
-    """Set every dropout of a config, and of the configs within it, to zero."""
-    for name, value in vars(config).items():
+# A checkpoint's config may still say what its makers' trainer wanted of a forward pass. This code reads outputs by
+# their names, and hands over a cache. The loss of a mixture's routers cannot be computed of one new token.
+PLAIN = {
+    "return_dict": True, "use_cache": True, "output_router_logits": False, "output_attentions": False,
+    "output_hidden_states": False,
+}  # fmt: skip
+
+
+def make_plain(config) -> None:
+    """Change a config, and the configs within it: no dropout, and outputs as this code reads them."""
+    for name, value in list(vars(config).items()):
         if hasattr(value, "model_type"):
-            switch_dropout_off(value)
+            make_plain(value)
         elif "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
+        elif name.lstrip("_") in PLAIN:
+            setattr(config, name, PLAIN[name.lstrip("_")])
 
 
 def load_base(
@@ -127,19 +167,27 @@ def load_base(
             f"would take their place: {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}. "
             f"Is it another kind of model than {type(base).__name__}?"
         )
+    refuse_or_tell_what_has_no_place(model, base, sorted(report["unexpected_keys"]))
+    quantizer = getattr(base, "hf_quantizer", None)
+    if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
+        method = quantizer.quantization_config.quant_method
+        raise UserError(
+            f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
+            "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
+            "not quantized; --load-in-4bit quantizes it in a way that can be trained"
+        )
+    head = base.get_output_embeddings()
+    if head is None or not head.weight.is_floating_point():
+        raise UserError(
+            f"--model {model}: the output layer of {type(base).__name__} is "
+            f"{'missing' if head is None else 'quantized'}; log-probs need one in full width"
+        )
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
             f"--model {model}: an adapter (adapter_config.json) lies beside the weights, and the new one would take "
             "its place. Merge it into the weights (peft's merge_and_unload), or take it out of the folder"
         )
-    stop_ids = base.generation_config.eos_token_id
-    stop_ids = {*(stop_ids if isinstance(stop_ids, list) else [stop_ids]), tokenizer.eos_token_id}
-    stop_ids = {token for token in stop_ids | {end_of_turn(tokenizer)} if token is not None and token >= 0}
-    if not stop_ids:
-        raise UserError(
-            f"--model {model}: neither its generation_config.json nor its tokenizer nor its chat template names a "
-            "token that ends a response; set eos_token in its tokenizer_config.json"
-        )
+    stop_ids = ends_of_a_response(model, base.generation_config, tokenizer)
     # A model's own generation config may hold a top-k, a top-p or a repetition penalty: rollouts sampled under those do
     # not come from the distribution whose log-probs are trained. Nothing of it is kept.
     base.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id)
@@ -149,7 +197,53 @@ def load_base(
         # gradients, for a kernel that has no backward: after one sampling the layers below would learn nothing.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return base, sorted(stop_ids)
+            module.compute_dtype = dtype  # a checkpoint that is in 4 bits already may name another one
+    return base, stop_ids
+
+
+def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
+    """The tokens that end a response, by the model's GenerationConfig, its tokenizer, or its chat template."""
+    named = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    if generation._from_model_config:
+        # A copy of what config.json says. Where its makers thought of no end, that is the default of its class: token
+        # 2 for a Llama, which in another vocabulary may be a quotation mark.
+        named = [token for token in named if token is None or not _is_text(token, tokenizer)]
+    named = {*named, tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    stop_ids = sorted(token for token in named if token is not None and token >= 0)
+    if not stop_ids:
+        raise UserError(
+            f"--model {model}: neither its generation_config.json nor its tokenizer nor its chat template names a "
+            "token that ends a response; set eos_token in its tokenizer_config.json"
+        )
+    return stop_ids
+
+
+def _is_text(token: int, tokenizer) -> bool:
+    """Is it a piece of text to the tokenizer, and no token of a special kind?"""
+    return token not in tokenizer.added_tokens_decoder and bool(tokenizer.decode([token]).strip())
+
+
+def refuse_or_tell_what_has_no_place(model: str, base: torch.nn.Module, unexpected: list[str]) -> None:
+    """A weight of the files that the model leaves out. UserError if it is part of a layer that the model has.
+
+    A bias that the config does not know, a scale without which quantized numbers mean nothing: the layer computes, but
+    something else. Other weights may be left out for good reasons, as a reward model's head; then a line says so.
+    """
+    if not unexpected:
+        return
+    layers = {name for name, module in base.named_modules() if next(module.parameters(recurse=False), None) is not None}
+    cut = [name for name in unexpected if name.rpartition(".")[0] in layers]
+    shown = cut or unexpected
+    told = (
+        f"--model {model}: its files hold {len(shown)} weights for which {type(base).__name__} has no place: "
+        f"{', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''}"
+    )
+    if cut:
+        raise UserError(
+            f"{told}. Those layers would compute something else without them. Does config.json name the right "
+            "model_type, and the quantization, if there is one?"
+        )
+    print(f"{told}; they are left out")
 
 
 def body_of(causal_lm: torch.nn.Module) -> torch.nn.Module:
@@ -264,16 +358,22 @@ def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -
 
 
 @torch.no_grad()
-def refuse_if_it_overflows(model: torch.nn.Module, ids: list[int]) -> None:
-    """UserError if some activation is beyond 65,504, the largest number of float16. Some models have such ones."""
-    if all(p.dtype != torch.float16 for p in model.parameters()):
-        return
+def refuse_if_its_logits_say_nothing(model: torch.nn.Module, ids: list[int]) -> None:
+    """UserError if some are no numbers, or all are equal.
+
+    In float16 an activation may be beyond 65,504, its largest number. Elsewhere it is the weights: a conversion or a
+    merge that went wrong leaves NaN in them, or zeros.
+    """
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
-    if not model(input_ids=tokens, use_cache=False).logits.isfinite().all():
-        raise UserError(
-            f"--model {model.config.name_or_path}: its activations overflow float16; take --dtype bfloat16, or float32 "
-            "on a card without bfloat16"
-        )
+    logits = model(input_ids=tokens, use_cache=False).logits
+    told = f"--model {model.config.name_or_path}: its "
+    if not logits.isfinite().all():
+        if any(p.dtype == torch.float16 for p in model.parameters()):
+            told += "activations overflow float16; take --dtype bfloat16, or float32 on a card without bfloat16"
+            raise UserError(told)
+        raise UserError(f"{told}logits are not numbers (NaN or infinite): are its weights damaged?")
+    if logits.max() == logits.min():
+        raise UserError(f"{told}logits are all {logits.max().item():g}: are its weights all zero?")
 
 
 @torch.no_grad()
@@ -310,6 +410,29 @@ def refuse_if_it_reads_ahead(model: torch.nn.Module, ids: list[int]) -> None:
         raise UserError(
             f"--model {model.config.name_or_path}: {name} reads tokens that come later (another last token changes the "
             f"logits in front of it by {change:.1%}): it fills gaps, and P2O trains models that continue a text"
+        )
+
+
+def refuse_if_a_layer_stops_gradients(model: torch.nn.Module, ids: list[int]) -> None:
+    """UserError if a layer under an adapter hands on a constant: its kernel has no backward pass.
+
+    Gradients then flow through the adapters alone, and are wrong in every layer below.
+    """
+    stopped = []
+
+    def look(name, module, inputs, output):
+        if isinstance(output, torch.Tensor) and inputs and inputs[0].requires_grad and not output.requires_grad:
+            stopped.append(name)
+
+    adapted = [(name, module) for name, module in model.named_modules() if hasattr(module, "base_layer")]
+    hooks = [module.base_layer.register_forward_hook(partial(look, name)) for name, module in adapted]
+    model(input_ids=torch.tensor([ids], device=next(model.parameters()).device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    if stopped:
+        raise UserError(
+            f"--model {model.config.name_or_path}: {len(stopped)} of its layers, {stopped[0]} first, compute in a way "
+            "that has no backward pass: what stands below them would get a wrong gradient"
         )
 
 
@@ -428,7 +551,7 @@ def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
         return f"{what} {1 - rest.total() / total:.0%} of the layers' weights, not {names}"
 
     lines = []
-    if model.peft_config["default"].exclude_modules or bare.total() > 0.05 * total:
+    if getattr(model.peft_config["default"], "exclude_modules", None) or bare.total() > 0.05 * total:
         lines.append(line("the adapter is on", bare))
     if load_in_4bit and wide.total() > 0.05 * total:
         lines.append(line("--load-in-4bit holds for", wide))
@@ -471,8 +594,9 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
     refuse_if_beyond_its_positions(policy.model, policy.cfg.max_prompt_tokens + policy.cfg.max_response_tokens)
     with or_refused(policy.cfg.model, policy.model.get_base_model()):
         refuse_if_an_adapter_is_lost(policy.model)
-        refuse_if_it_overflows(policy.model, contexts[-1])
+        refuse_if_its_logits_say_nothing(policy.model, contexts[-1])
         refuse_if_it_reads_ahead(policy.model, contexts[-1])
+        refuse_if_a_layer_stops_gradients(policy.model, contexts[-1])
         policy.head = find_head(policy.model, contexts[-1])
         with moved_adapter(policy.model):
             compare_sampler_and_trainer(policy, contexts, sample, logprobs_of)
@@ -501,22 +625,71 @@ def load_tokenizer(model: str):
             f"--model {model}: that folder holds no config.json; give a folder that from_pretrained can load"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
+    except OSError as error:
         raise UserError(
             f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
-            f"({str(error).splitlines()[0]})"
+            f"({_first_line(error)})"
         ) from error
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"--model {model}: its tokenizer cannot be used ({_first_line(error)})") from error
+    as_its_file_says(model, tokenizer)
     if tokenizer.chat_template is None:
         raise UserError(
             f"--model {model}: its tokenizer has no chat template. Take the instruct version of the model, or put a "
             "chat_template.jinja into its folder"
         )
-    if isinstance(tokenizer.chat_template, str):  # else several by their names
+    if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = on_one_day(tokenizer.chat_template)
+    else:  # several by their names, of which "default" is used
+        tokenizer.chat_template = {name: on_one_day(text) for name, text in tokenizer.chat_template.items()}
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if left_out := not_begun(tokenizer):
+        raise UserError(
+            f"--model {model}: its chat template writes {left_out!r} in front of a response, but not at the end of a "
+            "prompt, where the response is to begin; let it write that where add_generation_prompt is set "
+            "(chat_template.jinja in the model's folder)"
+        )
+    bos, question = tokenizer.bos_token_id, "7 + 9?"
+    if bos is not None and tokenizer(question).input_ids[0] == bos != encode_chat(tokenizer, as_messages(question))[0]:
+        print(
+            f"--model {model}: its tokenizer begins a text with {tokenizer.bos_token}, its chat template does not; "
+            "prompts are what the chat template writes"
+        )
     return tokenizer
+
+
+def as_its_file_says(model: str, tokenizer) -> None:
+    """Make a tokenizer cut texts as its tokenizer.json says.
+
+    Some classes of transformers 5 put a way of their own in its place (transformers#45488, #45701): GPT2Tokenizer and
+    Qwen2Tokenizer another pattern of words, GemmaTokenizer other spaces. Which class it is hangs on a name in
+    tokenizer_config.json, and on the kind of model. The prompts would be made of tokens that the model hardly knows,
+    and nothing would say so.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    file = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    if backend is None or file is None:
+        return
+    own = Tokenizer.from_file(file)
+    if getattr(own.model, "dropout", None):
+        own.model.dropout = None  # would cut the same text in another way each time
+    for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
+        setattr(backend, part, getattr(own, part))
+    if getattr(backend, "fix_mistral_regex", None) is False:  # transformers doubts the file, in a warning
+        mended, words = AutoTokenizer.from_pretrained(model, fix_mistral_regex=True), "eBay, mL, NaOH, pH"
+        if mended(words).input_ids != tokenizer(words).input_ids:
+            print(
+                f"--model {model}: transformers says that its tokenizer.json cuts words otherwise than Mistral's "
+                "models have learned them. If it is one of these, save into its folder what "
+                "AutoTokenizer.from_pretrained(..., fix_mistral_regex=True) gives"
+            )
 
 
 def check_adapter(adapter: str) -> None:
@@ -543,6 +716,7 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
     from safetensors import SafetensorError
 
+    here = base.config.name_or_path
     try:
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
         saved = {name for name in load_peft_weights(adapter, device="cpu") if "lora_" in name}
@@ -557,6 +731,9 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     wanted = {name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in name}
     if odd := sorted(saved ^ wanted):
         raise UserError(f"--adapter {adapter}: made for another model: {len(odd)} weights do not fit, {odd[0]} first")
+    made_on = model.active_peft_config.base_model_name_or_path or here
+    if Path(made_on).name != Path(here).name:  # a folder may have moved
+        print(f"--adapter {adapter}: it was made on {made_on}, and is put on {here}")
     return model
 
 

@@ -97,7 +97,8 @@ class Run(RunLog):
     def _compare_inputs(self, data: dict[str, str]) -> None:
         """A digest of all that goes in, which is kept beside the run; a resumed run is refused if it has changed."""
         file = self.folder / "inputs.json"
-        self.inputs = {"base_model": self.fingerprint, "data": data, "files": files_of(self.cfg)}
+        chat = getattr(self.model, "chat_format", "")
+        self.inputs = {"base_model": self.fingerprint, "chat": chat, "data": data, "files": files_of(self.cfg)}
         if self.cfg.resume and file.exists():
             known = json.loads(file.read_text(encoding="utf-8"))
             names = [name for name in known["data"] | data if known["data"].get(name) != data.get(name)]
@@ -106,6 +107,8 @@ class Run(RunLog):
             changed += [f"an edited file of --{name.replace('_', '-')}" for name, _ in sorted(edited)]
             if known["base_model"] != self.fingerprint:
                 changed += [f"{self.cfg.model} is another base model"]
+            if known.get("chat", chat) != chat:
+                changed += [f"{self.cfg.model} has another chat format: its tokenizer, chat template or end tokens"]
             if changed and not self.cfg.allow_changes:
                 raise UserError(
                     f"--resume: {self.folder} was started on other inputs: {', '.join(changed)}. Give the same ones, "

@@ -114,9 +114,13 @@ class VllmEngine:
         if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
             copied = folder_for_copy(peft_model, self._folder.name)
             model = dequantized_copy(peft_model, tokenizer, copied, dtype)
-        longest = min(max_model_len, peft_model.config.max_position_embeddings)
+        # Of a model that also sees, the text's part; and some know no limit.
+        positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
+        longest = min(max_model_len, positions or max_model_len)
         machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory, "enforce_eager": enforce_eager} if on_gpu else CPU
-        rank = next(r for r in RANKS if r >= peft_model.peft_config["default"].r)
+        rank = next((r for r in RANKS if r >= peft_model.peft_config["default"].r), None)
+        if rank is None:
+            raise UserError(f"--engine vllm: it takes adapters of rank {RANKS[-1]} at most; lower --lora-rank")
         VllmEngine.started = True
         try:
             self.llm = LLM(

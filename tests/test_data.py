@@ -589,6 +589,23 @@ def test_the_token_behind_a_response_is_read_from_the_chat_template(template, na
     assert messages.end_of_turn(tokenizer) == (name and tokenizer.convert_tokens_to_ids(name))
 
 
+HEADED = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+BEGUN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    "template, left_out",
+    [
+        (CHAT_TEMPLATE, ""), (HEADED + BEGUN, ""), (HEADED, "<|im_start|>assistant"),
+        (HEADED + "<|im_start|>assistant\n", ""),  # always
+        ("{% for m in messages %}{{ '[' + m.content + ']' if m.role == 'user' else m.content }}{% endfor %}", ""),
+        ("{% if messages[1] %}{{ raise_exception('one question') }}{% endif %}{{ messages[0].content }}", ""),
+    ],
+)  # fmt: skip
+def test_a_chat_template_that_does_not_begin_the_response_is_known(template, left_out):
+    assert messages.not_begun(chat_of(byte_level(), template)) == left_out
+
+
 def test_a_chat_template_that_writes_the_date_writes_the_same_one_every_day():
     inner = "{% macro head() %}Today: {{ strftime_now('%d %b %Y, %B %d, %Y-%m-%d') }}\n{% endmacro %}{{ head() }}"
     tokenizer = chat_of(byte_level(), messages.on_one_day(inner + CHAT_TEMPLATE))
@@ -602,8 +619,13 @@ def chat_of(core, template):
 
 
 @pytest.mark.parametrize(
-    "opening, closing", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷")]
-)
+    "opening, closing",
+    [
+        ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"), ("<|inner_prefix|>", "<|inner_suffix|>"),
+        ("<|channel>", "<channel|>"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("in_prompt", [False, True])
 def test_what_is_thought_keeps_its_tags_in_the_text_of_a_response(opening, closing, special, in_prompt):
@@ -619,6 +641,20 @@ def test_what_is_thought_keeps_its_tags_in_the_text_of_a_response(opening, closi
     texts = messages.response_texts(tokenizer, [context] * 2, responses)
     assert texts == ["<think>5? \\boxed{5}</think>\\boxed{4}", "<think>4? \\boxed{4}, or rather"]
     assert [verify.grade(text, "4").reward for text in texts] == [1, 0]
+
+
+def test_what_gpt_oss_writes_to_its_first_channel_is_thought():
+    """Its own words are between tokens: a box there would be a second answer, or the only one."""
+    core = byte_level()
+    core.add_special_tokens(["<|channel|>", "<|message|>", "<|return|>"])
+    tokenizer = chat_of(core, CHAT_TEMPLATE)
+    context = encode_chat(tokenizer, user("What is 2 + 2?"))
+    thought = "<|channel|>analysis<|message|>5? \\boxed{5}"
+    final = "<|end|><|im_start|>assistant<|channel|>final<|message|>\\boxed{4}<|return|>"
+    responses = [tokenizer(text, add_special_tokens=False).input_ids for text in (thought + final, thought)]
+    texts = messages.response_texts(tokenizer, [context] * 2, responses)
+    assert [verify.grade(text, "4").reward for text in texts] == [1, 0] and texts[1] == "<think>5? \\boxed{5}"
+    assert verify.grade(texts[1], "5").reward == 0
 
 
 def test_a_response_without_thinking_is_decoded_as_ever(tokenizer):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from test_grpo import noise_adapter
-from test_real_models import make_tokenizer
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from test_real_models import edit_json, make_tokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 import grpo
 import p2o
@@ -108,6 +109,7 @@ FAMILIES = [
     Family("qwen2_moe", "Qwen1.5-MoE, Qwen2-57B-A14B"),
     Family("qwen3_next", "Qwen3-Next", LINEAR, quick=True),
     Family("qwen3_5_text", "Qwen3.5, text", LINEAR),
+    Family("qwen3_5_moe_text", "Qwen3.5-35B-A3B, text", LINEAR),
     Family("mistral", "Mistral 7B", quick=True),
     Family("ministral", "Ministral"),
     Family("ministral3", "Ministral 3"),
@@ -516,6 +518,122 @@ def test_weights_that_would_be_random_are_refused(model, how):
             weights[name] = weights[name][:3].clone()
     save_file(weights, file, metadata={"format": "pt"})
     assert "lack 3 weights" in refusal(model) and "model.layers.1.mlp.down_proj.weight" in refusal(model)
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_model_under_another_models_name_is_refused_for_the_biases_that_would_be_left_out(tmp_path):
+    """A Qwen2 that says it is a Llama: transformers loads it without its biases, and only warns."""
+    folder = Path(make_family(tmp_path, "qwen2", {}))
+    edit_json(folder / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+    said = refusal(folder)
+    assert "hold 6 weights for which LlamaForCausalLM has no place: model.layers.0.self_attn.k_proj.bias" in said
+
+
+def test_quantized_weights_without_their_scales_are_refused(model):
+    """As 8 bits of a kind that transformers does not know: it would take the numbers as they are."""
+
+    def quantize(weights):
+        for name in [name for name in weights if "down_proj" in name]:
+            weights[name] = (weights[name] * 100).to(torch.float8_e4m3fn)
+            weights[f"{name}_scale"] = torch.tensor(0.01)
+
+    change_weights(model, quantize)
+    edit_json(model / "config.json", quantization_config={"quant_method": "modelopt"})
+    assert "hold 2 weights for which Qwen3ForCausalLM has no place: model.layers.0.mlp.down_proj.weight_scale" in (
+        refusal(model)
+    )
+
+
+def test_other_weights_that_have_no_place_are_told(model, capsys):
+    """As a reward model's head, or more layers than the config has."""
+    change_weights(model, lambda weights: weights.update({"score.weight": torch.ones(1, 64)}))
+    edit_json(model / "config.json", num_hidden_layers=1, layer_types=None)
+    load(str(model))
+    assert "hold 12 weights for which Qwen3ForCausalLM has no place: model.layers.1." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value, said", [(math.nan, "logits are not numbers"), (0.0, "logits are all 0")])
+def test_damaged_weights_are_refused(model, value, said):
+    change_weights(model, lambda weights: [weight.fill_(value) for weight in weights.values()])
+    assert said in refusal(model)
+
+
+def test_quantized_weights_that_nothing_trains_through_are_refused(model):
+    scales = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
+    edit_json(model / "config.json", quantization_config=scales)
+    names = [name for name in load_file(model / "model.safetensors") if "proj" in name]
+    change_weights(model, lambda weights: weights.update({f"{name}_scale": torch.ones(1) for name in names}))
+    assert "quantized (bitnet), and transformers cannot train through them" in refusal(model)
+
+
+def test_a_checkpoint_in_four_bits_computes_in_the_dtype_that_is_asked_for(model, tmp_path):
+    """It names one of its own, as those that unsloth publishes."""
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=four_bits)
+    base.save_pretrained(tmp_path / "quantized")
+    make_tokenizer().save_pretrained(tmp_path / "quantized")
+    found, made = load(str(tmp_path / "quantized")), load(str(model), load_in_4bit=True)
+    responses = [[5, 6, 7]] * 6
+    for policy in (found, made):
+        noise_adapter(policy)
+    for adapter in (False, True):
+        assert grpo.logprobs_of(found, some_contexts(), responses, adapter=adapter) == grpo.logprobs_of(
+            made, some_contexts(), responses, adapter=adapter
+        )
+
+
+def test_an_output_layer_in_four_bits_is_refused(model, tmp_path):
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["none of them"])
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=four_bits)
+    base.save_pretrained(tmp_path / "quantized")
+    make_tokenizer().save_pretrained(tmp_path / "quantized")
+    assert "the output layer of Qwen3ForCausalLM is quantized" in refusal(tmp_path / "quantized")
+
+
+def test_a_layer_whose_kernel_has_no_backward_pass_is_refused(model, monkeypatch):
+    """As bitsandbytes' for AVX512, and those for 8 bits: what comes out does not depend on what went in, says torch."""
+    forward = torch.nn.Linear.forward
+
+    def kernel(layer, inputs):
+        out = forward(layer, inputs)
+        return out.detach() if layer.out_features == 96 else out
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", kernel)
+    said = refusal(model)
+    assert "4 of its layers" in said and "mlp.gate_proj first, compute in a way that has no backward pass" in said
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_text_where_it_can_be_and_else_refused(model):
+    """An index error on a CPU. On a card, an assertion that ends the process, at the first question with that token."""
+    rows = load_file(model / "model.safetensors")["model.embed_tokens.weight"].shape[0]
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(rows - len(tokenizer) + 1)])
+    tokenizer.save_pretrained(model)
+    policy, name = load(str(model)), f"<extra{rows - len(make_tokenizer())}>"
+    assert policy.tokenizer.convert_tokens_to_ids(name) == rows
+    ids = grpo.chat_ids(policy, f"7 {name} 9?")
+    assert max(ids) < rows and name in policy.tokenizer.decode(ids)
+    tokenizer.chat_template = name + tokenizer.chat_template
+    tokenizer.save_pretrained(model)
+    assert f"a prompt holds '{name}' (token {rows}), and the model has embeddings for {rows} tokens" in refusal(model)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "gpt2"])
+def test_what_a_trainer_has_left_in_the_config_changes_nothing(kind, tmp_path):
+    """Outputs as a tuple, no cache, a loss for routers, attention's weights: many a fine-tuned model has them."""
+    folder = Path(make_family(tmp_path, kind, of_kind(kind).extra))
+    plain = load(str(folder))
+    left = {"return_dict": False, "use_cache": False, "output_attentions": True, "output_hidden_states": True}
+    edit_json(folder / "config.json", **left | ({} if kind == "gpt2" else {"output_router_logits": True}))
+    assert grpo.sample(load(str(folder)), some_contexts(), seed=0) == grpo.sample(plain, some_contexts(), seed=0)
 
 
 @pytest.mark.parametrize("per_layer_type", [False, True])

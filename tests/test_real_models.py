@@ -6,6 +6,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 import weakref
@@ -22,6 +23,9 @@ from test_grpo import noise_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    AutoTokenizer,
+    BloomConfig,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -38,7 +42,7 @@ from support import checkpoint, fast, memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.fast import RoomyLayer, roomy_cache
 from support.memory import adamw, longest_sequence
-from support.messages import shortened
+from support.messages import encode_chat, shortened
 from support.vllm_engine import VllmEngine
 
 CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}
@@ -445,6 +449,153 @@ def test_a_model_that_nothing_ends_is_refused(tmp_path):
         load(str(folder))
 
 
+@pytest.mark.parametrize("copied", [None, {"_from_model_config": True, "eos_token_id": 2}])
+def test_an_end_that_was_a_config_classs_default_does_not_cut_a_response_at_a_letter(tmp_path, copied):
+    """A Llama's is token 2, and is saved whether it was meant or not; here that is a letter."""
+    folder = Path(make_model(tmp_path, "llama"))
+    (folder / "generation_config.json").unlink()
+    if copied:
+        (folder / "generation_config.json").write_text(json.dumps(copied))
+    assert load(str(folder)).stop_ids == [2]
+    other_places = {2: 70, 70: 2}
+    known = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = known["model"]["vocab"]
+    known["model"]["vocab"] = {piece: other_places.get(place, place) for piece, place in vocabulary.items()}
+    for token in known["added_tokens"]:
+        token["id"] = other_places.get(token["id"], token["id"])
+    (folder / "tokenizer.json").write_text(json.dumps(known))
+    assert load(str(folder)).stop_ids == [70]
+
+
+TEXT = "What is 12345 + 6.78?  It's\n\n\tf(x) = \\frac{1}{2}, e\u0301, 漢字"
+
+
+@pytest.mark.parametrize("named", ["GPT2Tokenizer", "Qwen2Tokenizer", "GemmaTokenizer", "LlamaTokenizerFast", None])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2", "gemma3"])
+def test_texts_are_cut_as_tokenizer_json_says_whatever_class_is_named_beside_it(tmp_path, family, named):
+    """transformers' class of that name, or the one for that kind of model, may cut them in a way of its own."""
+    core = Tokenizer(models.BPE(ignore_merges=True))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        [TEXT], trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    AutoConfig.for_model(CONFIGS[family].model_type).save_pretrained(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=named)
+    loaded, expected = pretrained.load_tokenizer(str(tmp_path)), core.encode(TEXT).ids
+    assert len(expected) < 12 and loaded(TEXT, add_special_tokens=False).input_ids == expected
+    assert loaded.decode(expected) == TEXT and loaded.eos_token_id == 2
+
+
+def test_a_mistral_tokenizer_that_transformers_doubts_is_told_until_it_is_mended(tmp_path, capsys):
+    """Its warning would be silenced with all others. It looks at vocabularies of more than 100,000 tokens only."""
+    folder = Path(make_model(tmp_path))
+    edit_json(folder / "config.json", model_type="mistral", transformers_version="4.50.0")
+    known = json.loads((folder / "tokenizer.json").read_text())
+    words = {
+        "type": "Split",
+        "pattern": {"Regex": r"\p{L}+|\p{N}|[^\p{L}\p{N}]+"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    known["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [words, known["pre_tokenizer"] | {"use_regex": False}],
+    }
+    vocabulary = known["model"]["vocab"]
+    known["model"]["merges"].append(["e", "B"])
+    for piece in ["eB", *(f"piece {i}" for i in range(100_000))]:
+        vocabulary[piece] = len(vocabulary) + 3
+    (folder / "tokenizer.json").write_text(json.dumps(known))
+    doubted = pretrained.load_tokenizer(str(folder))
+    assert "fix_mistral_regex=True) gives" in capsys.readouterr().out
+    mended = AutoTokenizer.from_pretrained(folder, fix_mistral_regex=True)
+    mended.save_pretrained(folder)
+    text = "An eBay of mL"
+    loaded = pretrained.load_tokenizer(str(folder))
+    assert "fix_mistral_regex" not in capsys.readouterr().out
+    assert loaded(text).input_ids == mended(text).input_ids != doubted(text).input_ids
+
+
+def test_a_tokenizer_cuts_the_same_text_in_the_same_way_each_time(qwen3, tmp_path):
+    """BPE dropout is for training a model from scratch. Some tokenizer.json have kept it."""
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    known = json.loads((tmp_path / "tokenizer.json").read_text())
+    known["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(known))
+    tokenizer, plain = pretrained.load_tokenizer(str(tmp_path)), pretrained.load_tokenizer(qwen3)
+    assert all(tokenizer(TEXT).input_ids == plain(TEXT).input_ids for _ in range(5))
+
+
+def test_an_adapter_that_was_made_on_a_model_of_another_name_is_told(qwen3, tmp_path, capsys):
+    """The weights fit, for it is the base model of the same family, or another version."""
+    checkpoint.save_adapter(load(qwen3).model, tmp_path / "adapter")
+    capsys.readouterr()
+    load(qwen3, adapter=str(tmp_path / "adapter"))
+    assert "--adapter" not in capsys.readouterr().out
+    shutil.copytree(qwen3, tmp_path / "other")
+    load(str(tmp_path / "other"), adapter=str(tmp_path / "adapter"))
+    assert f"it was made on {qwen3}, and is put on {tmp_path / 'other'}" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_cannot_be_read_gets_one_line(qwen3, tmp_path):
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its tokenizer cannot be used") as refusal:
+        load(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_code_of_the_models_own_is_not_run_and_nobody_is_asked(qwen3, tmp_path, monkeypatch):
+    """transformers would ask on the terminal, and wait."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "own.py").write_text("raise SystemExit('it ran')")
+    edit_json(tmp_path / "config.json", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    load(str(tmp_path))  # of a kind that transformers knows, which is taken
+    edit_json(tmp_path / "config.json", model_type="own")
+    with pytest.raises(UserError, match="its config.json cannot be used .*custom code") as refusal:
+        load(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_chat_template_that_does_not_begin_the_response_is_refused(tmp_path):
+    headed = CHAT_TEMPLATE.partition("{% if add_generation_prompt")[0]
+    with pytest.raises(UserError, match=r"writes '<\|im_start\|>assistant' in front of a response, but not"):
+        load(make_model(tmp_path, chat_template=headed))
+
+
+def test_a_chat_template_without_the_token_that_begins_a_text_is_told(tmp_path, capsys):
+    folder = Path(make_model(tmp_path))
+    known = json.loads((folder / "tokenizer.json").read_text())
+    begins = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    names = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+    known["post_processor"] = {"type": "TemplateProcessing", "single": begins, "pair": begins, "special_tokens": names}
+    (folder / "tokenizer.json").write_text(json.dumps(known))
+    edit_json(folder / "tokenizer_config.json", bos_token="<|endoftext|>")
+    line = "its tokenizer begins a text with <|endoftext|>, its chat template does not"
+    pretrained.load_tokenizer(str(folder))
+    assert line in capsys.readouterr().out
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + CHAT_TEMPLATE)
+    tokenizer = pretrained.load_tokenizer(str(folder))
+    assert line not in capsys.readouterr().out
+    assert encode_chat(tokenizer, [{"role": "user", "content": "7?"}])[:2] == [0, 1]  # and only once
+
+
+def test_of_several_chat_templates_the_default_has_its_day_fixed_too(tmp_path):
+    dated = "{{ strftime_now('%Y') }}" + CHAT_TEMPLATE
+    folder = make_model(tmp_path, chat_template={"default": dated, "tool_use": CHAT_TEMPLATE})
+    policy = load(folder)
+    assert policy.tokenizer.decode(grpo.chat_ids(policy, "7?")).startswith("2024<|im_start|>user")
+
+
 def test_an_adapter_beside_the_weights_is_refused(tmp_path):
     """transformers loads it with the model, and the fresh adapter would take its place without a word."""
     folder = make_model(tmp_path)
@@ -704,6 +855,24 @@ def started(policy, monkeypatch, **settings):
     monkeypatch.setattr(vllm_engine, "import_vllm", lambda on_gpu: StartedLLM)
     cfg = dataclasses.replace(policy.cfg, **settings)
     return VllmEngine(policy.model, policy.tokenizer, cfg, max_model_len=200)
+
+
+@pytest.mark.parametrize("family, longest", [("gemma3", 70), ("bloom", 200)])
+def test_vllm_gets_the_positions_of_a_models_text_and_needs_none(tmp_path, monkeypatch, family, longest):
+    """Those of a model that also sees stand in its text's config; ALiBi has no last position."""
+    monkeypatch.setitem(
+        CONFIGS, "bloom", lambda **sizes: BloomConfig(vocab_size=320, hidden_size=64, n_layer=1, n_head=4)
+    )
+    policy = load(make_model(tmp_path, family, max_position_embeddings=70))
+    if family == "gemma3":
+        monkeypatch.setattr(policy.model.get_base_model(), "config", Gemma3Config(text_config=policy.model.config))
+    assert started(policy, monkeypatch).llm.asked["max_model_len"] == longest
+
+
+def test_a_rank_beyond_vllms_is_refused(tiny_policy, monkeypatch):
+    monkeypatch.setattr(tiny_policy.model.peft_config["default"], "r", 1024)
+    with pytest.raises(UserError, match="adapters of rank 512 at most; lower --lora-rank"):
+        started(tiny_policy, monkeypatch)
 
 
 def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):

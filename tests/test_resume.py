@@ -371,6 +371,18 @@ def test_another_base_model_is_refused(cfg, tmp_path):
         p2o.train(dataclasses.replace(cfg, model=str(tmp_path / "other"), resume=True, allow_changes=True))
 
 
+def test_a_run_does_not_go_on_with_another_chat_format(cfg, tmp_path):
+    """An edited chat template, tokenizer or end token: the same questions, but other prompts and other responses."""
+    folder = shutil.copytree(cfg.model, tmp_path / "model")
+    cfg = dataclasses.replace(cfg, model=str(folder))
+    p2o.train(cfg)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] += "7"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="model has another chat format: .*--allow-changes"):
+        p2o.train(dataclasses.replace(cfg, resume=True))
+
+
 def no_space(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
