@@ -21,14 +21,18 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system or `kill` sends it: a run stops as after Ctrl-C."""
 
 
-def exit_code_of(command: Callable, *arguments) -> int:
-    """Run the command; 0, or 2 after a UserError or on a full disk, or 130 after Ctrl-C, or 143 after SIGTERM."""
+def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
+    """Run the command; 0, or 2 after a UserError or on a full disk, or 130 after Ctrl-C, or 143 after SIGTERM.
+
+    `resumable`: it trains, and takes --resume. Other commands begin anew.
+    """
+    again = "the same command with --resume goes on with the run" if resumable else "start the same command again"
     _print_what_the_console_has_no_letters_for()
     before = _raise_at_sigterm()
     try:
         command(*arguments)
     except KeyboardInterrupt as stop:
-        print("p2o: stopped; the same command with --resume goes on with the run", file=sys.stderr)
+        print(f"p2o: stopped; {again}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except UserError as error:
         print(f"p2o: {error}", file=sys.stderr)
@@ -37,7 +41,7 @@ def exit_code_of(command: Callable, *arguments) -> int:
         if error.errno not in FULL + FORBIDDEN:
             raise
         cure = "make room on that disk, and" if error.errno in FULL else "once it may be written,"
-        print(f"p2o: {error}; {cure} the same command with --resume goes on with the run", file=sys.stderr)
+        print(f"p2o: {error}; {cure} {again}", file=sys.stderr)
         return 2
     finally:
         if before is not None:
