@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -37,6 +38,10 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
     except UserError as error:
         print(f"p2o: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        if not _nobody_reads_on():
+            raise
+        return 128 + 13  # as of a program that SIGPIPE ends: `p2o.py --help | head`
     except OSError as error:
         if error.errno not in FULL + FORBIDDEN:
             raise
@@ -61,6 +66,19 @@ def _raise_at_sigterm() -> Callable | int | None:
         raise Terminated
 
     return signal.signal(signal.SIGTERM, stop)
+
+
+def _nobody_reads_on() -> bool:
+    """Is standard output a pipe whose other end is closed? Then what Python would still print goes nowhere."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    screen = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(screen, 0)
+    if not poll.poll(0):  # neither an error nor a hang-up
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), screen)
+    return True
 
 
 def _print_what_the_console_has_no_letters_for() -> None:

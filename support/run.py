@@ -265,7 +265,11 @@ def check_folder(cfg) -> None:
     present = settings_of(cfg, but=PLACES + (INPUTS if has_digests else ()))
     same = without_places if has_digests else dict
     before, now = same(known), same(present)
-    changed = [f"{name} ({known.get(name)} -> {present[name]})" for name in now if before.get(name) != now[name]]
+    changed = [
+        f"{name} ({known.get(name, 'not recorded')} -> {present[name]})"
+        for name in now
+        if before.get(name) != now[name]
+    ]
     if changed and not cfg.allow_changes:
         raise UserError(
             f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "

@@ -875,6 +875,21 @@ def test_a_demo_that_was_stopped_goes_on_where_it_was(monkeypatch, tmp_path):
     assert trained[2:] == [("demo-3/grpo", False), ("demo-3/p2o", False)]
 
 
+def test_a_broken_pipe_that_is_not_the_screens_is_a_fault():
+    with pytest.raises(BrokenPipeError):
+        exit_code_of(Mock(side_effect=BrokenPipeError(errno.EPIPE, "a worker is gone")))
+
+
+def test_output_that_nobody_reads_ends_the_command_without_a_traceback():
+    """As in `p2o.py --help | head`."""
+    program = "import sys\nfrom support.errors import exit_code_of\nsys.exit(exit_code_of(print, 'x' * 10**7))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
 def test_a_western_console_prints_what_it_has_no_letters_for(monkeypatch):
     screen = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(screen, encoding="cp1252"))

@@ -695,7 +695,7 @@ def run_with_a_reward(tmp_path_factory):
     cfg = p2o.Config(
         train_data=str(data), eval_data=(str(data),), runs=str(folder), name="run", epochs=1, questions_per_batch=8,
         questions_per_update=8, hard_set_min=8, reward=f"{folder / 'mine.py'}:odd", max_response_tokens=9,
-        question_suffix="Be odd.",
+        question_suffix="Be odd.", system_prompt="Be kind.",
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         return cfg, p2o.train(cfg)["accuracy"]["held"], data
@@ -708,7 +708,12 @@ def test_eval_measures_an_adapter_as_its_run_was_trained(run_with_a_reward, caps
     assert code == 0 and rows["greedy"] == pytest.approx(logged, abs=1e-3)
     assert list(rows) == ["greedy", "pass@1", "pass@2"]  # no box, no majority
     assert f"as {cfg.folder} was trained, unless given otherwise: --model" in said
-    assert "--question-suffix 'Be odd.'" in said and "--max-response-tokens 9" in said and "mine.py:odd" in said
+    assert (
+        "--question-suffix 'Be odd.'" in said
+        and "--system-prompt 'Be kind.'" in said
+        and "--max-response-tokens 9" in said
+        and "mine.py:odd" in said
+    )
     # A checkpoint's adapter is the run's, too; what is given wins.
     checkpoint = cfg.folder / "checkpoints" / "000001" / "adapter"
     out = cfg.folder.parent / "out.json"

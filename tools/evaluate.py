@@ -120,7 +120,7 @@ def evaluate(
 
     Args:
         model: Model folder, or hub id.
-        data: Files with `question` and `answer` in each row (JSONL, parquet), or names: aime24, math500, ...
+        data: Files with `question` and `answer` in each row (JSONL, CSV, parquet), or names: aime24, math500, ...
         adapter: A trained adapter's folder, for instance runs/NAME/adapter.
         template: Put before every question, to see what a prompt unlocks; empty is the bare prompt.
         system_prompt: System message of every prompt.
@@ -251,4 +251,4 @@ def trained_as(adapter: str) -> dict[str, object]:
 
 def main(argv: list[str]) -> None:
     as_trained = functools.partial(evaluate, **trained_as(given(argv, "adapter")))
-    tyro.cli(as_trained, args=argv, prog="p2o.py eval", description=evaluate.__doc__)
+    tyro.cli(as_trained, args=argv, prog="p2o.py eval")
