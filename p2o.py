@@ -161,7 +161,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     preset: Literal["tiny", "qwen3-4b-24gb", "qwen3-4b-24gb-paper", "qwen3-1.7b-16gb", "qwen3-0.6b-8gb"] = "tiny"
     # p2o alternates policy and prompt optimization. grpo samples every question bare and evolves no templates.
     method: Literal["p2o", "grpo"] = "p2o"
-    # Questions to train on: a JSONL or parquet file with `question` and `answer`, or a data set's name (deepmath, ...).
+    # Questions to train on: a JSONL, CSV or parquet file with `question` and `answer`, or a name (deepmath, ...).
     train_data: str = str(grpo.TINY / "train.jsonl")
     # Held-out files or names (aime24, math500, ...). After every epoch they are answered bare, by greedy decoding.
     eval_data: tuple[str, ...] = (str(grpo.TINY / "hard.jsonl"), str(grpo.TINY / "ood.jsonl"))

@@ -55,4 +55,4 @@ def make_model(folder: Path = MODEL) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(make_model))
+    sys.exit(exit_code_of(make_model, resumable=False))

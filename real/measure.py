@@ -233,4 +233,4 @@ def draw_line(numbers: dict, rates: dict[str, str], picture: Path) -> None:
 
 if __name__ == "__main__":
     commands = {"rules": rules, "reflections": reflections, "mask": mask, "line": line}
-    sys.exit(exit_code_of(tyro.extras.subcommand_cli_from_dict, commands))
+    sys.exit(exit_code_of(tyro.extras.subcommand_cli_from_dict, commands, resumable=False))

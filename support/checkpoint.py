@@ -21,6 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from support.pretrained import base_mark
+
 KEEP = 2  # newest checkpoints kept
 
 
@@ -109,12 +111,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
 
 
 def save_adapter(model: torch.nn.Module, folder: Path) -> None:
-    """As peft's save_pretrained, without its model card: an empty form that takes longer than all the rest."""
+    """As peft's save_pretrained, without its model card: an empty form that takes longer than all the rest.
+
+    The file also says which base model it belongs to, wherever it is carried: `pretrained.load_adapter` looks there.
+    """
     from peft import get_peft_model_state_dict
 
     folder.mkdir(exist_ok=True)
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_tensors(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    metadata = {"format": "pt", "base_model": base_mark(model)}
+    save_tensors(weights, folder / "adapter_model.safetensors", metadata)
     model.active_peft_config.save_pretrained(folder)
 
 

@@ -1,10 +1,12 @@
-"""Questions with reference answers: a local JSONL or parquet file, or a known data set by its name."""
+"""Questions with reference answers: a local JSONL, CSV or parquet file, or a known data set by its name."""
 
 from __future__ import annotations
 
 import collections
+import csv
 import gzip
 import hashlib
+import io
 import json
 import math
 import random
@@ -220,7 +222,7 @@ GIT_LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that 
 
 
 def _rows(file: Path) -> Iterator[tuple[str, object]]:
-    """(where, row) of each row of a parquet file or line of a JSONL file, which may be packed with gzip."""
+    """(where, row) of each row of a parquet or CSV file or line of a JSONL file, which may be packed with gzip."""
     try:
         content = file.read_bytes()
         if content.startswith(b"\x1f\x8b"):
@@ -231,6 +233,8 @@ def _rows(file: Path) -> Iterator[tuple[str, object]]:
         raise UserError(f"{file}: a git-lfs pointer, not the data; `git lfs pull` fetches it")
     if content.startswith(b"PAR1") or file.suffix.lower() == ".parquet":
         yield from _parquet_rows(file, content)
+    elif file.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
+        yield from _csv_rows(file, content)
     else:
         yield from _json_rows(file, content)
 
@@ -246,16 +250,39 @@ def _parquet_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
+def _csv_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
+    """As spreadsheets save a table: the names of the columns first; a comma, a semicolon or a tab between the cells."""
+    text = _decoded(file, content)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # a German spreadsheet writes semicolons
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = next(table, [])
+        _object([(name, "") for name in names])
+        for cells in table:
+            where = f"{file}, line {table.line_num}"  # of a cell with line breaks the last one
+            if len(cells) not in (0, len(names)):
+                advice = f'a cell that holds "{delimiter}" or a line break stands in double quotes'
+                raise UserError(f"{where}: {len(cells)} cells, and {len(names)} columns have names; {advice}")
+            if cells:
+                yield where, dict(zip(names, cells, strict=True))
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{file}, line {table.line_num}: cannot be read as CSV ({error})") from None
+
+
+def _decoded(file: Path, content: bytes) -> str:
     encoding = json.detect_encoding(content)  # UTF-8, UTF-16 or UTF-32, with or without a byte order mark
     try:
-        text = content.decode(encoding)
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{file}, line {line}: byte 0x{content[error.start]:02x} is no {encoding.upper()}; save the file as UTF-8 "
             "(from Windows: iconv -f CP1252 -t UTF-8)"
         ) from None
+
+
+def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
+    text = _decoded(file, content)
     # Not splitlines: it also splits at characters that may stand inside a JSON string, U+2028 and U+0085 among them.
     for number, line in enumerate(text.split("\n"), start=1):
         where, line = f"{file}, line {number}", line.strip("\ufeff \t\r")  # files that were joined have several marks
@@ -366,7 +393,7 @@ def that_fit(
 def _read(path: str, empty_answers: bool) -> list[Question]:
     """Questions of a known data set (`deepmath`), of a local copy of it (`deepmath:folder-or-file`), or of a file.
 
-    A file is JSONL or parquet with `question` and `answer` in each row (`id` optional). The answer may be a
+    A file is JSONL, CSV or parquet with `question` and `answer` in each row (`id` optional). The answer may be a
     solution as GSM8K has it, with `#### 72` in its last line. UserError names the row.
     """
     name, _, local = path.partition(":")
@@ -380,7 +407,7 @@ def _read(path: str, empty_answers: bool) -> list[Question]:
         questions = load_source(name, local)
     elif not file.is_file():
         raise UserError(
-            f"{path}: no such file; give a JSONL or parquet file with `question` and `answer` in each row, "
+            f"{path}: no such file; give a JSONL, CSV or parquet file with `question` and `answer` in each row, "
             f"or one of {', '.join(SOURCES)}"
         )
     else:

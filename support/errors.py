@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -21,23 +22,31 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system or `kill` sends it: a run stops as after Ctrl-C."""
 
 
-def exit_code_of(command: Callable, *arguments) -> int:
-    """Run the command; 0, or 2 after a UserError or on a full disk, or 130 after Ctrl-C, or 143 after SIGTERM."""
+def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
+    """Run the command; 0, or 2 after a UserError or on a full disk, or 130 after Ctrl-C, or 143 after SIGTERM.
+
+    `resumable`: it trains, and takes --resume. Other commands begin anew.
+    """
+    again = "the same command with --resume goes on with the run" if resumable else "start the same command again"
     _print_what_the_console_has_no_letters_for()
     before = _raise_at_sigterm()
     try:
         command(*arguments)
     except KeyboardInterrupt as stop:
-        print("p2o: stopped; the same command with --resume goes on with the run", file=sys.stderr)
+        print(f"p2o: stopped; {again}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except UserError as error:
         print(f"p2o: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        if not _nobody_reads_on():
+            raise
+        return 128 + 13  # as of a program that SIGPIPE ends: `p2o.py --help | head`
     except OSError as error:
         if error.errno not in FULL + FORBIDDEN:
             raise
         cure = "make room on that disk, and" if error.errno in FULL else "once it may be written,"
-        print(f"p2o: {error}; {cure} the same command with --resume goes on with the run", file=sys.stderr)
+        print(f"p2o: {error}; {cure} {again}", file=sys.stderr)
         return 2
     finally:
         if before is not None:
@@ -57,6 +66,19 @@ def _raise_at_sigterm() -> Callable | int | None:
         raise Terminated
 
     return signal.signal(signal.SIGTERM, stop)
+
+
+def _nobody_reads_on() -> bool:
+    """Is standard output a pipe whose other end is closed? Then what Python would still print goes nowhere."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    screen = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(screen, 0)
+    if not poll.poll(0):  # neither an error nor a hang-up
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), screen)
+    return True
 
 
 def _print_what_the_console_has_no_letters_for() -> None:

@@ -43,9 +43,15 @@ class RunLog:
 
     def progress(self, steps: range, per_epoch: int) -> Iterator[int]:
         """The steps, with a bar on the screen."""
-        with tqdm(steps, initial=steps.start, total=steps.stop, unit="batch", leave=False) as bar:
+
+        def label(step: int) -> str:
+            return f"epoch {step // per_epoch + 1}/{steps.stop // per_epoch}"
+
+        first = label(steps.start)
+        with tqdm(steps, first, initial=steps.start, total=steps.stop, unit="batch", leave=False) as bar:
             for step in bar:
-                bar.set_description(f"epoch {step // per_epoch + 1}/{steps.stop // per_epoch}")
+                if step % per_epoch == 0:  # once an epoch: each time it is set, the bar is drawn again
+                    bar.set_description(label(step))
                 yield step
 
     def note(self, line: str) -> None:
@@ -127,9 +133,11 @@ class RunLog:
             self.warn(sentence, epoch=epoch)
         if self.bad_updates >= MAX_BAD_UPDATES:
             self._write("bad-batch.json", [dataclasses.asdict(r) for r in rollouts])
+            own = [f"--{seam} {getattr(self.cfg, seam)}" for seam in ("ratio", "loss") if getattr(self.cfg, seam)]
             raise UserError(
                 f"{MAX_BAD_UPDATES} updates in a row had no finite loss or gradient; the last batch is in "
                 f"{self.folder / 'bad-batch.json'}. A lower --learning-rate is the usual cure"
+                + (f", unless the numbers come from {' or '.join(own)}" if own else "")
             )
         reward = statistics.fmean(r.reward for r in rollouts)
         self.log("update", epoch=epoch, update=self.updates, rollouts=len(rollouts), reward=reward, **metrics)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from support.errors import UserError
 from support.messages import (
@@ -732,9 +733,36 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     if odd := sorted(saved ^ wanted):
         raise UserError(f"--adapter {adapter}: made for another model: {len(odd)} weights do not fit, {odd[0]} first")
     made_on = model.active_peft_config.base_model_name_or_path or here
-    if Path(made_on).name != Path(here).name:  # a folder may have moved
+    trained_on, found = base_in(Path(adapter)), base_mark(model)
+    # Two models of one architecture have the same shapes, so their values have to tell. In another number format these
+    # are rounded, and other trainers keep no mark: then the name tells, by its last part, for a folder may have moved.
+    comparable = trained_on.partition(" ")[0] == found.partition(" ")[0]
+    if comparable and trained_on != found:
+        raise UserError(f"--adapter {adapter}: trained on other weights ({made_on}) than those of --model {here}")
+    if not comparable and Path(made_on).name != Path(here).name:
         print(f"--adapter {adapter}: it was made on {made_on}, and is put on {here}")
     return model
+
+
+def base_in(adapter: Path) -> str:
+    """The `base_mark` that `checkpoint.save_adapter` wrote into an adapter's file, or "" if it was saved by others."""
+    file = adapter / "adapter_model.safetensors"
+    if not file.exists():  # from the hub
+        return ""
+    with safe_open(file, framework="pt") as tensors:
+        return (tensors.metadata() or {}).get("base_model", "")
+
+
+def base_mark(model: torch.nn.Module) -> str:
+    """Number format and digest of a peft model's base, by its weights outside of the adapted layers.
+
+    Those inside may be in 4 bits. An adapter that was trained on such may be served on the full ones: the same base.
+    """
+    kept = {name: p for name, p in model.named_parameters() if not p.requires_grad and ".base_layer." not in name}
+    kinds = sorted(
+        {str(p.dtype).removeprefix("torch.") for p in kept.values()} - {"float32"}
+    )  # the head's, in any case
+    return f"{'+'.join(kinds) or 'float32'} {digest(kept)}"
 
 
 def _first_line(error: Exception) -> str:
@@ -744,9 +772,12 @@ def _first_line(error: Exception) -> str:
 
 def fingerprint(model: torch.nn.Module) -> str:
     """A short digest of the base model: every frozen tensor's name and shape, and a few of its values."""
+    return digest({name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad})
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
     known = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            values = parameter.flatten()[:: max(1, parameter.numel() // 16)][:16].float().tolist()
-            known.update(repr((name, tuple(parameter.shape), values)).encode())
+    for name, tensor in tensors.items():
+        values = tensor.flatten()[:: max(1, tensor.numel() // 16)][:16].float().tolist()
+        known.update(repr((name, tuple(tensor.shape), values)).encode())
     return known.hexdigest()[:16]

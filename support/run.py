@@ -186,7 +186,7 @@ class Run(RunLog):
 
     def _identity(self) -> dict:
         """Settings and inputs: what has to be the same for what was computed to count."""
-        return settings_of(self.cfg, but=PLACES + INPUTS) | self.inputs
+        return without_places(settings_of(self.cfg, but=PLACES + INPUTS)) | self.inputs
 
     @property
     def seconds(self) -> float:
@@ -236,6 +236,18 @@ def settings_of(cfg, but: tuple[str, ...]) -> dict:
     return {name: value for name, value in settings.items() if name not in but}
 
 
+def without_places(settings: dict) -> dict:
+    """The settings, but of a file of the user's own only its function: where it is does not matter, and inputs.json
+    knows what it holds.
+
+    >>> without_places({"reward": "my/folder/mine.py:f", "advantage": "rloo", "reflection_prompt": "mine.txt"})
+    {'reward': ':f', 'advantage': 'rloo', 'reflection_prompt': 'a file'}
+    """
+    functions = {seam: "".join(settings[seam].rpartition(":")[1:]) for seam in SEAMS if seam in settings}
+    prompt = {"reflection_prompt": "a file"} if settings.get("reflection_prompt") else {}
+    return settings | functions | prompt
+
+
 def check_folder(cfg) -> None:
     """No run is written over, nor resumed under other settings without being asked."""
     file = cfg.folder / "config.json"
@@ -252,8 +264,15 @@ def check_folder(cfg) -> None:
             f"--resume: {file} is damaged ({error}); mend it, or start a new run with another --name"
         ) from None
     # A folder or a data file that was moved is the same as before.
-    present = settings_of(cfg, but=PLACES + (INPUTS if (cfg.folder / "inputs.json").exists() else ()))
-    changed = [f"{name} ({known.get(name)} -> {value})" for name, value in present.items() if known.get(name) != value]
+    has_digests = (cfg.folder / "inputs.json").exists()
+    present = settings_of(cfg, but=PLACES + (INPUTS if has_digests else ()))
+    same = without_places if has_digests else dict
+    before, now = same(known), same(present)
+    changed = [
+        f"{name} ({known.get(name, 'not recorded')} -> {present[name]})"
+        for name in now
+        if before.get(name) != now[name]
+    ]
     if changed and not cfg.allow_changes:
         raise UserError(
             f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "

@@ -11,7 +11,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from support.errors import UserError
+import torch
+
+from support.errors import FULL, UserError
 
 SEAMS = ("select", "evolve", "mine", "reward", "advantage", "keep", "ratio", "loss")
 VARIANTS = Path(__file__).resolve().parent.parent / "variants"
@@ -30,7 +32,8 @@ def variant(seam: str, cfg, default: Callable | None, **available) -> Callable |
     function = find(seam, getattr(cfg, seam))
     if function is None:
         return default
-    known, parameters = vars(cfg) | available, inspect.signature(function).parameters.values()
+    name, known = getattr(cfg, seam), vars(cfg) | available
+    parameters = inspect.signature(function).parameters.values()
     wanted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     filled = functools.partial(function, **{name: known[name] for name in wanted if name in known})
     declared = {p.name for p in parameters}
@@ -38,29 +41,47 @@ def variant(seam: str, cfg, default: Callable | None, **available) -> Callable |
 
     def called(*inputs, **at_hand):
         # `--loss` is handed more by name than most functions ask for.
-        given = filled(*inputs, **{name: value for name, value in at_hand.items() if takes_all or name in declared})
-        return checked(seam, getattr(cfg, seam), given, inputs)
+        at_hand = {name: value for name, value in at_hand.items() if takes_all or name in declared}
+        try:
+            given = filled(*inputs, **at_hand)
+            if seam in ("select", "keep") and hasattr(given, "__iter__"):
+                given = list(given)  # a generator can be read only once
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            # A variant of ours that fails is a bug, whose traceback is wanted; a full disk is nobody's.
+            if ":" not in name or getattr(error, "errno", None) in FULL:
+                raise
+            raise UserError(f"--{seam} {name}: {_told(error, name)}") from error
+        return checked(seam, name, given, inputs, at_hand)
 
     return called
 
 
-def checked(seam: str, name: str, given, inputs: tuple):
+def checked(seam: str, name: str, given, inputs: tuple, at_hand: dict):
     """What a user's function gave. UserError if training would go on with it and do something else than was meant.
 
-    A forgotten `return` gives None, which counts as "no" where yes or no is asked. A question that is selected twice
-    has two groups, and they would become one. One number would stand for every token of a batch.
+    A forgotten `return` gives None, which counts as "no" where yes or no is asked, and a list or a word counts as
+    "yes". A question that is selected twice has two groups, and they would become one. One number would stand for every
+    token of a batch. A loss that was cut off from the policy's log-probs has no gradient.
     """
     if given is None:
         raise UserError(f"--{seam} {name}: it gave None; does it end with a `return`?")
     wanted, shape = "", getattr(given, "shape", None)
     if seam == "select":
-        asked = [getattr(question, "id", None) for question in given]
+        asked = [getattr(question, "id", None) for question in given] if isinstance(given, list) else []
         if not asked or len(set(asked)) < len(asked) or not {q.id for q in inputs[0]}.issuperset(asked):
             wanted = "questions of the order, at least one and none twice"
     elif seam == "evolve" and not hasattr(given, "dev_scores"):
         wanted = "a gepa_loop.Evolution"
-    elif seam in ("ratio", "loss") and shape != inputs[0].shape:
+    elif seam == "mine" and not isinstance(given, bool | int) and shape != ():
+        wanted = "yes or no: True or False"
+    elif seam == "keep" and not (isinstance(given, list) and all(hasattr(r, "trained_context") for r in given)):
+        wanted = "a list of rollouts"
+    elif seam in ("ratio", "loss") and not (isinstance(given, torch.Tensor) and shape == inputs[0].shape):
         wanted = f"a number for each token, [B, T] = {list(inputs[0].shape)}"
+    elif seam == "loss" and not given.requires_grad and at_hand.get("logprobs", inputs[0]).requires_grad:
+        wanted = "a loss that depends on log_ratio or logprobs, not detached"
     if wanted:
         what = _shown(given) if shape is None else f"a tensor of shape {list(shape)}"
         raise UserError(f"--{seam} {name}: it gave {what}; what is wanted is {wanted}")
@@ -84,7 +105,7 @@ def find(seam: str, name: str) -> Callable | None:
             f"--{seam} {name}: no such function ({error}); give a name of variants/{seam}.py, or my_file.py:name"
         ) from error
     except Exception as error:  # the file is the user's, and runs when it is loaded
-        raise UserError(f"--{seam} {name}: {_told(error)}") from error
+        raise UserError(f"--{seam} {name}: {_told(error, name)}") from error
     if not callable(found):
         raise UserError(f"--{seam} {name}: {function} is no function, it is {_shown(found)}")
     return found
@@ -96,7 +117,7 @@ def checked_reward(name: str, reward: Callable, response: str, question) -> tupl
         given = reward(response, question)
     except Exception as error:
         raise UserError(
-            f"--reward {name}: {_told(error)}; it was asked about the response {_shown(response)} to question "
+            f"--reward {name}: {_told(error, name)}; it was asked about the response {_shown(response)} to question "
             f"{question.id}, as a function of (response, question)"
         ) from error
     value, feedback, *formed = given if isinstance(given, tuple | list) and len(given) in (2, 3) else (None, None)
@@ -144,9 +165,11 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _told(error: Exception) -> str:
-    """What went wrong in a file of the user's, and where."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+def _told(error: Exception, name: str) -> str:
+    """What went wrong in a file of the user's, and where: in its innermost line, not in that of a library it called."""
+    places = traceback.extract_tb(error.__traceback__)
+    own = [place for place in places if place.filename == str(Path(name.rpartition(":")[0]))]
+    place = (own or places)[-1]
     where = "" if place.filename == __file__ else f" ({place.filename}, line {place.lineno})"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
 
@@ -176,6 +199,19 @@ def check_variants(cfg) -> None:
         for option, value in getattr(find(seam, name), "needs", {}).items():
             if getattr(cfg, option) != value:
                 raise UserError(f"--{seam} {name} needs {as_option(option, value)}")
+    try_out_loss(cfg)
+
+
+def try_out_loss(cfg) -> None:
+    """Call `--ratio` and `--loss` on made-up log-probs: the first update with contrast may come after hours."""
+    logprobs = -torch.arange(1.0, 7.0).view(2, 3).requires_grad_()
+    old_logprobs, advantages = logprobs.detach() - 0.1, torch.tensor([[1.0], [-1.0]]).expand(2, 3)
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    ratio = variant("ratio", cfg, default=lambda new, old, mask: new - old, sampled_logprobs=old_logprobs)
+    log_ratio = ratio(logprobs, old_logprobs, mask)
+    if loss := variant("loss", cfg, default=None):
+        clips = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
+        loss(log_ratio, advantages, **clips, logprobs=logprobs, mask=mask)
 
 
 def as_option(option: str, value) -> str:

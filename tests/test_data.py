@@ -1,8 +1,10 @@
 """What goes in: questions from files and known data sets (local copies with just the real columns), and token ids."""
 
+import csv
 import datetime
 import decimal
 import gzip
+import io
 import json
 
 import pytest
@@ -309,6 +311,25 @@ def test_parquet_is_known_by_what_it_holds(name, tmp_path):
     assert load_questions(str(tmp_path / name))[0].reference == "7"
 
 
+@pytest.mark.parametrize("name", ["mine.csv", "mine.CSV", "mine.tsv", "mine.csv.gz"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_as_a_spreadsheet_saves_it_is_the_same_as_jsonl(name, delimiter, encoding, tmp_path):
+    rows = [
+        {"question": 'Caf\u00e9: "3, 4; 5"?\nAdd.', "answer": "1,5", "level": "easy"},
+        {"question": "1 + 2?", "answer": "3", "level": ""},
+    ]
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator="\r\n")
+    table.writeheader()
+    table.writerows(rows)
+    content = text.getvalue().encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    found = load_questions(str(tmp_path / name))
+    assert found == load_questions(write(tmp_path / "mine.jsonl", rows)) and [q.row for q in found] == rows
+    assert data.label(str(tmp_path / name)) == "mine"
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
@@ -323,6 +344,13 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123
         ("mine.jsonl", b'{"question": "a", "answer": ' + b"1" * 5000 + b"}", "line 1: JSON that cannot be read"),
         ("mine.jsonl", b"[" * 200_000, "line 1: JSON that cannot be read"),
         ("mine.jsonl", rb'{"question": "bad \ud83d half", "answer": "7"}', "line 1: `question` holds half of a char"),
+        ("mine.csv", b"question,answer\n1 + 1?,2\n1, 2, 3?,6\n", "line 3: 4 cells, and 2 columns have names; a cell"),
+        ("mine.csv", b'question,answer\n"1 + 1?,2\n3?,6\n', "cannot be read as CSV .unexpected end of data"),
+        ("mine.csv", b"question,answer,answer\n1?,1,2\n", "line 1: cannot be read as CSV .`answer` stands there twice"),
+        ("mine.csv", b"Frage;Antwort\n1?;1\n", "line 2: no field `question` .found: Frage, Antwort"),
+        ("mine.csv", b"question,answer\n1 + 1?,\n", "line 2: `answer` is empty"),
+        ("mine.csv", b"", "holds no questions"),
+        ("mine.csv", b"question,answer\nCaf\xe9?,1\n", "line 2: byte 0xe9 is no UTF-8"),
         ("mine.jsonl", rb'{"question": "a", "answer": "\udc00"}', "line 1: `answer` holds half of a char"),
         ("mine.jsonl", rb'{"question": "a", "answer": "1", "id": "\udc00"}', "line 1: `id` holds half of a char"),
     ],

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from support.errors import UserError, exit_code_of
 from support.log import MAX_FAMILIES, by_column
 from support.messages import as_messages, as_template
 from support.run import Run
-from support.seams import variant
+from support.seams import check_variants, variant
 from tiny.problems import FAMILIES
 from tools import cli, fit, report
 from variants import evolve
@@ -292,9 +294,11 @@ def test_mean_only_advantages_are_not_scaled(small, tiny_policy, questions):
 
 
 def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
-    (tmp_path / "own.py").write_text("def keep(group, policy='its own', *, seed):\n    return group, policy, seed\n")
-    keep = variant("keep", Config(keep=f"{tmp_path / 'own.py'}:keep", seed=5), None, policy="the run's", other=1)
-    assert keep("g") == ("g", "its own", 5)
+    (tmp_path / "own.py").write_text("def mine(group, policy='its own', *, seed):\n    return group, policy, seed\n")
+    own = variant(
+        "advantage", Config(advantage=f"{tmp_path / 'own.py'}:mine", seed=5), None, policy="the run's", other=1
+    )
+    assert own("g") == ("g", "its own", 5)
 
 
 @pytest.mark.parametrize(
@@ -309,17 +313,88 @@ def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
         ("select", "def own(order, history, count, rng):\n    return order[:1] * 2\n", "at least one and none twice"),
         ("select", "def own(order, history, count, rng):\n    return ['a']\n", "questions of the order"),
         ("evolve", "def own(hard, search):\n    return {}\n", "it gave {}; what is wanted is a gepa_loop.Evolution"),
+        ("select", "def own(order, history, count, rng):\n    return 3\n", "it gave 3; what is wanted is questions"),
+        ("mine", "def own(group):\n    return 'no'\n", "it gave 'no'; what is wanted is yes or no"),
+        (
+            "mine",
+            "def own(group):\n    return [r for r in group if r.reward > 1]\n",
+            "it gave []; what is wanted is yes",
+        ),
+        ("keep", "def own(group):\n    return 0\n", "it gave 0; what is wanted is a list of rollouts"),
+        ("keep", "def own(group):\n    return range(len(group))\n", "it gave [0, 1]; what is wanted is a list"),
+        ("loss", "def own(x, a):\n    return (-a * x.exp()).detach()\n", "a loss that depends on log_ratio"),
+        ("loss", "def own(x, a):\n    return (-a * x.exp()).tolist()\n", "a number for each token"),
+        (
+            "advantage",
+            "import statistics\ndef own(group):\n    a = 1\n    return statistics.mean([])\n",
+            "own.py, line 4",
+        ),
+        ("mine", "def own(group):\n    return group[0].rewrd < 1\n", "AttributeError: 'Rollout' object has no"),
+        ("mine", "def own(group, *, polciy):\n    return True\n", "missing 1 required keyword-only argument: 'polciy'"),
+        ("keep", "def own(group):\n    yield group[2]\n", "IndexError: list index out of range (/"),
+        ("select", "def own(order, history):\n    return order\n", "TypeError: own() takes 2 positional arguments but"),
+        ("evolve", "def own(hard, search):\n    return open('/no/such/file')\n", "/no/such/file' (/"),
     ],
 )
 def test_a_function_that_gives_something_else_is_told_so(seam, body, complaint, tmp_path):
     (tmp_path / "own.py").write_text(body)
     function = variant(seam, Config(**{seam: f"{tmp_path / 'own.py'}:own"}), None)
-    numbers, at_hand = torch.zeros(1, 2), {"mask": torch.ones(1, 2), "clip_low": 0.2}
-    inputs = {"mine": [rewarded(1, 0)], "keep": [rewarded(1, 0)], "ratio": [numbers] * 3, "loss": [numbers] * 2}
+    numbers, at_hand = torch.zeros(1, 2, requires_grad=True), {"mask": torch.ones(1, 2), "clip_low": 0.2}
+    inputs = {"ratio": [numbers] * 3, "loss": [numbers] * 2} | dict.fromkeys(
+        ("advantage", "mine", "keep"), [rewarded(1, 0)]
+    )
     inputs = inputs.get(seam) or [asked("a", "b"), None, None, None][: 4 if seam == "select" else 2]
     with pytest.raises(UserError) as refusal:
         function(*inputs, **(at_hand if seam == "loss" else {}))
     assert complaint in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_generator_is_as_good_as_a_list_and_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("def keep(group):\n    yield from group[:1]\n")
+    group = rewarded(1, 0)
+    assert variant("keep", Config(keep=f"{tmp_path / 'own.py'}:keep"), None)(group) == group[:1]
+    with pytest.raises(AttributeError):
+        variant("keep", Config(keep="informative"), None)([1])
+
+
+def test_what_a_function_of_ones_own_calls_may_run_out_of_memory_or_of_disk(tmp_path):
+    """Then it is not the function that is to be mended: a smaller batch is tried, or the run stops resumably."""
+    (tmp_path / "own.py").write_text("def own(hard, search):\n    return search(hard)\n")
+    own = variant("evolve", Config(evolve=f"{tmp_path / 'own.py'}:own"), None)
+    for error in (torch.OutOfMemoryError(), OSError(errno.ENOSPC, "No space left on device"), UserError("no teacher")):
+        with pytest.raises(type(error)) as raised:
+            own([], Mock(side_effect=error))
+        assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "option, body",
+    [
+        (
+            "loss",
+            "def own(log_ratio, advantages, *, mask):\n    return (-advantages * log_ratio.exp() * mask).mean()\n",
+        ),
+        ("loss", "def own(log_ratio, advantages, *, logprob):\n    return -advantages * logprob\n"),
+        ("ratio", "def own(logprobs, old_logprobs, mask):\n    return (logprobs - old_logprobs) @ mask\n"),
+    ],
+)
+def test_a_loss_that_cannot_work_is_refused_before_the_model_is_loaded(small, monkeypatch, tmp_path, option, body):
+    """It is first called in the first update with contrast: here after an epoch and a search for templates."""
+    (tmp_path / "own.py").write_text(body)
+    monkeypatch.setattr(grpo, "load_policy", pytest.fail)
+    with pytest.raises(UserError, match=f"--{option} .*own.py:own: "):
+        p2o.train(dataclasses.replace(small, **{option: f"{tmp_path / 'own.py'}:own"}))
+    assert not small.folder.exists()
+
+
+def test_every_shipped_loss_and_ratio_passes_the_trial():
+    for cfg in (
+        Config(loss="cispo"), Config(loss="reinforce"), Config(loss="luffy", keep="luffy"),
+        Config(loss="gmpo", aggregation="seq-mean-token-mean"), Config(ratio="gspo", aggregation="seq-mean-token-mean"),
+        Config(loss="disco", advantage="disco", aggregation="seq-mean-token-mean"),
+        Config(ratio="sampler", ratio_mask=False),
+    ):  # fmt: skip
+        check_variants(cfg)
 
 
 def test_a_loss_declares_only_what_it_needs(tmp_path):
@@ -766,6 +841,53 @@ def test_a_fork_of_a_run_ends_at_once_at_sigterm():
     )
     said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (said.stdout, said.stderr) == ("143\n", "")
+
+
+def test_a_command_that_does_not_train_does_not_promise_to_resume(monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "command", stopped)
+    for argv, promised in ((["eval", "--samples", "4"], False), (["fit"], False), (["demo"], True), ([], True)):
+        assert p2o.main(argv) == 130
+        assert ("--resume" in capsys.readouterr().err) == promised, argv
+
+
+def test_a_word_that_is_no_command_is_answered_with_those_that_are(capsys):
+    assert p2o.main(["evl", "--samples", "4"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("p2o: evl: no such command; there are demo, study") and said.count("\n") == 1
+
+
+def test_a_demo_that_was_stopped_goes_on_where_it_was(monkeypatch, tmp_path):
+    """In the newest of its folders; a run that had not begun is begun."""
+    trained = []
+    monkeypatch.setattr(p2o, "train", lambda cfg: trained.append((str(cfg.folder.relative_to(tmp_path)), cfg.resume)))
+    for name in ("live_report", "write_report", "comparison_table"):
+        monkeypatch.setattr(report, name, lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(report, "comparison_table", lambda folders: "")
+    for begun in ("demo/grpo", "demo-2/grpo"):
+        (tmp_path / begun).mkdir(parents=True)
+        (tmp_path / begun / "config.json").write_text("{}")
+    cli.demo(["--runs", str(tmp_path), "--resume"])
+    assert trained == [("demo-2/grpo", True), ("demo-2/p2o", False)]
+    cli.demo(["--runs", str(tmp_path)])
+    assert trained[2:] == [("demo-3/grpo", False), ("demo-3/p2o", False)]
+
+
+def test_a_broken_pipe_that_is_not_the_screens_is_a_fault():
+    with pytest.raises(BrokenPipeError):
+        exit_code_of(Mock(side_effect=BrokenPipeError(errno.EPIPE, "a worker is gone")))
+
+
+def test_output_that_nobody_reads_ends_the_command_without_a_traceback():
+    """As in `p2o.py --help | head`."""
+    program = "import sys\nfrom support.errors import exit_code_of\nsys.exit(exit_code_of(print, 'x' * 10**7))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
 def test_a_western_console_prints_what_it_has_no_letters_for(monkeypatch):

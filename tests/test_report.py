@@ -1,6 +1,8 @@
 """Showing a run: what it writes down and tells a tracker, the page and what a browser makes of it; evaluation."""
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import re
@@ -11,7 +13,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -37,6 +39,16 @@ def trained(tmp_path_factory):
     with report.live_report([cfg.folder], cfg.folder):
         p2o.train(cfg)
     return report.read_run(cfg.folder)
+
+
+def test_the_progress_bar_is_drawn_once_a_batch_and_names_the_epoch_from_its_start(capsys, monkeypatch):
+    """In a log file each drawing stays. A batch of a large model takes many minutes, so the first one is named, too."""
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    for _ in RunLog(SimpleNamespace(folder=None, track="none")).progress(range(1, 6), per_epoch=3):
+        pass
+    drawn = [part for part in capsys.readouterr().err.split("\r") if part.strip()]
+    # At the start, after each of five batches but the last, whose bar is cleared, and once more for a new epoch.
+    assert drawn[0].startswith("epoch 1/2:  17%") and len(drawn) <= 7
 
 
 def test_families_add_up_to_the_accuracy(trained):
@@ -626,6 +638,17 @@ def test_majority_counts_equal_answers_together_and_ignores_missing_ones():
     assert evaluate.majority([None], same) is None
 
 
+def test_pass_at_k_without_a_success_has_an_interval_and_other_rewards_the_bootstraps():
+    """No success among 800 samples of 100 questions does not prove that there is none: the bootstrap gave 0 to 0."""
+    assert evaluate.interval([0.0] * 100) == evaluate.wilson_interval(0, 100)
+    assert evaluate.interval([1.0] * 100)[0] < 0.97
+    low, high = evaluate.interval([-1.0, 3.0] * 50)
+    assert low < 1.0 < high and low > 0.2
+    # One success more never makes the interval's end smaller.
+    ends = [evaluate.interval([1 / 8] * successes + [0.0] * (100 - successes))[1] for successes in range(5)]
+    assert ends == sorted(ends)
+
+
 @given(n=st.integers(1, 200), data=st.data())
 def test_intervals_hold_the_value_and_stay_in_range(n, data):
     successes = data.draw(st.integers(0, n))
@@ -648,6 +671,87 @@ def test_eval_prints_a_table_and_writes_json(tmp_path, capsys):
     assert bare[0]["value"] == 0 and hinted[0]["value"] > 0.8
     settings = json.loads((tmp_path / "hinted.json").read_text())["settings"]  # all that made these numbers
     assert (settings["template"], settings["samples"], settings["max_response_tokens"]) == (hint, 4, 40)
+
+
+def eval_of(capsys, *argv):
+    """What it prints, the lines of its table by their metric, and its exit code."""
+    capsys.readouterr()
+    code = p2o.main(["eval", "--samples", "2", *argv])
+    said = capsys.readouterr()
+    rows = [line.split() for line in said.out.splitlines() if line.startswith("held")]
+    return code, said.out + said.err, {row[1]: float(row[2]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def run_with_a_reward(tmp_path_factory):
+    """A run under a reward, a system prompt and a suffix of the user's own, and the file of its held-out questions."""
+    folder = tmp_path_factory.mktemp("own")
+    rows = [json.loads(line) for line in (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:8]]
+    data = folder / "held.jsonl"
+    data.write_text("".join(json.dumps(row | {"answer": ""}) + "\n" for row in rows))
+    (folder / "mine.py").write_text(
+        "def odd(response, question):\n    return float(len(response) % 2), 'Odd, please.'\n"
+    )
+    cfg = p2o.Config(
+        train_data=str(data), eval_data=(str(data),), runs=str(folder), name="run", epochs=1, questions_per_batch=8,
+        questions_per_update=8, hard_set_min=8, reward=f"{folder / 'mine.py'}:odd", max_response_tokens=9,
+        question_suffix="Be odd.", system_prompt="Be kind.",
+    )  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        return cfg, p2o.train(cfg)["accuracy"]["held"], data
+
+
+def test_eval_measures_an_adapter_as_its_run_was_trained(run_with_a_reward, capsys):
+    """Model, reward, prompt and lengths come from the run's folder, and the number is the one that training logged."""
+    cfg, logged, data = run_with_a_reward
+    code, said, rows = eval_of(capsys, "--adapter", str(cfg.folder / "adapter"), "--data", str(data))
+    assert code == 0 and rows["greedy"] == pytest.approx(logged, abs=1e-3)
+    assert list(rows) == ["greedy", "pass@1", "pass@2"]  # no box, no majority
+    assert f"as {cfg.folder} was trained, unless given otherwise: --model" in said
+    assert (
+        "--question-suffix 'Be odd.'" in said
+        and "--system-prompt 'Be kind.'" in said
+        and "--max-response-tokens 9" in said
+        and "mine.py:odd" in said
+    )
+    # A checkpoint's adapter is the run's, too; what is given wins.
+    checkpoint = cfg.folder / "checkpoints" / "000001" / "adapter"
+    out = cfg.folder.parent / "out.json"
+    argv = ["--adapter", str(checkpoint), "--question-suffix", "", "--out", str(out), "--data", str(data)]
+    assert eval_of(capsys, *argv)[0] == 0
+    settings = json.loads(out.read_text())["settings"]
+    assert settings["question_suffix"] == "" and settings["max_response_tokens"] == 9
+    assert settings["reward"] == cfg.reward
+
+
+def test_eval_refuses_a_reward_that_cannot_work_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(grpo.pretrained, "load_base", pytest.fail)
+    (tmp_path / "mine.py").write_text("def f(response, question):\n    return 1.0\n")
+    assert "it gave 1.0" in refused(capsys, "--reward", f"{tmp_path / 'mine.py'}:f")
+
+
+def test_an_adapter_of_the_other_tiny_world_is_refused(run_with_a_reward, tmp_path, capsys):
+    """Its shapes fit. The adapter's file says which weights it was trained on, wherever it is carried."""
+    cfg, _, data = run_with_a_reward
+    carried = tmp_path / "adapter"
+    shutil.copytree(cfg.folder / "adapter", carried)
+    other = str(ROOT / "tiny" / "divided" / "model")
+    code, said, _ = eval_of(
+        capsys, "--adapter", str(carried), "--model", other, "--data", str(ROOT / "tiny/hard.jsonl")
+    )
+    assert code == 2 and said.count("\n") == 1
+    assert said.startswith(f"p2o: --adapter {carried}: trained on other weights (") and other in said
+    # Saved in another number format, the same weights are rounded: then there is no telling.
+    weights = load_file(carried / "adapter_model.safetensors")
+    save_file(weights, carried / "adapter_model.safetensors", metadata={"base_model": "bfloat16 0123456789abcdef"})
+    grpo.load_policy(grpo.PolicyConfig(model=other), adapter=str(carried))
+
+
+def test_the_base_of_an_adapter_is_the_same_in_4_bits(tmp_path):
+    """As docs/gpu.md has it: trained in 4 bits, served on the full weights."""
+    in_4_bits = load_tiny(load_in_4bit=True)
+    checkpoint.save_adapter(in_4_bits.model, tmp_path / "adapter")
+    grpo.load_policy(grpo.PolicyConfig(), adapter=str(tmp_path / "adapter"))
 
 
 def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_path, capsys):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import load_tiny
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from test_grpo import assert_same_gradient, gradient_of, rollouts_of
 
 import grpo
@@ -84,7 +85,9 @@ def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
 def test_an_adapter_is_written_as_peft_writes_it(tiny_policy, tmp_path):
     checkpoint.save_adapter(tiny_policy.model, tmp_path / "ours")
     tiny_policy.model.save_pretrained(tmp_path / "its")
-    ours, its = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("ours", "its"))
+    ours, its = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "its"))
+    assert ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
+    ours, its = ((tmp_path / name / "adapter_config.json").read_bytes() for name in ("ours", "its"))
     assert ours == its
 
 
@@ -223,6 +226,12 @@ def test_a_run_does_not_go_on_with_an_edited_function_of_the_users_own(cfg, tmp_
     mine = dataclasses.replace(cfg, reward=f"{file}:mine")
     p2o.train(mine)
     resumed = dataclasses.replace(mine, resume=True)
+    (tmp_path / "moved").mkdir()
+    file = file.rename(tmp_path / "moved" / "mine.py")
+    resumed = dataclasses.replace(resumed, reward=f"{file}:mine")
+    p2o.train(resumed)  # the same function in another place
+    with pytest.raises(UserError, match="with other settings: reward "):
+        p2o.train(dataclasses.replace(resumed, reward=f"{file}:other"))
     file.write_text(file.read_text().replace("7", "8"))
     with pytest.raises(UserError, match="--resume: .*: an edited file of --reward. Give") as refusal:
         p2o.train(resumed)

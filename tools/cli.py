@@ -10,7 +10,7 @@ import torch
 import tyro
 
 import p2o
-from support.errors import exit_code_of
+from support.errors import UserError, exit_code_of
 
 TOOLS = ("demo", "study", "studies", "eval", "fit", "report")
 # P2O has solved the tiny world after three. An option of the user's own comes later on the command line, and wins.
@@ -24,11 +24,21 @@ So the two need not agree."""
 
 def parse_config(argv: list[str]) -> p2o.Config:
     """The configuration that the options give; those that are not given are the preset's."""
-    # Of an option that is given twice tyro takes the last, and so it is with the preset. NUL keeps the words apart, so
-    # that no text with spaces is taken for an option.
-    presets = re.findall("(?<![^\0])--preset[=\0]([^\0]*)", "\0".join(argv))
-    default = p2o.PRESETS.get(presets[-1] if presets else "tiny", p2o.PRESETS["tiny"])
+    default = p2o.PRESETS.get(given(argv, "preset"), p2o.PRESETS["tiny"])
     return tyro.cli(p2o.Config, default=default, args=argv, prog="p2o.py", description=p2o.__doc__)
+
+
+def given(argv: list[str], option: str) -> str:
+    """What an option is given as, before the others are read, whose defaults it decides; "" if it is not given.
+
+    Of an option that is given twice tyro takes the last, and so it is here.
+
+    >>> given(["--name", "as --preset=a", "--preset", "b", "--preset=c"], "preset")
+    'c'
+    """
+    # NUL keeps the words apart, so that no text with spaces is taken for an option.
+    found = re.findall(f"(?<![^\0])--{option}[=\0]([^\0]*)", "\0".join(argv))
+    return found[-1] if found else ""
 
 
 def demo(argv: list[str]) -> None:
@@ -41,15 +51,20 @@ def side_by_side(options: list[str], name: str) -> None:
     from tools import report
 
     cfg = parse_config(options)
-    base = Path(cfg.runs) / (cfg.name or name)
+    base = newest = Path(cfg.runs) / (cfg.name or name)
     while base.exists():  # a second demo stands beside the first
+        newest = base
         stem, _, number = base.name.rpartition("-")
         base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdigit() else f"{base.name}-2")
+    base = newest if cfg.resume else base
     folders = [base / method for method in ("grpo", "p2o")]
     with report.live_report(folders, base):
         for folder in folders:
             one_bare = cfg.leave_one_bare and folder.name == "p2o"  # GRPO has no templates to leave away
-            p2o.train(replace(cfg, method=folder.name, leave_one_bare=one_bare, runs=str(base), name=folder.name))
+            ours = {"method": folder.name, "leave_one_bare": one_bare, "runs": str(base), "name": folder.name}
+            # A demo that was stopped during the first run has no second one yet.
+            begun = folder == folders[0] or (folder / "config.json").exists()
+            p2o.train(replace(cfg, **ours, resume=cfg.resume and begun))
             report.write_report([folder], folder)
     print("\n" + report.comparison_table(folders))
     print("\n" + HOW_TO_READ)
@@ -77,6 +92,8 @@ def command(argv: list[str]) -> None:
     if argv and argv[0] in TOOLS:
         run_tool(argv[0], argv[1:])
         return
+    if argv and not argv[0].startswith("-"):
+        raise UserError(f"{argv[0]}: no such command; there are {', '.join(TOOLS)}, or options alone, to train")
     cfg = parse_config(argv)
     if torch.cuda.is_available():
         from tools.fit import foretell
@@ -90,4 +107,5 @@ def command(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    return exit_code_of(command, argv)
+    trains = argv[:1] == ["demo"] or not {*argv[:1]} & {*TOOLS}
+    return exit_code_of(command, argv, resumable=trains)

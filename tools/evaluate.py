@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
 import os
 import random
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -17,6 +20,13 @@ import verify
 from gepa_loop import apply_template
 from support.data import Question, labelled, load_questions
 from support.errors import UserError
+from support.seams import as_option
+from tools.cli import given
+from tools.report import read_json
+
+# The settings of a run that decide what is measured. The others decide how fast.
+TRAINED_AS = ("model", "system_prompt", "enable_thinking", "question_suffix", "reward", "temperature",
+              "max_prompt_tokens", "max_response_tokens", "load_in_4bit")  # fmt: skip
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -58,7 +68,7 @@ def bootstrap_interval(values: list[float], seed: int = 0) -> tuple[float, float
     return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """95 % interval of a share; unlike the bootstrap it does not shrink to a point at 0 and 1 (Wilson, 1927).
 
     >>> tuple(round(x, 3) for x in wilson_interval(0, 100))
@@ -69,12 +79,29 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / (n + z * z)), min(1.0, (centre + spread) / (n + z * z))
 
 
+def interval(values: list[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean over questions: Wilson's for values from 0 to 1, the bootstrap for other rewards.
+
+    A question's pass@k is no yes or no. But numbers from 0 to 1 vary at most as much as yes and no of the same mean, so
+    Wilson's interval is wide enough for them, and it is right where no sample of any question succeeded.
+
+    >>> tuple(round(x, 3) for x in interval([0.0] * 100)), tuple(round(x, 3) for x in interval([0.125] + [0.0] * 99))
+    ((0.0, 0.037), (0.0, 0.039))
+    """
+    if all(0 <= value <= 1 for value in values):
+        return wilson_interval(sum(values), len(values))
+    return bootstrap_interval(values, seed)
+
+
 def evaluate(
     model: str,
     data: tuple[str, ...],
     adapter: str = "",
     template: str = "",
+    system_prompt: str = "",
+    enable_thinking: bool = False,
     question_suffix: str = "",
+    reward: str = "",
     samples: int = 8,
     temperature: float = 1.0,
     max_prompt_tokens: int = 1024,
@@ -89,12 +116,18 @@ def evaluate(
 ) -> None:
     """Greedy accuracy, pass@k and majority@k of a model on problem files, each with its 95 % interval.
 
+    With the adapter of a run's folder, the model and all that decides what is measured is as in training, unless given.
+
     Args:
         model: Model folder, or hub id.
-        data: Files with `question` and `answer` in each row (JSONL, parquet), or names: aime24, math500, ...
+        data: Files with `question` and `answer` in each row (JSONL, CSV, parquet), or names: aime24, math500, ...
         adapter: A trained adapter's folder, for instance runs/NAME/adapter.
         template: Put before every question, to see what a prompt unlocks; empty is the bare prompt.
+        system_prompt: System message of every prompt.
+        enable_thinking: Let Qwen3 think before it answers.
         question_suffix: Put behind every question, after an empty line.
+        reward: Function that scores instead of the verifier, as in training. Then `greedy` is its mean, a response is
+            right with a reward of 1 or more, and there is no majority.
         samples: Responses per question for pass@k and majority@k, k = 1, 2, 4, ... up to this; 0 leaves them out.
         temperature: Of those samples.
         max_prompt_tokens: Longer questions are left out, with a line.
@@ -103,21 +136,27 @@ def evaluate(
         engine: Who samples: transformers, or vLLM, which takes minutes where transformers takes hours.
         vllm_memory: Share of the card for vLLM.
         sample_batch: Responses sampled at once.
-        seed: Of sampling and of the bootstrap.
+        seed: Of sampling.
         threads: CPU threads of torch; 0 leaves it to torch.
         out: Also write the results there, as JSON.
     """
     # Before the model: what is bad shows at once.
     check_out(out)
-    files = {name: load_questions(path, question_suffix, verify.unparseable) for name, path in labelled(data).items()}
+    checker = None if reward else verify.unparseable  # of answers; a function of the user's own may not look at them
+    files = {
+        name: load_questions(path, question_suffix, checker, empty_answers=bool(reward))
+        for name, path in labelled(data).items()
+    }
+    for questions in files.values():
+        verify.judge_of(reward)(["\\boxed{0}"], questions[:1], [False])
     if samples < 0:
         raise UserError(f"--samples {samples}: at least 0")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: from 0 to 4294967295 (2^32 - 1)")
     cfg = grpo.PolicyConfig(
-        model=model, temperature=temperature, max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens, load_in_4bit=load_in_4bit, engine=engine, vllm_memory=vllm_memory,
-        sample_batch=sample_batch, threads=threads,
+        model=model, system_prompt=system_prompt, enable_thinking=enable_thinking, temperature=temperature,
+        max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens, load_in_4bit=load_in_4bit,
+        engine=engine, vllm_memory=vllm_memory, sample_batch=sample_batch, threads=threads,
     )  # fmt: skip
     policy = grpo.load_policy(cfg, adapter=adapter or None)
     results = []
@@ -129,12 +168,12 @@ def evaluate(
         if not kept:
             raise UserError(f"{name}: no question fits into --max-prompt-tokens {max_prompt_tokens}")
         contexts, questions = [contexts[i] for i in kept], [questions[i] for i in kept]
-        results += [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed)]
+        results += [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed, reward)]
     print_table(results)
     if out:
-        settings = {"model": model, "adapter": adapter, "template": template, "question_suffix": question_suffix}
-        settings |= {"samples": samples, "temperature": temperature, "max_prompt_tokens": max_prompt_tokens}
-        settings |= {"max_response_tokens": max_response_tokens, "load_in_4bit": load_in_4bit, "seed": seed}
+        settings = {name: getattr(cfg, name) for name in TRAINED_AS if hasattr(cfg, name)}
+        settings |= {"adapter": adapter, "template": template, "question_suffix": question_suffix, "reward": reward}
+        settings |= {"samples": samples, "seed": seed}
         Path(out).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -147,20 +186,14 @@ def check_out(out: str) -> None:
         raise UserError(f"--out {out}: cannot be written; name a file in a folder of yours")
 
 
-def graded(responses: list[str], questions: list[Question]) -> list[verify.Grade]:
-    """The grades that training pays by: no copy of the question counts, and a question's own scorer decides."""
-    grades = verify.grade_batch(responses, [q.reference for q in questions], [q.text for q in questions])
-    return [verify.rescored(grade, question) for grade, question in zip(grades, questions, strict=True)]
-
-
 def measure(
-    policy: grpo.Policy, contexts: list[list[int]], questions: list[Question], samples: int, seed: int
+    policy: grpo.Policy, contexts: list[list[int]], questions: list[Question], samples: int, seed: int, reward: str = ""
 ) -> list[dict]:
     """Rows {metric, value, low, high, questions, truncated} for one file's questions."""
     n = len(contexts)
 
-    def row(metric: str, values: list[float], interval: tuple[float, float], drawn: list[grpo.Sample]) -> dict:
-        low, high = interval
+    def row(metric: str, values: list[float], drawn: list[grpo.Sample]) -> dict:
+        low, high = interval(values, seed)
         truncated = sum(s.truncated for s in drawn) / len(drawn)
         return {
             "metric": metric,
@@ -171,23 +204,27 @@ def measure(
             "truncated": truncated,
         }
 
+    def rewards(drawn: list[grpo.Sample], asked: list[Question]) -> list[float]:
+        verdicts = verify.judge_of(reward)([s.text for s in drawn], asked, [s.truncated for s in drawn])
+        return [verdict.reward for verdict in verdicts]
+
     greedy = grpo.sample(policy, contexts, seed=None)
-    right = [g.reward for g in graded([s.text for s in greedy], questions)]
-    rows = [row("greedy", right, wilson_interval(int(sum(right)), n), greedy)]
+    rows = [row("greedy", rewards(greedy, questions), greedy)]
     if not samples:
         return rows
     drawn = grpo.sample(policy, [context for context in contexts for _ in range(samples)], seed=seed)
-    grades = graded([s.text for s in drawn], [question for question in questions for _ in range(samples)])
-    groups = [grades[i : i + samples] for i in range(0, len(grades), samples)]
+    right = [value >= 1 for value in rewards(drawn, [question for question in questions for _ in range(samples)])]
+    counts = [sum(right[i : i + samples]) for i in range(0, len(right), samples)]
     ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
-    for k in ks:
-        values = [pass_at_k(samples, int(sum(g.reward for g in group)), k) for group in groups]
-        rows.append(row(f"pass@{k}", values, bootstrap_interval(values, seed), drawn))
+    rows += [row(f"pass@{k}", [pass_at_k(samples, count, k) for count in counts], drawn) for k in ks]
+    if reward:
+        return rows  # nobody knows which part of a response is its answer
+    answers = [verify.extract_boxed(sample.text) for sample in drawn]
     for k in ks[2:]:  # a majority of one or two is one sample
-        voted = [majority([g.extracted for g in group[:k]], verify.equivalent) for group in groups]
+        voted = [majority(answers[i : i + k], verify.equivalent) for i in range(0, len(answers), samples)]
         said = ["" if vote is None else f"\\boxed{{{vote}}}" for vote in voted]
-        values = [grade.reward for grade in graded(said, questions)]
-        rows.append(row(f"majority@{k}", values, wilson_interval(int(sum(values)), n), drawn))
+        verdicts = verify.judge(said, questions, [False] * n)
+        rows.append(row(f"majority@{k}", [verdict.reward for verdict in verdicts], drawn))
     return rows
 
 
@@ -199,5 +236,19 @@ def print_table(rows: list[dict]) -> None:
         print(f"{name}{r['value']:>7.3f}   {interval:<16}{r['questions']:>9}{r['truncated']:>9.1%}")
 
 
+def trained_as(adapter: str) -> dict[str, object]:
+    """What decides what is measured, as it was in the run in whose folder the adapter lies; {} if it lies in none."""
+    for folder in [Path(adapter), *Path(adapter).absolute().parents[:3]]:  # runs/NAME/checkpoints/000007/adapter
+        config = read_json(folder / "config.json") if adapter and (folder / "config.json").is_file() else {}
+        if "method" in config:  # a model's folder has a config.json, too
+            usual = {name: p.default for name, p in inspect.signature(evaluate).parameters.items()}
+            found = {name: config[name] for name in TRAINED_AS if config.get(name, usual[name]) != usual[name]}
+            said = " ".join(as_option(k, shlex.quote(v) if isinstance(v, str) else v) for k, v in found.items())
+            print(f"as {folder} was trained, unless given otherwise: {said}")
+            return found
+    return {}
+
+
 def main(argv: list[str]) -> None:
-    tyro.cli(evaluate, args=argv, prog="p2o.py eval")
+    as_trained = functools.partial(evaluate, **trained_as(given(argv, "adapter")))
+    tyro.cli(as_trained, args=argv, prog="p2o.py eval")
