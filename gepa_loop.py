@@ -279,8 +279,8 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
     [1, 2]
     """
     # --- solution: part 5 ---
-    # A template that solves a dev question once is taken to unlock it. Many candidates unlock the same questions, since
-    # each child keeps most of what its parent said, so a few of them cover all that any of them solves.
+    # One greedy response decides whether a template solves a dev question. Many candidates solve the same questions, so
+    # a few of them cover all that any of them solves.
     solves = [{n for n, score in enumerate(scores) if score > 0} for scores in dev_scores]  # K sets of dev questions
     chosen: list[int] = []
     covered: set[int] = set()
@@ -288,7 +288,7 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
         gains = [len(solved - covered) for solved in solves]
         if not any(gains):  # every question that any candidate solves is covered; or there is no candidate at all
             return chosen
-        best = gains.index(max(gains))  # the first one on ties: the older candidate, which is the shorter one as a rule
+        best = gains.index(max(gains))  # the first one on ties: the older candidate
         chosen.append(best)
         covered |= solves[best]
 

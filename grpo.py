@@ -563,7 +563,8 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
             drawn[response][0].append(token)
             drawn[response][1].append(logprob)
 
-        # Drop the responses that have ended. The model need not go on computing for them.
+        # Drop the responses that have ended. The model computes no more for them, unless its steps are recorded, as on
+        # a card (support/fast.py).
         unfinished_rows = (~torch.isin(tokens[:, 0], stop_ids)).nonzero()[:, 0]
         if len(unfinished_rows) < len(response_of_row):
             response_of_row = [response_of_row[row] for row in unfinished_rows.tolist()]
