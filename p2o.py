@@ -193,7 +193,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     drop_failed_templated: bool = False
     # Function that selects the questions of a batch, from variants/select.py or my_file.py:name. Default: all in turn.
     select: str = ""
-    # Function that makes the templates, from variants/evolve.py or my_file.py:name. Default: GEPA, then its greedy
+    # Function that makes the templates, from variants/evolve.py or my_file.py:name. Default: GEPA, then the greedy
     # cover.
     evolve: str = ""
     # Function that says if a group is hard, from variants/mine.py or my_file.py:name. Default: no success, or one.

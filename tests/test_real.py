@@ -14,6 +14,7 @@ import grpo
 import p2o
 import verify
 from real import demo, make_model, measure, rules
+from support import checkpoint
 from support.data import Question, label, load_questions
 from support.errors import UserError
 from tools import cli
@@ -99,28 +100,34 @@ def smollm2():
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
-def loaded(smollm2):
-    return grpo.load_policy(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=16))
+def loads_once(load_policy=grpo.load_policy):
+    """A `load_policy` for one model, which takes seconds the first time. Later it gives the same weights, with the
+    adapter as it was at first, or a saved one."""
+    made = []
 
-
-@pytest.fixture(scope="module")
-def renewed(loaded):
-    """`renewed()`: the policy with its adapter as it was. To load it anew would take seconds."""
-    fresh_adapter = [weight.detach().clone() for weight in loaded.trainable]
-
-    def renew():
+    def load(cfg, adapter=None, **how):
+        if not made:
+            made.append(load_policy(cfg, **how))
+            made.extend(weight.detach().clone() for weight in made[0].trainable)
+        policy, *fresh_adapter = made
         with torch.no_grad():
-            for weight, fresh in zip(loaded.trainable, fresh_adapter, strict=True):
+            for weight, fresh in zip(policy.trainable, fresh_adapter, strict=True):
                 weight.copy_(fresh)
-        return loaded
+        if adapter:
+            checkpoint.load_adapter(policy.model, adapter)
+        return replace(policy, cfg=cfg)
 
-    return renew
+    return load
+
+
+@pytest.fixture(scope="module")
+def load():
+    return loads_once()
 
 
 @pytest.fixture
-def policy(renewed):
-    return renewed()
+def policy(smollm2, load):
+    return load(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=16))
 
 
 ASKED = ["Why is the sky blue?", "How can I sleep better?", "Why do cats purr? Answer in one short sentence, please."]
@@ -169,7 +176,7 @@ def test_one_update_moves_the_bare_log_prob_of_a_spanish_answer_up(policy):
     assert after[0] > before[0] + 0.5 and after[1] < before[1] - 0.5
 
 
-def test_a_resumed_run_is_the_same_run(smollm2, renewed, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_same_run(smollm2, load, tmp_path, monkeypatch):
     """Killed after the first epoch and resumed, against one that was not: every number of every line."""
     rows = (ROOT / "real" / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(rows[:4]))
@@ -192,7 +199,7 @@ def test_a_resumed_run_is_the_same_run(smollm2, renewed, tmp_path, monkeypatch):
         if state.step == 1:  # the first epoch's only batch: the copy is all that a kill would leave
             shutil.copytree(run.folder, tmp_path / "killed")
 
-    monkeypatch.setattr(grpo, "load_policy", lambda cfg, **_: replace(renewed(), cfg=cfg))
+    monkeypatch.setattr(grpo, "load_policy", load)
     with monkeypatch.context() as patch:
         patch.setattr(p2o.Run, "save", save_and_copy)
         p2o.train(replace(cfg, name="whole"))
