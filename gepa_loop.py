@@ -160,6 +160,7 @@ def evolve(
     def run_candidates(pairs: list[tuple[str, Question]]) -> list[tuple[str, verify.Verdict, dict]]:
         return run_templates(pairs, respond, judge, limits.quote)
 
+    # A reply is adopted if `parse_reflection` finds an instruction in it that leaves room for the question.
     reflection = Reflection(reflect, prompt_for, parse_reflection, limits.fits, log, meter)
 
     def should_stop(state) -> bool:
@@ -175,10 +176,11 @@ def evolve(
         seed_candidate=seed_candidate(cfg),  # candidate 0: no template at all, unless --gepa-seed-template gives one
         trainset=train,  # questions that reflection sees, a minibatch at a time (line 9)
         valset=dev,  # questions that score the seed and every child that is kept; the cover is chosen on these scores
-        adapter=Evaluator(run_candidates, meter),  # not LoRA's: it runs candidates on questions and judges (10, 11)
+        adapter=Evaluator(run_candidates, meter),  # no LoRA adapter: it runs candidates and judges them (10, 11)
         reflection_strategy=reflection,  # shows a minibatch to the reflection model, proposes its reply (12, eq. 5)
-        # Algorithm 4 draws the parents. A candidate that is best on some dev question is on the front, and the more
-        # such questions it has, the more often it is drawn. Several parents go on at once, so that a GPU stays busy.
+        # Algorithm 4, which is gepa's code, draws the parents. A candidate that is best on some dev question is on the
+        # Pareto front, and the more such questions it has, the more often it is drawn. Several parents are drawn at
+        # once, so that a GPU stays busy.
         sampling_strategy=IndependentSampling(cfg.gepa_parents),
         frontier_type=cfg.gepa_front,  # the default, "instance", is this front; others count objectives as well
         reflection_minibatch_size=cfg.gepa_minibatch,  # the minibatch size of the paper, 3
@@ -277,8 +279,8 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
     [1, 2]
     """
     # --- solution: part 5 ---
-    # A template that solves a dev question once is taken to unlock it. Many candidates unlock the same questions, since
-    # each child keeps most of what its parent said, so a few of them cover all that any of them solves.
+    # One greedy response decides whether a template solves a dev question. Many candidates solve the same questions, so
+    # a few of them cover all that any of them solves.
     solves = [{n for n, score in enumerate(scores) if score > 0} for scores in dev_scores]  # K sets of dev questions
     chosen: list[int] = []
     covered: set[int] = set()
@@ -286,7 +288,7 @@ def greedy_cover(dev_scores: list[list[float]]) -> list[int]:
         gains = [len(solved - covered) for solved in solves]
         if not any(gains):  # every question that any candidate solves is covered; or there is no candidate at all
             return chosen
-        best = gains.index(max(gains))  # the first one on ties: the older candidate, which is the shorter one as a rule
+        best = gains.index(max(gains))  # the first one on ties: the older candidate
         chosen.append(best)
         covered |= solves[best]
 

@@ -7,16 +7,17 @@ What GRPO is here, in the order in which a rollout meets it:
     s_t     = pi_old(y_t | x, y_<t) / pi_old(y_t | T(x,z), y_<t)
     w_t     = 1 where s_t is in [0.01, 10], else 0                               template_ratio_weight
     rho_t   = pi_theta(y_t | x, y_<t) / pi_old(y_t | x, y_<t)                    log_importance_ratio
-    L_t     = max(-A rho_t, -A clip(rho_t, 0.8, 1.2)), at most -A c where A < 0  surrogate
+    L_t     = max(-A rho_t, -A clip(rho_t, 0.8, 1.2)), at most -3 A where A < 0  surrogate
     loss    = mean over tokens of w_t L_t                                        policy_loss, aggregate
+    k3_t    = exp(d_t) - d_t - 1, d_t = log pi_ref - log pi_theta; off           kl_k3
 
-This module does not know what a template is. A `Rollout` has a context it was *sampled from* and a context it is
-*trained on*. Context distillation, the heart of P2O (arXiv:2603.21877v3, eq. 4), is nothing more than the two being
-different. Log-probabilities are those of the sampling distribution everywhere: logits divided by the temperature.
+No line here reads a template. A `Rollout` has a context it was *sampled from* and a context it is *trained on*. Context
+distillation, the heart of P2O (arXiv:2603.21877v3, eq. 4), is nothing more than the two being different.
+Log-probabilities are those of the sampling distribution everywhere: logits divided by the temperature.
 
 Shapes: B rollouts, G of each question, T response tokens, M response tokens of all rollouts together, L tokens of
 prompt and response, C distinct prompts, W their padded length, D hidden size, V vocabulary. T(x, z) is question x under
-template z. `# --- solution: part N ---` marks what part N of the assignment takes out.
+template z. What stands behind `# --- solution: part N ---`, the students of the course in assignment/ write.
 """
 
 from __future__ import annotations
@@ -255,12 +256,12 @@ def surrogate(
     tensor([[-1.2000, -0.5000]])
     """
     # --- solution: part 2 ---
-    ratio = log_ratio.exp()
+    rho = log_ratio.exp()
     # PPO takes the larger of two losses. A token that has moved beyond the clip in the direction that A asks for gains
     # nothing by moving further: the clipped loss is constant, its gradient 0. A token that has moved the wrong way
     # keeps its full loss, for there the loss that is not clipped is the larger one.
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    unclipped = -advantages * rho
+    clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)
     pessimistic = torch.max(unclipped, clipped)
     # Where A < 0 that loss has no bound: a token that the new policy likes 100 times more than the old one did would
     # rule the whole update. The dual clip bounds it by -A c.
@@ -300,7 +301,7 @@ def policy_loss(
         # not make the other tokens of the response more important.
         per_token = per_token * token_weight
 
-    with torch.no_grad():  # metrics only
+    with torch.no_grad():  # metrics only; not in `surrogate`, so that they are there for a `--loss` of one's own, too
         rho = log_ratio.exp()
         unclipped = -advantages * rho
         clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)
@@ -562,7 +563,8 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
             drawn[response][0].append(token)
             drawn[response][1].append(logprob)
 
-        # Drop the responses that have ended. The model need not go on computing for them.
+        # Drop the responses that have ended. The model computes no more for them, unless its steps are recorded, as on
+        # a card (support/fast.py).
         unfinished_rows = (~torch.isin(tokens[:, 0], stop_ids)).nonzero()[:, 0]
         if len(unfinished_rows) < len(response_of_row):
             response_of_row = [response_of_row[row] for row in unfinished_rows.tolist()]
@@ -586,7 +588,9 @@ def _draw(logprobs: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
     if uniform is None:
         return logprobs.argmax(dim=-1, keepdim=True)
     # Lay the tokens' shares end to end on a line from 0 to 1; the number falls into one of them. Rounding makes the
-    # line a little longer or shorter than 1, so the number is stretched to the line's true length.
+    # line a little longer or shorter than 1, so the number is stretched to the line's true length. If the logits are
+    # NaN, it lies behind the last token. The clamp makes a token of it, so that the run comes to the update, which says
+    # that the loss is not finite.
     ends = logprobs.exp().cumsum(dim=-1)  # [B, V]
     tokens = torch.searchsorted(ends, uniform[:, None] * ends[:, -1:], right=True)  # [B, 1]
     return tokens.clamp(max=logprobs.shape[1] - 1)

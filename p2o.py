@@ -1,14 +1,17 @@
 """P2O: Joint Policy and Prompt Optimization (arXiv:2603.21877v3) on one GPU, or on a laptop.
 
-x is a question, z a template, T(x, z) the prompt: the template, an empty line, the question. pi is the policy, y a
-response. GRPO learns nothing from a question whose G responses all fail: every advantage is zero. P2O repeats, epoch by
-epoch:
+x is a question, z a template, T(x, z) the prompt: the template, an empty line, the question. The policy pi samples G
+responses y to each question. If all G fail, every advantage is zero, and GRPO learns nothing from that question. P2O
+repeats, epoch by epoch:
 
     1. prompt evolution     GEPA searches for templates z under which the hard questions of the last epoch are solved
     2. rollouts             y ~ pi(. | T(x, z)) for a hard question x, one template a rollout; others y ~ pi(. | x)
        hard-sample mining   a question whose G rollouts all failed, or all but one, is hard in the next epoch
     3. policy optimization  GRPO on these rewards, but it trains log pi(y | x): the answer to the bare question
     4. measure              accuracy on held-out questions, bare prompt, greedy decoding
+
+Step 1 is in gepa_loop.py. The equations of step 3, from the advantage to the loss, are in grpo.py. verify.py gives the
+rewards.
 
 On the command line:
 
@@ -54,7 +57,7 @@ from support.settings import QWEN3, at_least, require
 def train(cfg: Config) -> dict:
     """One run (Algorithm 1); returns its summary. `--method grpo` is the same loop without step 1."""
     # `run` keeps the run alive: its folder, checkpoints, log and progress bar. The algorithm can be read without it.
-    # A line `# --- solution: part N ---` is for the assignment: it marks what part N takes out.
+    # A line `# --- solution: part N ---` is for the course in assignment/: what stands behind it, students write.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
     # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be
@@ -67,6 +70,7 @@ def train(cfg: Config) -> dict:
         run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
 
     for step in run.progress(range(state.step, cfg.epochs * batches), batches):
+        # `step` counts batches of questions. Each makes one optimizer step or several.
         epoch, batch = divmod(step, batches)  # both from 0; the log counts epochs from 1
 
         # 1. Prompt evolution (Algorithm 1, lines 23 to 27, and Algorithm 3), before each epoch, on the questions that
@@ -76,7 +80,7 @@ def train(cfg: Config) -> dict:
         #    hard, so that epoch samples every question bare.
         if batch == 0:
             # --- solution: part 8 ---
-            # (With --allow-changes a question may be gone.)
+            # (A run that was resumed on other data, with --allow-changes, may no longer have a question.)
             hard = [by_id[question_id] for question_id in state.hard if question_id in by_id]
             state.templates = evolve_templates(policy, hard, cfg, epoch, run) if cfg.method == "p2o" else {}
             state.hard = []
@@ -189,8 +193,8 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     drop_failed_templated: bool = False
     # Function that selects the questions of a batch, from variants/select.py or my_file.py:name. Default: all in turn.
     select: str = ""
-    # Function that makes the templates, from variants/evolve.py or my_file.py:name. Default: GEPA, then the few that
-    # solve most.
+    # Function that makes the templates, from variants/evolve.py or my_file.py:name. Default: GEPA, then the greedy
+    # cover.
     evolve: str = ""
     # Function that says if a group is hard, from variants/mine.py or my_file.py:name. Default: no success, or one.
     mine: str = ""
@@ -232,6 +236,9 @@ PRESETS = {"tiny": Config()} | {name: Config(preset=name, **values) for name, va
 
 
 # ------------------------------------------------------------------------------------------ the steps, in loop order
+
+# `variant("select", cfg, default=f)` is the function that --select names, or f. The other arguments are there for a
+# function of yours that asks for them by name (support/seams.py).
 
 
 def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epoch: int, run: Run) -> Templates:

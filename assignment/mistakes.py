@@ -89,12 +89,13 @@ MISTAKES = [
         "There is no dual clip: where A < 0 the loss is at most -A c.",
     ),
     Mistake(
-        2, "grpo.py", "clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)",
-        "clipped = -advantages * log_ratio.clamp(-clip_low, clip_high).exp()",
+        2, "grpo.py", "rho.clamp(1 - clip_low, 1 + clip_high)\n    pessimistic",
+        "log_ratio.clamp(-clip_low, clip_high).exp()\n    pessimistic",
         "The log ratio is clipped there: clip rho itself to [1 - clip_low, 1 + clip_high].",
     ),
     Mistake(
-        2, "grpo.py", "* ratio.clamp(1 - clip_low, 1 + clip_high)", "* ratio.clamp(1 - clip_low, 1 + clip_low)",
+        2, "grpo.py", "rho.clamp(1 - clip_low, 1 + clip_high)\n    pessimistic",
+        "rho.clamp(1 - clip_low, 1 + clip_low)\n    pessimistic",
         "clip_high is ignored: the two bounds may differ.",
     ),
     Mistake(

@@ -34,9 +34,9 @@ def seed_for(cfg, *what: object) -> int:
 class Run(RunLog):
     """A run's folder, and all that is written there.
 
-    A checkpoint falls between batches. What takes long in between (a batch of rollouts, the calls of a prompt
-    evolution) is kept in a journal until the next one, so that a run that was killed or stopped at any moment goes on
-    to the same end, bit for bit, and samples nothing twice.
+    A checkpoint falls between batches. What takes long in between is kept as well: a batch of rollouts until the next
+    checkpoint, the calls of a prompt evolution for good. So a run that was killed or stopped at any moment goes on to
+    the same end, bit for bit, and samples nothing twice.
     """
 
     def __init__(self, cfg):

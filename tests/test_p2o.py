@@ -450,7 +450,7 @@ def test_every_seam_takes_a_function_of_the_users_own(small, mine, tiny_policy, 
 
 
 def test_a_run_with_every_seam_replaced_goes_to_the_end_and_samples_on_until_an_update_is_full(small, mine):
-    summary = p2o.train(dataclasses.replace(small, **mine, group_size=3))
+    summary = p2o.train(dataclasses.replace(small, **mine, group_size=3, soft_clip=True))
     assert summary["rollouts"] == 2 * 16 * 3
     updates = [m for m in lines_of(small.folder / "metrics.jsonl") if m["kind"] == "update"]
     kept = sum(q["id"].endswith("1") for q in lines_of(ROOT / "tiny" / "train.jsonl")[:8])  # --select: these, always
@@ -473,12 +473,6 @@ def test_a_seam_that_does_not_exist_gets_one_line(small, name, complaint):
     with pytest.raises(UserError, match=complaint):
         p2o.train(dataclasses.replace(small, loss=name))
     assert not small.folder.exists()
-
-
-def test_variants_run_to_the_end(small):
-    variants = {"soft_clip": True, "drop_failed_templated": True, "kl_coef": 0.01}
-    cfg = dataclasses.replace(small, group_size=3, gepa_budget="30", **variants)
-    assert p2o.train(cfg)["rollouts"] == 96
 
 
 def test_self_reflection_switches_the_adapter_off(fresh_policy):
@@ -540,15 +534,12 @@ def test_the_adapter_loads_with_plain_peft(trained):
     assert after.shape == before.shape and not after.equal(before)  # it has learned something
 
 
-def test_same_seed_same_numbers_and_another_seed_others(trained):
-    def metrics(**changes):
-        cfg = dataclasses.replace(trained[0], **changes)
-        p2o.train(cfg)
-        return (cfg.folder / "metrics.jsonl").read_text().splitlines()
-
-    known = (trained[0].folder / "metrics.jsonl").read_text().splitlines()
-    assert metrics(name="again") == known
-    assert metrics(name="other", seed=1, epochs=1)[1] != known[1]  # the first batch already
+def test_another_seed_gives_other_numbers(trained):
+    """That the same one gives the same, test_resume.py shows: of whole runs, bit by bit."""
+    other = dataclasses.replace(trained[0], name="other", seed=1, epochs=1)
+    p2o.train(other)
+    one, two = (lines_of(cfg.folder / "metrics.jsonl")[1] for cfg in (trained[0], other))
+    assert one["kind"] == two["kind"] == "rollouts" and one != two
 
 
 def test_a_batch_is_logged_in_sums():

@@ -14,6 +14,7 @@ import grpo
 import p2o
 import verify
 from real import demo, make_model, measure, rules
+from support import checkpoint
 from support.data import Question, label, load_questions, repeated
 from support.errors import UserError
 from tools import cli
@@ -99,19 +100,34 @@ def smollm2():
         pytest.skip(str(error))
 
 
+def loads_once(load_policy=grpo.load_policy):
+    """A `load_policy` for one model, which takes seconds the first time. Later it gives the same weights, with the
+    adapter as it was at first, or a saved one."""
+    made = []
+
+    def load(cfg, adapter=None, **how):
+        if not made:
+            made.append(load_policy(cfg, **how))
+            made.extend(weight.detach().clone() for weight in made[0].trainable)
+        policy, *fresh_adapter = made
+        with torch.no_grad():
+            for weight, fresh in zip(policy.trainable, fresh_adapter, strict=True):
+                weight.copy_(fresh)
+        if adapter:
+            checkpoint.load_adapter(policy.model, adapter)
+        return replace(policy, cfg=cfg)
+
+    return load
+
+
 @pytest.fixture(scope="module")
-def loaded(smollm2):
-    return grpo.load_policy(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=16))
+def load():
+    return loads_once()
 
 
 @pytest.fixture
-def policy(loaded):
-    """To load it takes seconds, so a test that trains it has its adapter taken back."""
-    before = [weight.detach().clone() for weight in loaded.trainable]
-    yield loaded
-    with torch.no_grad():
-        for weight, old in zip(loaded.trainable, before, strict=True):
-            weight.copy_(old)
+def policy(smollm2, load):
+    return load(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=16))
 
 
 ASKED = ["Why is the sky blue?", "How can I sleep better?", "Why do cats purr? Answer in one short sentence, please."]
@@ -160,16 +176,16 @@ def test_one_update_moves_the_bare_log_prob_of_a_spanish_answer_up(policy):
     assert after[0] > before[0] + 0.5 and after[1] < before[1] - 0.5
 
 
-def test_a_resumed_run_is_the_same_run(smollm2, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_same_run(smollm2, load, tmp_path, monkeypatch):
     """Killed after the first epoch and resumed, against one that was not: every number of every line."""
     rows = (ROOT / "real" / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(rows[:4]))
     (tmp_path / "held.jsonl").write_text(rows[4])
     words = [
         "--train-data", str(tmp_path / "train.jsonl"), "--eval-data", str(tmp_path / "held.jsonl"), "--epochs", "2",
-        "--questions-per-batch", "4", "--questions-per-update", "2", "--group-size", "2", "--max-response-tokens", "6",
+        "--questions-per-batch", "4", "--questions-per-update", "2", "--group-size", "2", "--max-response-tokens", "3",
         "--hard-set-min", "4", "--gepa-dev-size", "2", "--gepa-budget", "4", "--gepa-parents", "1",
-        "--reflection-tokens", "8",
+        "--reflection-tokens", "3", "--temperature", "1.5",
         "--runs", str(tmp_path), "--reward", f"{tmp_path / 'rule.py'}:rule", "--no-sampled-eval", "--threads", "1",
     ]  # fmt: skip
     # Rewards that differ within a group, and never add up to more than one success: both epochs have something to
@@ -183,9 +199,10 @@ def test_a_resumed_run_is_the_same_run(smollm2, tmp_path, monkeypatch):
         if state.step == 1:  # the first epoch's only batch: the copy is all that a kill would leave
             shutil.copytree(run.folder, tmp_path / "killed")
 
-    monkeypatch.setattr(p2o.Run, "save", save_and_copy)
-    p2o.train(replace(cfg, name="whole"))
-    monkeypatch.undo()
+    monkeypatch.setattr(grpo, "load_policy", load)
+    with monkeypatch.context() as patch:
+        patch.setattr(p2o.Run, "save", save_and_copy)
+        p2o.train(replace(cfg, name="whole"))
     p2o.train(replace(cfg, name="killed", resume=True))
     texts = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed"))
     whole, killed = ([json.loads(line) for line in text.splitlines()] for text in texts)

@@ -62,6 +62,14 @@ def the_first_in_a_process(commands, jobs, queue=study.queue):
 def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     small_study, tmp_path, capsys, monkeypatch
 ):
+    draw, drawn = compare.draw_study, []
+
+    def draw_once(results, baselines, file):  # what a figure shows is tested elsewhere, and each takes a second
+        if not drawn:
+            draw(results, baselines, file)
+        drawn.append([len(runs) for runs in results.values()])
+
+    monkeypatch.setattr(compare, "draw_study", draw_once)
     monkeypatch.setattr(study, "queue", the_first_in_a_process)
     arguments = ["study", str(small_study), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
     results = tmp_path / "results"
@@ -83,7 +91,7 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
     first, second = (raw["results"][name][0] for name in ("GRPO, 2x rollouts", "GRPO"))
     assert first["rollouts"] == 2 * second["rollouts"] == 96
     assert [point["rollouts"] for point in second["curve"]] == [0, 48] and second["curve"][1]["hard_set"] == 8
-    assert (results / "small.png").stat().st_size > 0
+    assert (results / "small.png").stat().st_size > 0 and drawn[-1] == [2, 2]
 
     summaries = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("summary.json")}
     next(iter(summaries)).unlink()  # as if the study had been stopped in the middle of this run
