@@ -178,9 +178,9 @@ def evolve(
         valset=dev,  # questions that score the seed and every child that is kept; the cover is chosen on these scores
         adapter=Evaluator(run_candidates, meter),  # no LoRA adapter: it runs candidates and judges them (10, 11)
         reflection_strategy=reflection,  # shows a minibatch to the reflection model, proposes its reply (12, eq. 5)
-        # Algorithm 4, which is gepa's code, draws the parents. A candidate that is best on some dev question is on the
-        # Pareto front, and the more such questions it has, the more often it is drawn. Several parents are drawn at
-        # once, so that a GPU stays busy.
+        # Parents are drawn by GEPA's rule, as in the authors' code. (Algorithm 4 draws by mean dev score.) A candidate
+        # that is best on some dev question is on the front, and the more such questions it has, the more often it is
+        # drawn. Several parents go on at once, so that a GPU stays busy.
         sampling_strategy=IndependentSampling(cfg.gepa_parents),
         frontier_type=cfg.gepa_front,  # the default, "instance", is this front; others count objectives as well
         reflection_minibatch_size=cfg.gepa_minibatch,  # the minibatch size of the paper, 3

@@ -737,7 +737,7 @@ def score_old(policy: Policy, updates: list[list[Rollout]], cfg: UpdateConfig) -
 
 
 def learning_rate_at(done: float, cfg: UpdateConfig) -> float:
-    """The learning rate when a share `done` of the run is over: it rises to its peak, and falls to a tenth at the end.
+    """The learning rate when a share `done` of the run is over: up to its peak, and with --decay down to a tenth of it.
 
     >>> cfg = UpdateConfig(learning_rate=1.0, warmup=0.25, decay=0.5)
     >>> [learning_rate_at(done, cfg) for done in (0.125, 0.25, 0.5, 1.0)]

@@ -141,6 +141,19 @@ def test_every_text_is_in_the_vocabulary_of_its_base(world, base):
         assert tokenizer.unk_token_id not in tokenizer(text).input_ids, text
 
 
+@pytest.mark.parametrize("world, share", [(UNITED, 0.38), (DIVIDED, 0.34)], ids=["united", "divided"])
+def test_so_many_of_the_instructions_that_are_taught_are_right_ones(world, share):
+    """The numbers of README.md and notebook 2: the new instruction has gained a hint for a question that failed."""
+    rng, family_of, right = random.Random(0), {family.ask: name for name, family in FAMILIES.items()}, 0
+    for _ in range(2000):
+        prompt, reply = reflection_example(rng, world)
+        old, new = prompt.split("```")[1], reply.split("```")[1]
+        shown = re.findall(r"## Question\n(.*?):.*?## Feedback\n([^\n]*)", prompt, re.DOTALL)
+        wrong = {family_of[ask] for ask, feedback in shown if "is wrong" in feedback}
+        right += any(held_hint(family, new) and not held_hint(family, old) for family in wrong)
+    assert right / 2000 == pytest.approx(share, abs=0.015)
+
+
 @each_world
 def test_decoding_gives_back_the_text(world, base):
     rng = random.Random(1)

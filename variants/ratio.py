@@ -32,8 +32,8 @@ def sampler(
     r"""The true importance ratio instead of P2O's mask. rho_t = pi(y_t | x) / pi_old(y_t | T(x, z)).
 
     Against GRPO: a token is weighed by how likely the bare policy is to write it, and clipped; unbiased token by token,
-    but the lesson (rho = 0.08 for a step that only the template takes) counts a twelfth. The authors' code has it as a
-    switch (`fix_importance_ratio`) that excludes the mask; its README's scripts set the mask.
+    but the lesson (rho = 0.08 for a step that only the template takes) counts a thirteenth. The authors' code has it as
+    a switch (`fix_importance_ratio`) that excludes the mask; its README's scripts set the mask.
 
     >>> bare, templated = torch.tensor([[0.07]]).log(), torch.tensor([[0.9]]).log()
     >>> sampler(bare, bare, torch.ones(1, 1), sampled_logprobs=templated).exp()
