@@ -147,13 +147,13 @@ class RunLog:
         record = dataclasses.asdict(evolution) | {"weights": evolution.weights, "assignment": assignment}
         self._write(f"templates/epoch-{epoch}.json", record)
         self.log("evolution", epoch=epoch, metric_calls=evolution.metric_calls, chosen=len(evolution.chosen))
-        found, best = len(evolution.candidates) - 1, max(map(statistics.fmean, evolution.dev_scores))
+        found, best = sum(map(bool, evolution.candidates)), max(map(statistics.fmean, evolution.dev_scores))
         solved = statistics.fmean(map(max, zip(*evolution.dev_scores, strict=True)))  # by any of them
-        if not found:
-            said = f"no template was found; the bare prompt solves {best:.0%} of the dev set by greedy decoding"
-        else:
-            said = f"{found} templates found; the best solves {best:.0%} of the dev set, "
+        if any(evolution.candidates[k] for k in evolution.chosen):
+            said = f"{found} template{'s' * (found > 1)} found; the best solves {best:.0%} of the dev set, "
             said += f"the {len(evolution.chosen)} chosen {solved:.0%} together"
+        else:  # none at all, or none that solves what the empty one, with which the search begins, does not
+            said = f"no template was found that solves more of the dev set than the bare prompt, {best:.0%} greedily"
         early = f" (ended early: {evolution.stopped_early})" if evolution.stopped_early else ""
         tqdm.write(f"  evolution, {evolution.metric_calls} responses: {said}{early}")
 

@@ -254,10 +254,20 @@ def test_too_few_hard_questions_evolve_nothing(small, run, tiny_policy, question
     assert run.logged("evolution") == []
 
 
-def test_an_evolution_without_a_find_says_so(run, capsys):
-    found = gepa_loop.Evolution([""], [[None]], [[1.0, 1.0]], ["a", "b"], [], [0], 2, 0, None)
+@pytest.mark.parametrize(
+    "candidates, chosen, said",
+    [
+        ([""], [0], "no template was found that solves more of the dev set than the bare prompt, 50% greedily"),
+        (["", "Be brief."], [0], "no template was found"),  # it is no better than none
+        (["", "Go on."], [1], "1 template found; the best solves 50% of the dev set, the 1 chosen 50% together"),
+        (["Told.", "Told, too."], [0], "2 templates found"),  # by an --evolve of one's own, which need not begin empty
+    ],
+)
+def test_an_evolution_says_whether_it_found_anything(candidates, chosen, said, run, capsys):
+    scores = [[1.0, 0.0]] * len(candidates)
+    found = gepa_loop.Evolution(candidates, [[None]] * len(candidates), scores, ["a", "b"], [], chosen, 2, 0, None)
     run.log_evolution(1, found, {})
-    assert "no template was found" in capsys.readouterr().out
+    assert said in capsys.readouterr().out
 
 
 def test_failed_templated_rollouts_are_dropped_on_request_only():
