@@ -106,8 +106,7 @@ MISTAKES = [
         2, "grpo.py", "    return aggregate(per_token, mask, aggregation, update_size), metrics",
         "    mask = mask if token_weight is None else mask * token_weight\n"
         "    return aggregate(per_token, mask, aggregation, update_size), metrics",
-        "token_weight went into the mask: a weighted token stays in the denominator, a lesson left out is no shorter "
-        "response.",
+        "token_weight went into the mask: a token of weight 0 still counts in the denominator.",
     ),
     Mistake(
         2, "grpo.py", "ratio(logprobs, old_logprobs, mask)",
