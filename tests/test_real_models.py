@@ -37,6 +37,7 @@ import p2o
 from support import checkpoint, fast, memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.fast import RoomyLayer, roomy_cache
+from support.log import read_lines
 from support.memory import adamw, longest_sequence
 from support.messages import shortened
 from support.vllm_engine import VllmEngine
@@ -513,7 +514,7 @@ def test_a_whole_run_on_a_four_bit_model(qwen3, tmp_path):
     )  # fmt: skip
     summary = p2o.train(cfg)
     assert summary["rollouts"] == 16
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     last = [line for line in lines if line["kind"] == "epoch"][-1]
     assert last["truncated"] > 0.5 and last["logprob_mismatch"] < 1e-3 and last["hard_set"] == 8
 

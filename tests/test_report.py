@@ -561,7 +561,7 @@ def test_one_tracker_lives_through_a_run_with_evolution(kind, tmp_path, monkeypa
     assert started["name"] == "run" and started["config"]["track"] == kind
     assert started.get("dir") == (str(tmp_path / "run") if kind == "wandb" else None)  # trackio knows no such setting
     assert list((tmp_path / "run" / "templates").glob("*.json"))  # GEPA has run meanwhile
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = log.read_lines(tmp_path / "run" / "metrics.jsonl")
     logged = calls[1:-1]
     assert len(logged) == len(lines)
     assert logged[-1]["epoch/accuracy/train"] == lines[-1]["accuracy"]["train"]
@@ -651,7 +651,7 @@ def test_eval_prints_a_table_and_writes_json(tmp_path, capsys):
 
 
 def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_path, capsys):
-    rows = [json.loads(line) for line in (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:3]]
+    rows = log.read_lines(ROOT / "tiny" / "hard.jsonl")[:3]
     for name, count in (("a", 2), ("b", 1)):
         (tmp_path / name).mkdir()
         some = [*rows[:count], rows[2] | {"answer": "\\\\frac{1}{"}]
