@@ -20,10 +20,11 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import ROOT
-from test_real import loads_once
+from test_real import first_layers
 
 import grpo
 import p2o
+from real.make_model import make_model
 from support.seams import find
 from variants.example import rewarded
 
@@ -77,7 +78,7 @@ SHORTER = {
             "*words_of([]),",
             '*words_of("--short --sampled-eval --train-questions 4 --max-response-tokens 4".split()), '
             '*"--hard-set-min 4 --gepa-dev-size 2 --gepa-budget 4 --gepa-parents 1 --reflection-tokens 6".split(), '
-            '"--group-size", "2", "--eval-data", "TEMPORARY/held-out.jsonl",',
+            '"--group-size", "2", "--eval-data", "TEMPORARY/held-out.jsonl", "--model", "TEMPORARY/model",',
         ),
         ("held_out[:60]", "held_out[:4]"),
         ('[""] * 60', '[""] * 4'),
@@ -125,7 +126,7 @@ def test_a_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("TQDM_DISABLE", "1")
     if path.stem.startswith("6"):
-        monkeypatch.setattr(grpo, "load_policy", loads_once())
+        first_layers(make_model(), tmp_path / "model")
     namespace = {"__name__": "__main__"}
     few = (ROOT / "real" / "held-out.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
     (tmp_path / "held-out.jsonl").write_text("".join(few), encoding="utf-8")  # for notebook 6
