@@ -50,13 +50,6 @@ def test_entropy_is_the_mean_surprise_of_the_sampled_tokens(trained):
     batches = [line for line in trained["lines"] if line["kind"] == "rollouts" and line["epoch"] == 1]
     mean = sum(batch["entropy"] for batch in batches) / sum(batch["tokens"] for batch in batches)
     assert trained["epochs"][1]["entropy"] == pytest.approx(mean) and 0 < mean < 1
-    run = p2o.Run(p2o.Config(runs=str(trained["folder"].parent), name="entropy"))
-    logged = []
-    run.log = lambda kind, **numbers: logged.append(numbers)
-    fields = {"truncated": False, "text": "", "question_id": "q", "sampled_context": [1], "trained_context": [1]}
-    rollouts = [grpo.Rollout(response_ids=[1, 2], sampled_logprobs=[-0.5, -1.0], **fields) for _ in range(2)]
-    run.log_rollouts(1, [rollouts], [Question("q", "", "")], (0.0, 0.0))
-    assert logged[0]["entropy"] == 3.0 and logged[0]["tokens"] == 4
 
 
 def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
