@@ -712,6 +712,16 @@ def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):
     assert started(tiny_policy, monkeypatch, dtype="float16").llm.asked["dtype"] == "float16"
 
 
+def test_a_rank_that_vllm_has_no_kernel_for_is_refused(tiny_policy, monkeypatch):
+    lora = tiny_policy.model.peft_config["default"]
+    for rank, served in ((9, 16), (512, 512)):
+        monkeypatch.setattr(lora, "r", rank)
+        assert started(tiny_policy, monkeypatch).llm.asked["max_lora_rank"] == served
+    monkeypatch.setattr(lora, "r", 513)
+    with pytest.raises(UserError, match="--lora-rank 513: .*up to rank 512"):
+        started(tiny_policy, monkeypatch)
+
+
 @pytest.mark.parametrize("capability, dtype, invariant, said", [
     ((7, 5), torch.float16, "0", "a card is older than Ampere"),
     ((9, 0), torch.float32, "0", "adapters compute in 16 bits only"),
