@@ -57,7 +57,7 @@ from support.settings import QWEN3, at_least, require
 def train(cfg: Config) -> dict:
     """One run (Algorithm 1); returns its summary. `--method grpo` is the same loop without step 1."""
     # `run` keeps the run alive: its folder, checkpoints, log and progress bar. The algorithm can be read without it.
-    # A line `# --- solution: part N ---` is for the course in assignment/: what stands behind it, students write.
+    # A line `# --- solution: part N ---` is for the course in assignment/: its students write what stands behind it.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
     # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be
@@ -70,7 +70,7 @@ def train(cfg: Config) -> dict:
         run.log_epoch(0, held_out_accuracy(policy, held_out, cfg, run))
 
     for step in run.progress(range(state.step, cfg.epochs * batches), batches):
-        # `step` counts batches of questions. Each makes one optimizer step or several.
+        # `step` counts batches of questions, not optimizer steps.
         epoch, batch = divmod(step, batches)  # both from 0; the log counts epochs from 1
 
         # 1. Prompt evolution (Algorithm 1, lines 23 to 27, and Algorithm 3), before each epoch, on the questions that

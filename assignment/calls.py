@@ -166,12 +166,14 @@ def assign_templates(student, evolution, group_size, seed, options):
     found = gepa_loop.Evolution(**evolution, **unused)
     cfg = None if options is None else gepa_loop.EvolutionConfig(**options)
 
-    def assigned(seed):
+    def assigned(evolution, seed):
         random.seed()  # the global generator is none of an assignment's business
-        return student.assign_templates(found, group_size, random.Random(seed), cfg)
+        return student.assign_templates(evolution, group_size, random.Random(seed), cfg)
 
-    templates = assigned(seed)
-    chance = {"same again": assigned(seed) == templates, "others": assigned(seed + 1) != templates}
+    templates = assigned(found, seed)
+    some = dataclasses.replace(found, train_ids=found.train_ids[:200])  # of 5,000; no two draws of these are alike
+    first, again, other = assigned(some, seed), assigned(some, seed), assigned(some, seed + 1)
+    chance = {"same again": again == first, "others": other != first}
     # Shares need many draws of each question, in whatever order they are made.
     few = dataclasses.replace(found, train_ids=found.train_ids[:2])
     at_once = 1 if cfg and cfg.one_template_per_group else group_size  # draws of a question in one assignment

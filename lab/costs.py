@@ -211,7 +211,6 @@ def timed(work: Callable, part: str, seconds: Counter, stack: list[str]) -> Call
 
 def seconds_by_part(arguments: list[str]) -> Counter:
     """CPU seconds by part of one run."""
-    import grpo
     import p2o
     import support.run
     import verify

@@ -101,6 +101,9 @@ class VllmEngine:
         enforce_eager: bool = False,
     ):  # fmt: skip
         """`enforce_eager` compiles nothing: a faster start, and slower tokens (lab/gpu.py measures both)."""
+        rank = peft_model.peft_config["default"].r
+        if rank > RANKS[-1]:
+            raise UserError(f"--lora-rank {rank}: vLLM has kernels up to rank {RANKS[-1]}; take less, or --engine hf")
         on_gpu = next(peft_model.parameters()).is_cuda
         dtype = compute_dtype(cfg.dtype)
         if on_gpu:
@@ -118,14 +121,12 @@ class VllmEngine:
         positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         longest = min(max_model_len, positions or max_model_len)
         machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory, "enforce_eager": enforce_eager} if on_gpu else CPU
-        rank = next((r for r in RANKS if r >= peft_model.peft_config["default"].r), None)
-        if rank is None:
-            raise UserError(f"--engine vllm: it takes adapters of rank {RANKS[-1]} at most; lower --lora-rank")
         VllmEngine.started = True
         try:
             self.llm = LLM(
                 model=model, max_model_len=longest, max_num_seqs=cfg.sample_batch, seed=seed, enable_lora=True,
-                max_loras=1, max_lora_rank=rank, dtype=str(dtype).removeprefix("torch."), **machine,
+                max_loras=1, max_lora_rank=next(r for r in RANKS if r >= rank), dtype=str(dtype).removeprefix("torch."),
+                **machine,
                 # The default, "auto", would sample with the top-k, top-p and penalties of the model's own config.
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",  # the default is those of the untempered logits

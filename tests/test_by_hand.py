@@ -1,7 +1,6 @@
 """What losses, update and loop promise, in numbers computed by hand. Mutants that once survived led here."""
 
 import dataclasses
-import json
 import math
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from test_grpo import GradientSpy, assert_same_gradient, gradient_of, noise_adap
 import grpo
 import p2o
 from support import fast, pretrained
+from support.log import read_lines
 from support.memory import longest_sequence
 
 TENSOR = torch.tensor
@@ -29,8 +29,7 @@ def small(tmp_path):
 
 
 def lines_of(cfg, kind):
-    lines = map(json.loads, (cfg.folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
+    return [line for line in read_lines(cfg.folder / "metrics.jsonl") if line["kind"] == kind]
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
@@ -302,7 +301,7 @@ def select(order, history, count, rng):
 def test_selection_sees_how_often_each_question_has_succeeded(small, tmp_path):
     (tmp_path / "mine.py").write_text(SELECT)
     p2o.train(dataclasses.replace(small, epochs=2, select=f"{tmp_path / 'mine.py'}:select"))
-    seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    seen = read_lines(tmp_path / "seen.jsonl")
     lengths = [sorted(len(rates or []) for rates in history.values()) for history, _ in seen]
     assert lengths == [[0] * 4 + [step] * 4 for step in range(4)]
     assert [count for _, count in seen] == [4] * 4

@@ -21,12 +21,9 @@ from pathlib import Path
 from conftest import ROOT
 
 import p2o
+from support.log import read_lines
 
 GOLDEN = ROOT / "tests" / "data" / "golden.jsonl"  # the lines of metrics.jsonl, then one with what was printed
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def golden_run(folder: Path) -> tuple[list[dict], str]:
@@ -55,7 +52,7 @@ def golden_run(folder: Path) -> tuple[list[dict], str]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         p2o.train(cfg)
     said = re.sub(r"\d+ s:", "? s:", printed.getvalue().replace(str(folder), "runs"))
-    return lines_of(cfg.folder / "metrics.jsonl"), said
+    return read_lines(cfg.folder / "metrics.jsonl"), said
 
 
 def flat(value, name=""):
@@ -112,7 +109,7 @@ def same_when_rounded(one, other):
 
 
 def test_two_epochs_are_what_they_were(tmp_path):
-    (found, said), (*stored, printed_then) = golden_run(tmp_path), lines_of(GOLDEN)
+    (found, said), (*stored, printed_then) = golden_run(tmp_path), read_lines(GOLDEN)
     for number, (line, known) in enumerate(zip(found, stored, strict=False), start=1):
         assert not differing(line, known), f"line {number} of metrics.jsonl: (found, stored)"
     assert len(found) == len(stored)
@@ -124,7 +121,7 @@ def test_two_epochs_are_what_they_were(tmp_path):
 
 def test_the_golden_run_shows_what_the_loop_is_for():
     """Or most changes would pass: templates were given out, rollouts distilled, tokens masked, and the policy moved."""
-    *lines, _ = lines_of(GOLDEN)
+    *lines, _ = read_lines(GOLDEN)
     rollouts, updates = ([line for line in lines if line["kind"] == kind] for kind in ("rollouts", "update"))
     assert any(line["templated"] for line in rollouts) and any(0 < line["zero_advantage"] for line in rollouts)
     assert any(line["clip_fraction"] for line in updates) and any(line["masked"] for line in updates)

@@ -20,11 +20,13 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import ROOT
-from test_real import loads_once
+from test_real import first_layers
 
 import grpo
 import p2o
+from real.make_model import make_model
 from support.seams import find
+from variants.example import rewarded
 
 matplotlib.use("Agg")
 sys.path.insert(0, str(ROOT / "notebooks"))
@@ -76,7 +78,7 @@ SHORTER = {
             "*words_of([]),",
             '*words_of("--short --sampled-eval --train-questions 4 --max-response-tokens 4".split()), '
             '*"--hard-set-min 4 --gepa-dev-size 2 --gepa-budget 4 --gepa-parents 1 --reflection-tokens 6".split(), '
-            '"--group-size", "2", "--eval-data", "TEMPORARY/held-out.jsonl",',
+            '"--group-size", "2", "--eval-data", "TEMPORARY/held-out.jsonl", "--model", "TEMPORARY/model",',
         ),
         ("held_out[:60]", "held_out[:4]"),
         ('[""] * 60', '[""] * 4'),
@@ -124,7 +126,7 @@ def test_a_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("TQDM_DISABLE", "1")
     if path.stem.startswith("6"):
-        monkeypatch.setattr(grpo, "load_policy", loads_once())
+        first_layers(make_model(), tmp_path / "model")
     namespace = {"__name__": "__main__"}
     few = (ROOT / "real" / "held-out.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:2]
     (tmp_path / "held-out.jsonl").write_text("".join(few), encoding="utf-8")  # for notebook 6
@@ -211,24 +213,6 @@ def file_of_ideas(tmp_path_factory):
     return folder / "ideas.py"
 
 
-def rollouts(rewards, lengths=None):
-    """A group with these rewards and lengths; nothing else of it matters here."""
-    lengths = lengths or [3] * len(rewards)
-    contexts = {"sampled_context": [1], "trained_context": [1]}
-    return [
-        grpo.Rollout(
-            response_ids=[0] * n,
-            sampled_logprobs=[0.0] * n,
-            truncated=False,
-            text="",
-            question_id="q",
-            reward=r,
-            **contexts,
-        )
-        for r, n in zip(rewards, lengths, strict=True)
-    ]
-
-
 def test_there_are_five_ideas_each_with_options_that_the_command_line_knows(file_of_ideas):
     assert [name[0] for name in ideas.options()] == list("012345")
     for options in ideas.options().values():
@@ -263,7 +247,7 @@ def test_the_diff_leaves_every_other_rollout_bare(file_of_ideas):
 
 
 def test_leave_one_out_is_the_centred_reward_times_g_over_g_minus_one(file_of_ideas):
-    mine = find("advantage", f"{file_of_ideas}:leave_one_out")(rollouts([1.0, 0, 0, 0, 0, 0]))
+    mine = find("advantage", f"{file_of_ideas}:leave_one_out")(rewarded(1, 0, 0, 0, 0, 0))
     reference = grpo.group_advantages(torch.tensor([1.0, 0, 0, 0, 0, 0]), 6, scale_by_std=False) * 6 / 5
     assert mine == pytest.approx(reference.tolist())
 
@@ -281,10 +265,10 @@ def test_one_ratio_for_a_response_does_not_weigh_responses_by_length(file_of_ide
 
 def test_a_group_with_up_to_half_successes_is_hard(file_of_ideas):
     is_hard = find("mine", f"{file_of_ideas}:up_to_half")
-    assert [is_hard(rollouts([1.0] * k + [0.0] * (6 - k))) for k in (0, 3, 4)] == [True, True, False]
+    assert [is_hard(rewarded(*[1] * k, *[0] * (6 - k))) for k in (0, 3, 4)] == [True, True, False]
 
 
 def test_a_price_on_length_gives_failures_of_unequal_length_an_advantage(file_of_ideas):
     price = find("advantage", f"{file_of_ideas}:price_on_length")
-    assert price(rollouts([0.0, 0.0], [3, 3])) == [0.0, 0.0]
-    assert price(rollouts([0.0, 0.0], [3, 4]))[0] > 0.5
+    assert price(rewarded(0, 0, lengths=(3, 3))) == [0.0, 0.0]
+    assert price(rewarded(0, 0, lengths=(3, 4)))[0] > 0.5

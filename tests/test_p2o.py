@@ -24,7 +24,7 @@ import verify
 from p2o import Config
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
-from support.log import MAX_FAMILIES, by_column
+from support.log import MAX_FAMILIES, by_column, read_lines
 from support.messages import as_messages, as_template
 from support.run import Run
 from support.seams import check_variants, variant
@@ -36,10 +36,6 @@ from variants.example import advantaged, asked, rewarded
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
 
 
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -47,10 +43,10 @@ def write_jsonl(path, rows):
 
 def small_in(folder):
     """A configuration of seconds: 16 hard questions, two epochs."""
-    hard = lines_of(ROOT / "tiny" / "train.jsonl")[:16]
+    hard = read_lines(ROOT / "tiny" / "train.jsonl")[:16]
     return Config(
         train_data=write_jsonl(folder / "small.jsonl", hard),
-        eval_data=(write_jsonl(folder / "held.jsonl", lines_of(ROOT / "tiny" / "hard.jsonl")[:8]),),
+        eval_data=(write_jsonl(folder / "held.jsonl", read_lines(ROOT / "tiny" / "hard.jsonl")[:8]),),
         runs=str(folder / "runs"),
         name="small",
         epochs=2,
@@ -462,8 +458,8 @@ def test_every_seam_takes_a_function_of_the_users_own(small, mine, tiny_policy, 
 def test_a_run_with_every_seam_replaced_goes_to_the_end_and_samples_on_until_an_update_is_full(small, mine):
     summary = p2o.train(dataclasses.replace(small, **mine, group_size=3, soft_clip=True))
     assert summary["rollouts"] == 2 * 16 * 3
-    updates = [m for m in lines_of(small.folder / "metrics.jsonl") if m["kind"] == "update"]
-    kept = sum(q["id"].endswith("1") for q in lines_of(ROOT / "tiny" / "train.jsonl")[:8])  # --select: these, always
+    updates = [m for m in read_lines(small.folder / "metrics.jsonl") if m["kind"] == "update"]
+    kept = sum(q["id"].endswith("1") for q in read_lines(ROOT / "tiny" / "train.jsonl")[:8])  # --select: these, always
     assert [m["rollouts"] for m in updates] == [2 * kept * 3] * 2  # one update an epoch: a batch alone does not fill it
 
 
@@ -473,7 +469,7 @@ def test_an_epoch_that_has_trained_nothing_says_so(small, tmp_path):
         "seen = []\ndef keep(group):\n    seen.append(1)\n    return group if len(seen) > 16 else []\n"
     )
     p2o.train(dataclasses.replace(small, method="grpo", keep=f"{tmp_path / 'mine.py'}:keep"))
-    lines = lines_of(small.folder / "metrics.jsonl")
+    lines = read_lines(small.folder / "metrics.jsonl")
     assert {m["epoch"] for m in lines if m["kind"] == "update"} == {2}
     assert [m["epoch"] for m in lines if m["kind"] == "warning" and "had no update" in m["text"]] == [1]
 
@@ -524,7 +520,7 @@ def test_a_run_leaves_everything_that_the_readme_names(trained):
     ):
         assert (folder / name).stat().st_size > 0, name
     assert len(list(folder.glob("templates/*.json"))) == 1
-    metrics = lines_of(folder / "metrics.jsonl")
+    metrics = read_lines(folder / "metrics.jsonl")
     assert [m["epoch"] for m in metrics if m["kind"] == "epoch"] == [0, 1, 2]
     assert [m["update"] for m in metrics if m["kind"] == "update"] == list(range(1, 9))
     assert summary["rollouts"] == 2 * 16 * 6 == metrics[-1]["rollouts"]
@@ -548,7 +544,7 @@ def test_another_seed_gives_other_numbers(trained):
     """That the same one gives the same, test_resume.py shows: of whole runs, bit by bit."""
     other = dataclasses.replace(trained[0], name="other", seed=1, epochs=1)
     p2o.train(other)
-    one, two = (lines_of(cfg.folder / "metrics.jsonl")[1] for cfg in (trained[0], other))
+    one, two = (read_lines(cfg.folder / "metrics.jsonl")[1] for cfg in (trained[0], other))
     assert one["kind"] == two["kind"] == "rollouts" and one != two
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ import grpo
 import p2o
 import verify
 from real import demo, make_model, measure, rules
-from support import checkpoint
 from support.data import Question, label, load_questions, repeated
 from support.errors import UserError
 from tools import cli
@@ -100,34 +100,30 @@ def smollm2():
         pytest.skip(str(error))
 
 
-def loads_once(load_policy=grpo.load_policy):
-    """A `load_policy` for one model, which takes seconds the first time. Later it gives the same weights, with the
-    adapter as it was at first, or a saved one."""
-    made = []
-
-    def load(cfg, adapter=None, **how):
-        if not made:
-            made.append(load_policy(cfg, **how))
-            made.extend(weight.detach().clone() for weight in made[0].trainable)
-        policy, *fresh_adapter = made
-        with torch.no_grad():
-            for weight, fresh in zip(policy.trainable, fresh_adapter, strict=True):
-                weight.copy_(fresh)
-        if adapter:
-            checkpoint.load_adapter(policy.model, adapter)
-        return replace(policy, cfg=cfg)
-
-    return load
+def first_layers(model, folder, layers=3):
+    """A copy with the first 3 of 30 layers, and all else real: for a run, of which nobody reads what it says."""
+    folder.mkdir()
+    for file in Path(model).iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    (folder / "config.json").unlink()
+    config = json.loads((Path(model) / "config.json").read_text()) | {"num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
-def load():
-    return loads_once()
+def loaded(smollm2):
+    return grpo.load_policy(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=16))
 
 
 @pytest.fixture
-def policy(smollm2, load):
-    return load(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=16))
+def policy(loaded):
+    """To load it takes seconds, so a test that trains it has its adapter taken back."""
+    before = [weight.detach().clone() for weight in loaded.trainable]
+    yield loaded
+    with torch.no_grad():
+        for weight, old in zip(loaded.trainable, before, strict=True):
+            weight.copy_(old)
 
 
 ASKED = ["Why is the sky blue?", "How can I sleep better?", "Why do cats purr? Answer in one short sentence, please."]
@@ -176,7 +172,7 @@ def test_one_update_moves_the_bare_log_prob_of_a_spanish_answer_up(policy):
     assert after[0] > before[0] + 0.5 and after[1] < before[1] - 0.5
 
 
-def test_a_resumed_run_is_the_same_run(smollm2, load, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_same_run(smollm2, tmp_path, monkeypatch):
     """Killed after the first epoch and resumed, against one that was not: every number of every line."""
     rows = (ROOT / "real" / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(rows[:4]))
@@ -191,7 +187,7 @@ def test_a_resumed_run_is_the_same_run(smollm2, load, tmp_path, monkeypatch):
     # Rewards that differ within a group, and never add up to more than one success: both epochs have something to
     # train, and between them templates are searched.
     (tmp_path / "rule.py").write_text("def rule(response, question):\n    return len(response) % 8 / 16, 'be longer'\n")
-    cfg = replace(cli.parse_config(demo.words_of(words)), model=smollm2)
+    cfg = replace(cli.parse_config(demo.words_of(words)), model=first_layers(smollm2, tmp_path / "model"))
     save = p2o.Run.save
 
     def save_and_copy(run, state):
@@ -199,7 +195,6 @@ def test_a_resumed_run_is_the_same_run(smollm2, load, tmp_path, monkeypatch):
         if state.step == 1:  # the first epoch's only batch: the copy is all that a kill would leave
             shutil.copytree(run.folder, tmp_path / "killed")
 
-    monkeypatch.setattr(grpo, "load_policy", load)
     with monkeypatch.context() as patch:
         patch.setattr(p2o.Run, "save", save_and_copy)
         p2o.train(replace(cfg, name="whole"))

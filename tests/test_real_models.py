@@ -41,6 +41,7 @@ import p2o
 from support import checkpoint, fast, memory, pretrained, vllm_engine
 from support.errors import UserError
 from support.fast import RoomyLayer, roomy_cache
+from support.log import read_lines
 from support.memory import adamw, longest_sequence
 from support.messages import encode_chat, shortened
 from support.vllm_engine import VllmEngine
@@ -664,7 +665,7 @@ def test_a_whole_run_on_a_four_bit_model(qwen3, tmp_path):
     )  # fmt: skip
     summary = p2o.train(cfg)
     assert summary["rollouts"] == 16
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     last = [line for line in lines if line["kind"] == "epoch"][-1]
     assert last["truncated"] > 0.5 and last["logprob_mismatch"] < 1e-3 and last["hard_set"] == 8
 
@@ -878,6 +879,16 @@ def test_a_rank_beyond_vllms_is_refused(tiny_policy, monkeypatch):
 def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):
     assert started(tiny_policy, monkeypatch).llm.asked["dtype"] == "float32"
     assert started(tiny_policy, monkeypatch, dtype="float16").llm.asked["dtype"] == "float16"
+
+
+def test_a_rank_that_vllm_has_no_kernel_for_is_refused(tiny_policy, monkeypatch):
+    lora = tiny_policy.model.peft_config["default"]
+    for rank, served in ((9, 16), (512, 512)):
+        monkeypatch.setattr(lora, "r", rank)
+        assert started(tiny_policy, monkeypatch).llm.asked["max_lora_rank"] == served
+    monkeypatch.setattr(lora, "r", 513)
+    with pytest.raises(UserError, match="--lora-rank 513: .*up to rank 512"):
+        started(tiny_policy, monkeypatch)
 
 
 @pytest.mark.parametrize("capability, dtype, invariant, said", [

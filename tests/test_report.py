@@ -62,13 +62,6 @@ def test_entropy_is_the_mean_surprise_of_the_sampled_tokens(trained):
     batches = [line for line in trained["lines"] if line["kind"] == "rollouts" and line["epoch"] == 1]
     mean = sum(batch["entropy"] for batch in batches) / sum(batch["tokens"] for batch in batches)
     assert trained["epochs"][1]["entropy"] == pytest.approx(mean) and 0 < mean < 1
-    run = p2o.Run(p2o.Config(runs=str(trained["folder"].parent), name="entropy"))
-    logged = []
-    run.log = lambda kind, **numbers: logged.append(numbers)
-    fields = {"truncated": False, "text": "", "question_id": "q", "sampled_context": [1], "trained_context": [1]}
-    rollouts = [grpo.Rollout(response_ids=[1, 2], sampled_logprobs=[-0.5, -1.0], **fields) for _ in range(2)]
-    run.log_rollouts(1, [rollouts], [Question("q", "", "")], (0.0, 0.0))
-    assert logged[0]["entropy"] == 3.0 and logged[0]["tokens"] == 4
 
 
 def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
@@ -573,7 +566,7 @@ def test_one_tracker_lives_through_a_run_with_evolution(kind, tmp_path, monkeypa
     assert started["name"] == "run" and started["config"]["track"] == kind
     assert started.get("dir") == (str(tmp_path / "run") if kind == "wandb" else None)  # trackio knows no such setting
     assert list((tmp_path / "run" / "templates").glob("*.json"))  # GEPA has run meanwhile
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = log.read_lines(tmp_path / "run" / "metrics.jsonl")
     logged = calls[1:-1]
     assert len(logged) == len(lines)
     assert logged[-1]["epoch/accuracy/train"] == lines[-1]["accuracy"]["train"]
@@ -755,7 +748,7 @@ def test_the_base_of_an_adapter_is_the_same_in_4_bits(tmp_path):
 
 
 def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_path, capsys):
-    rows = [json.loads(line) for line in (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:3]]
+    rows = log.read_lines(ROOT / "tiny" / "hard.jsonl")[:3]
     for name, count in (("a", 2), ("b", 1)):
         (tmp_path / name).mkdir()
         some = [*rows[:count], rows[2] | {"answer": "\\\\frac{1}{"}]

@@ -464,7 +464,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_ends_the_run_when_it_st
     with pytest.raises(UserError, match="bad-batch.json"):
         p2o.train(cfg)
     assert len(json.loads((cfg.folder / "bad-batch.json").read_text())) == 24
-    lines = [json.loads(line) for line in (cfg.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = log.read_lines(cfg.folder / "metrics.jsonl")
     assert [m["skipped"] for m in lines if m["kind"] == "update"] == [1.0] * 2  # the third one ends it
     assert os.listdir(cfg.folder / "checkpoints")
 

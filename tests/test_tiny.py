@@ -7,7 +7,6 @@ where GEPA selects and the policy learns.
 
 import dataclasses
 import functools
-import json
 import random
 import re
 
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 import gepa_loop
 import grpo
 import verify
+from support.log import read_lines
 from support.messages import as_template
 from tiny import problems, train_base
 from tiny.problems import EASY, FAMILIES, HARD, LENGTHS, USELESS_HINTS
@@ -55,7 +55,7 @@ def test_each_family_folds_as_a_person_would(family, elements, states):
 def test_the_shipped_files_are_what_the_script_writes_and_share_no_question():
     questions = []
     for name, drawn in problems.splits().items():
-        lines = [json.loads(line) for line in (ROOT / "tiny" / f"{name}.jsonl").read_text().splitlines()]
+        lines = read_lines(ROOT / "tiny" / f"{name}.jsonl")
         assert [line["question"] for line in lines] == [p.question for p in drawn]
         assert [line["answer"] for line in lines] == [str(p.states[-1]) for p in drawn]
         questions += [line["question"] for line in lines]

@@ -24,6 +24,7 @@ from lab.studies import worlds
 from p2o import Config
 from support.data import Question, load_questions
 from support.errors import UserError
+from support.log import read_lines
 from support.seams import SEAMS, check_variants, checked_advantages, variant
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
@@ -384,7 +385,7 @@ def test_samples_are_allocated_to_solve_the_most_in_expectation():
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Two epochs in a second: four hard questions and four easy ones, hot enough for contrast without templates."""
-    rows = [json.loads(line) for line in (ROOT / "tiny" / "train.jsonl").read_text().splitlines()]
+    rows = read_lines(ROOT / "tiny" / "train.jsonl")
     rows = rows[:4] + rows[-4:]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evolved = lambda policy, hard, cfg, epoch, run: {q.id: [ALL_HINTS] * cfg.group_size for q in hard}  # noqa: E731
@@ -434,7 +435,7 @@ def test_every_variant_trains_under_both_methods(small, method, settings):
     epochs = 2 if method == "p2o" or two else 1
     cfg = dataclasses.replace(small, method=method, epochs=epochs, **settings, **one_batch)
     p2o.train(cfg)
-    lines = [json.loads(line) for line in (cfg.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(cfg.folder / "metrics.jsonl")
     updates, measured = ([line for line in lines if line["kind"] == kind] for kind in ("update", "epoch"))
     assert any(update["grad_norm"] > 0 for update in updates) and not any(update["skipped"] for update in updates)
     assert [line["epoch"] for line in measured] == [*range(epochs + 1)]
