@@ -33,6 +33,7 @@ _BLANKS = (
     r"|(?:[hv]space|h?phantom) ?\*? ?\{[^{}]*\}"
 )
 _GREEK = "pi|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|psi|omega|Gamma|Delta|Sigma|Phi|Omega"
+_GREEK_WORDS = "alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|tau|phi|omega"
 _EVERY = "(?:real|rational|complex|natural|integers?|positive|non-?negative|numbers?|values|of)"  # not even, not large
 _FOR_ALL = r"(?:\\forall(?![a-zA-Z])|(?:\\text ?\{ ?)?for (?:all|any|every|each)(?![a-z]))"
 _IN_A_NAME = str.maketrans({"+": "p", "-": "m", "(": "", ")": "", " ": ""})
@@ -156,6 +157,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
      r"\text{sin}x", r"\sin x"),
     (r"\\text ?\{ ?([ie]) ?\}", r"\1 ", r"\text{e}^2", "e ^2"),
+    (rf"(?:{_WORD}|(?<=\d))({_GREEK_WORDS}){_END}(?= ?[-+*/^_=)])|(?<=[-+*/(=\d])({_GREEK_WORDS}){_END}",
+     lambda match: f"\\{match[0]} ", "2*theta^2", r"2*\theta ^2"),  # alone it may be a word
     (rf"{_WORD}(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|sqrt|pi){_END}", r"\\\1 ", "2*pi", r"2*\pi "),
     (rf"(?:\+ ?)?\\text ?\{{ ?(?i:infinity|infinitely many) ?\}}|{_WORD}(?:infinity|inf){_END}|\+ ?\\infty",
      r"\\infty ", "(1,+infinity)", r"(1,+\infty )"),
