@@ -37,19 +37,25 @@ What counts as an answer, and by whose convention:
   is `3.299999952316284`, a float of 32 bits.
 - `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `1:2:3` is `2:4:6`,
   `0.\overline{3}` is 1/3, `10–12` with a dash is a range. `2^10` is 1024, although TeX sets a 2, a raised 1 and a 0.
+  `2\frac13\pi` is seven thirds of pi, and `4/3\pi` is four thirds, not `4/(3\pi)`.
+- A reference `7 \times 9` is a size: neither 63 nor `9 \times 7` answers it.
+- A reference `\frac{40}{3} \approx 13.33` gives two values, and either answers it.
 - Words and choice letters: ignoring case, articles, `\text{}` and brackets, `(C)`, `(C) 12`, `C: 12` and `Option C` are
-  `c`. Where the question lists the options, the text of option C alone is `C`, too. Words in another order are others,
-  unless `and` joins them, and so are capitals (`HTH`). In formulas case counts: `M-m` is not 0. Letters that make no
-  word are a product: `ab` is `ba`, but `no` is not `on`.
+  `c`, and `ACD` is `A, C, D`. Where the question lists the options, the text of option C alone is `C`, too. Words in
+  another order are others, unless `and` joins them, and so are capitals (`HTH`). In formulas case counts: `M-m` is not
+  0. Letters that make no word are a product: `ab` is `ba`, but `no` is not `on`.
+- `(1)(3)` and `①③` are a list of statements by their numbers, not a product.
 - `x = 5` answers `5` and the other way round, and a chain counts by its last member (math-verify). `a+b = 5` answers
   `5`, `2x+3 = 5` does not.
 - `(1,2)` is ordered; `1,2` and `\{1,2\}` are not. `(1,2)` is a point or an open interval, or answers the list `1,2`;
   `[1,2]`, `[1,2)` and `(1,2)` differ. A column is a point. `x=2, y=3` is `(2,3)` by name, while
-  `x_1=2, x_2=3` (roots) is a set.
+  `x_1=2, x_2=3` (roots) is a set. `2, 3` does not answer `2, 2, 3`; `2, 2, 3` answers `2, 3`.
 - `x \in [1,2]`, `1 \le x \le 2` and `[1,2]` are one set, either way round (math-verify, relations against sets).
 - Formulas are equal where both sides are real, with each root and logarithm in them: `\sqrt{x^2}` is `|x|`, not `x`;
   `\log x^2` is `2 \log x`; `\sqrt{a/b}` is `\sqrt a/\sqrt b`, whatever the letters are called. `\sqrt[3]{-8}` is -2. A
-  `\log` without base is `\ln` where the other side has that, else decimal. `k\pi` is `n\pi`: any whole number.
+  `\log` without base is `\ln` where the other side has that, else decimal. `k\pi` is `n\pi`: any whole number. A
+  constant of integration is `c` or `C`. `\lfloor n \rfloor + 1` is not `\lceil n \rceil`: at 3 they differ. `for all
+  real x` may stand behind a formula; `for all x > 0` may not.
 - Layout does not count: fonts, sizes, spaces, boxes, `Answer:`, a closing `\square`, Unicode for LaTeX. Equations below
   each other (`aligned`, `cases`, `array`) are a list of equations.
 - A number in another base needs its base: `204_5` is neither `204` nor `204_6`. (math-verify drops it.)

@@ -259,8 +259,16 @@ def _points(x, y) -> bool | None:
     if isinstance(y, list) and (point := _point(x)):
         return _all_equal(point, _by_name(y) or y)
     if (isinstance(x, tuple) or isinstance(y, tuple)) and (one := _point(x)) and (other := _point(y)):
-        return _all_equal(one, other)
+        return not _other_names(x, y) and _all_equal(one, other)
     return None
+
+
+def _other_names(x, y) -> bool:
+    """x = 2 and y = 2; roots x_1 and x are alike, and so are f(x) and f(t)."""
+    if not all(isinstance(items, list | tuple) and all(map(_has_name, items)) for items in (x, y)):
+        return False
+    one, other = ({re.split("[_(]", str(item.left))[0] for item in items} for items in (x, y))
+    return one != other
 
 
 def _lists(x, y) -> bool | None:
@@ -273,10 +281,10 @@ def _lists(x, y) -> bool | None:
         return None
     if any(sum(_equal(a, b) for a in x) < y.count(b) for b in y if y.count(b) > 1):
         return False  # a double root of the reference
-    names = [{str(i.left) for i in items} if all(map(_has_name, items)) else set() for items in (x, y)]
-    if all(names) and len({frozenset(re.split("[_(]", name)[0] for name in side) for side in names}) > 1:
+    if _other_names(x, y):
         return False
-    if not names[0] or names[0] != names[1]:
+    named = [all(map(_has_name, items)) for items in (x, y)]
+    if not (all(named) and {str(item.left) for item in x} == {str(item.left) for item in y}):
         if (_by_name(x) is None) != (_by_name(y) is None):  # x = 2, y = 3 for 2, 3: in the order written
             return _all_equal(*([_without_name(item) for item in items] for items in (x, y)))
         x, y = ([_without_name(item) for item in items] if _by_name(items) is None else items for items in (x, y))
