@@ -58,6 +58,16 @@ def test_families_add_up_to_the_accuracy(trained):
         assert sum(right for right, _ in families.values()) / 8 == epoch["accuracy"]["held"]
 
 
+def test_a_run_of_an_older_version_has_a_page_without_what_it_did_not_write_down(trained, tmp_path):
+    shutil.copytree(trained["folder"], tmp_path / "old")
+    later = ("entropy", "families", "small_contrast", "mismatch", "logprob_mismatch", "clip_fraction", "ill_formed")
+    lines = [{k: v for k, v in line.items() if k not in (*later, "updates", "responses")} for line in trained["lines"]]
+    (tmp_path / "old" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report.write_report([tmp_path / "old", trained["folder"]], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "entropy, nats per token" in page and "old" in page
+
+
 def test_entropy_is_the_mean_surprise_of_the_sampled_tokens(trained):
     batches = [line for line in trained["lines"] if line["kind"] == "rollouts" and line["epoch"] == 1]
     mean = sum(batch["entropy"] for batch in batches) / sum(batch["tokens"] for batch in batches)
