@@ -764,6 +764,15 @@ def test_the_base_of_an_adapter_is_the_same_in_4_bits(tmp_path):
     grpo.load_policy(grpo.PolicyConfig(), adapter=str(tmp_path / "adapter"))
 
 
+def test_the_base_of_an_adapter_is_known_in_16_bits_too(tmp_path):
+    """A run saves it with a head in 32 bits, and it is compared before the head becomes that."""
+    half, other = grpo.PolicyConfig(dtype="bfloat16"), str(ROOT / "tiny" / "divided" / "model")
+    checkpoint.save_adapter(grpo.load_policy(half).model, tmp_path)
+    grpo.load_policy(half, adapter=str(tmp_path))
+    with pytest.raises(UserError, match="trained on other weights"):
+        grpo.load_policy(dataclasses.replace(half, model=other), adapter=str(tmp_path))
+
+
 def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_path, capsys):
     rows = [json.loads(line) for line in (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:3]]
     for name, count in (("a", 2), ("b", 1)):
