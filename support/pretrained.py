@@ -759,10 +759,8 @@ def base_mark(model: torch.nn.Module) -> str:
     Those inside may be in 4 bits. An adapter that was trained on such may be served on the full ones: the same base.
     """
     kept = {name: p for name, p in model.named_parameters() if not p.requires_grad and ".base_layer." not in name}
-    kinds = sorted(
-        {str(p.dtype).removeprefix("torch.") for p in kept.values()} - {"float32"}
-    )  # the head's, in any case
-    return f"{'+'.join(kinds) or 'float32'} {digest(kept)}"
+    kinds = {str(p.dtype).removeprefix("torch.") for p in kept.values()} - {"float32"}  # which the head always has
+    return f"{'+'.join(sorted(kinds)) or 'float32'} {digest(kept)}"
 
 
 def _first_line(error: Exception) -> str:

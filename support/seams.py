@@ -168,8 +168,8 @@ def _shown(value: object) -> str:
 def _told(error: Exception, name: str) -> str:
     """What went wrong in a file of the user's, and where: in its innermost line, not in that of a library it called."""
     places = traceback.extract_tb(error.__traceback__)
-    own = [place for place in places if place.filename == str(Path(name.rpartition(":")[0]))]
-    place = (own or places)[-1]
+    file = Path(name.rpartition(":")[0]).resolve()
+    place = ([place for place in places if Path(place.filename).resolve() == file] or places)[-1]
     where = "" if place.filename == __file__ else f" ({place.filename}, line {place.lineno})"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
 

@@ -355,6 +355,16 @@ def test_a_function_that_gives_something_else_is_told_so(seam, body, complaint, 
     assert complaint in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_the_line_that_is_told_is_in_the_users_own_file_wherever_one_stands(tmp_path, monkeypatch):
+    """A library raises; a file's name may be relative, or lead through a link."""
+    (tmp_path / "own.py").write_text("import statistics\ndef own(group):\n    return statistics.mean([])\n")
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.py:own", "./own.py:own", "link/own.py:own"):
+        with pytest.raises(UserError, match=f"^--mine {name}: StatisticsError: .*own.py, line 3"):
+            variant("mine", Config(mine=name), None)([])
+
+
 def test_a_generator_is_as_good_as_a_list_and_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text("def keep(group):\n    yield from group[:1]\n")
     group = rewarded(1, 0)
@@ -371,6 +381,13 @@ def test_what_a_function_of_ones_own_calls_may_run_out_of_memory_or_of_disk(tmp_
         with pytest.raises(type(error)) as raised:
             own([], Mock(side_effect=error))
         assert raised.value is error
+
+
+def test_updates_without_a_finite_loss_name_the_function_that_may_be_at_fault(run):
+    run.cfg = dataclasses.replace(run.cfg, loss="mine.py:f")
+    with pytest.raises(UserError, match=r"usual cure, unless the numbers come from --loss mine.py:f$"):
+        for _ in range(3):
+            run.log_update(1, {"skipped": 1.0}, [rollout("a", 0.0)])
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,16 @@ def test_families_add_up_to_the_accuracy(trained):
         assert sum(right for right, _ in families.values()) / 8 == epoch["accuracy"]["held"]
 
 
+def test_a_run_of_an_older_version_has_a_page_without_what_it_did_not_write_down(trained, tmp_path):
+    shutil.copytree(trained["folder"], tmp_path / "old")
+    later = ("entropy", "families", "small_contrast", "mismatch", "logprob_mismatch", "clip_fraction", "ill_formed")
+    lines = [{k: v for k, v in line.items() if k not in (*later, "updates", "responses")} for line in trained["lines"]]
+    (tmp_path / "old" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report.write_report([tmp_path / "old", trained["folder"]], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "entropy, nats per token" in page and "old" in page
+
+
 def test_entropy_is_the_mean_surprise_of_the_sampled_tokens(trained):
     batches = [line for line in trained["lines"] if line["kind"] == "rollouts" and line["epoch"] == 1]
     mean = sum(batch["entropy"] for batch in batches) / sum(batch["tokens"] for batch in batches)
@@ -745,6 +755,15 @@ def test_the_base_of_an_adapter_is_the_same_in_4_bits(tmp_path):
     in_4_bits = load_tiny(load_in_4bit=True)
     checkpoint.save_adapter(in_4_bits.model, tmp_path / "adapter")
     grpo.load_policy(grpo.PolicyConfig(), adapter=str(tmp_path / "adapter"))
+
+
+def test_the_base_of_an_adapter_is_known_in_16_bits_too(tmp_path):
+    """A run saves it with a head in 32 bits, and it is compared before the head becomes that."""
+    half, other = grpo.PolicyConfig(dtype="bfloat16"), str(ROOT / "tiny" / "divided" / "model")
+    checkpoint.save_adapter(grpo.load_policy(half).model, tmp_path)
+    grpo.load_policy(half, adapter=str(tmp_path))
+    with pytest.raises(UserError, match="trained on other weights"):
+        grpo.load_policy(dataclasses.replace(half, model=other), adapter=str(tmp_path))
 
 
 def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_path, capsys):

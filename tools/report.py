@@ -222,7 +222,7 @@ def families(runs: list[dict], by: str) -> tuple[list[list], list[str]]:
         for name, known in (run["epochs"][-1].get("families", {}) if run["epochs"] else {}).items():
             columns |= set(known)
             for value, (_, asked) in known.get(by, {}).items():
-                course = [e["families"].get(name, {}).get(by, {}).get(value) for e in run["epochs"]]
+                course = [e.get("families", {}).get(name, {}).get(by, {}).get(value) for e in run["epochs"]]
                 shares = [pair[0] / pair[1] for pair in course if pair]  # a resumed run may have got other files
                 rows.append([name, value, run["name"], asked, shares[0], shares[-1], svg.sparkline(shares, i)])
     return sorted(rows, key=lambda row: row[:2]), sorted(columns)
@@ -247,7 +247,14 @@ AXES = {"epoch": "epoch", "updates": "updates", "responses": "responses sampled,
 
 def draw(runs: list[dict], title: str, kind: str, value: Callable, x: str, **more) -> Markup:
     """A value of all lines of a kind, a curve for each run. Epochs that were sampled under templates are shaded."""
-    curves = [(run["name"], [(at[x], value(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
+
+    def said(line: dict) -> float | None:
+        try:
+            return value(line)
+        except KeyError:
+            return None  # an older version made this run, and did not write that down
+
+    curves = [(run["name"], [(at[x], said(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
     bands = [
         (i, a[x], b[x], f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates")
         for i, run in enumerate(runs)
