@@ -56,9 +56,21 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
     base, stop_ids = load_base(cfg.model, config, tokenizer, cfg.load_in_4bit, compute_dtype(cfg.dtype))
     if cfg.gradient_checkpointing:
         checkpoint_activations(base)
-    prompts = prompts_within_its_vocabulary(cfg.model, base, tokenizer)
+    with or_refused(cfg.model, base):
+        refuse_without_a_head(cfg.model, base)
+        prompts = prompts_within_its_vocabulary(cfg.model, base, tokenizer)
     base.chat_format = hashlib.sha256(repr((prompts, stop_ids)).encode()).hexdigest()[:16]  # for support/run.py
     return base, tokenizer, stop_ids
+
+
+def refuse_without_a_head(model: str, base: torch.nn.Module) -> None:
+    """UserError for a model whose output layer is missing, or is not kept in full width."""
+    head = base.get_output_embeddings()
+    if head is None or not head.weight.is_floating_point():
+        raise UserError(
+            f"--model {model}: the output layer of {type(base).__name__} is "
+            f"{'missing' if head is None else 'quantized'}; log-probs need one in full width"
+        )
 
 
 def prompts_within_its_vocabulary(model: str, base: torch.nn.Module, tokenizer) -> list[list[int]]:
@@ -175,12 +187,6 @@ def load_base(
             f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
             "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
             "not quantized; --load-in-4bit quantizes it in a way that can be trained"
-        )
-    head = base.get_output_embeddings()
-    if head is None or not head.weight.is_floating_point():
-        raise UserError(
-            f"--model {model}: the output layer of {type(base).__name__} is "
-            f"{'missing' if head is None else 'quantized'}; log-probs need one in full width"
         )
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
@@ -625,7 +631,11 @@ def load_tokenizer(model: str):
             f"--model {model}: that folder holds no config.json; give a folder that from_pretrained can load"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
+        # Where mistral-common is installed (vLLM brings it along), transformers would take that for a Mistral model. It
+        # knows no chat template.
+        tokenizer = AutoTokenizer.from_pretrained(
+            model, padding_side="left", trust_remote_code=False, mistral_format=False
+        )
     except OSError as error:
         raise UserError(
             f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "

@@ -34,6 +34,7 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.models.auto import tokenization_auto
 
 import gepa_loop
 import grpo
@@ -522,6 +523,16 @@ def test_a_mistral_tokenizer_that_transformers_doubts_is_told_until_it_is_mended
     loaded = pretrained.load_tokenizer(str(folder))
     assert "fix_mistral_regex" not in capsys.readouterr().out
     assert loaded(text).input_ids == mended(text).input_ids != doubted(text).input_ids
+
+
+def test_a_mistral_model_keeps_its_chat_template_where_vllm_has_brought_mistral_common_along(tmp_path, monkeypatch):
+    folder, asked = Path(make_model(tmp_path, "llama")), [{"role": "user", "content": "7?"}]
+    plain = encode_chat(pretrained.load_tokenizer(str(folder)), asked)
+    monkeypatch.setattr("transformers.integrations.mistral.tokenizer.is_mistral_common_available", lambda: True)
+    monkeypatch.setitem(tokenization_auto.TOKENIZER_MAPPING_NAMES, "mistral", "MistralCommonBackend")
+    edit_json(folder / "config.json", model_type="mistral")
+    (folder / "tekken.json").write_text("{}")
+    assert encode_chat(pretrained.load_tokenizer(str(folder)), asked) == plain
 
 
 def test_a_tokenizer_cuts_the_same_text_in_the_same_way_each_time(qwen3, tmp_path):
