@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
         checkpoint_activations(base)
     with or_refused(cfg.model, base):
         refuse_without_a_head(cfg.model, base)
-        prompts = prompts_within_its_vocabulary(cfg.model, base, tokenizer)
+        prompts = prompts_within_its_vocabulary(cfg, base, tokenizer)
     base.chat_format = hashlib.sha256(repr((prompts, stop_ids)).encode()).hexdigest()[:16]  # for support/run.py
     return base, tokenizer, stop_ids
 
@@ -73,7 +74,7 @@ def refuse_without_a_head(model: str, base: torch.nn.Module) -> None:
         )
 
 
-def prompts_within_its_vocabulary(model: str, base: torch.nn.Module, tokenizer) -> list[list[int]]:
+def prompts_within_its_vocabulary(cfg, base: torch.nn.Module, tokenizer) -> list[list[int]]:
     """The prompts of PROBES. UserError if they hold a token for which the model has no embedding.
 
     Other such tokens, of a tokenizer that was given more of them than the model, are text from here on.
@@ -81,12 +82,13 @@ def prompts_within_its_vocabulary(model: str, base: torch.nn.Module, tokenizer) 
     rows = base.get_input_embeddings().weight.shape[0]
     tokenizer.rows = rows
     control_tokens.cache_clear()
-    prompts = [encode_chat(tokenizer, as_messages(text)) for text in PROBES]
+    questions = [as_messages(text, cfg.system_prompt) for text in PROBES]
+    prompts = [encode_chat(tokenizer, asked, enable_thinking=cfg.enable_thinking) for asked in questions]
     if beyond := sorted({token for prompt in prompts for token in prompt if token >= rows}):
+        name = tokenizer.convert_ids_to_tokens(beyond[0])
         raise UserError(
-            f"--model {model}: a prompt holds {tokenizer.convert_ids_to_tokens(beyond[0])!r} (token {beyond[0]}), and "
-            f"the model has embeddings for {rows} tokens: the tokenizer is another model's, or has been given tokens "
-            "that the model was not"
+            f"--model {cfg.model}: a prompt holds {name!r} (token {beyond[0]}), and the model has embeddings for "
+            f"{rows} tokens: the tokenizer is another model's, or has been given tokens that the model was not"
         )
     return prompts
 
@@ -172,6 +174,9 @@ def load_base(
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--model {model}: transformers cannot load it ({_first_line(error)})") from error
+    except Exception as error:  # a config.json that it takes, and cannot follow
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
     lacking = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
     if lacking:
         raise UserError(
@@ -193,7 +198,8 @@ def load_base(
             f"--model {model}: an adapter (adapter_config.json) lies beside the weights, and the new one would take "
             "its place. Merge it into the weights (peft's merge_and_unload), or take it out of the folder"
         )
-    stop_ids = ends_of_a_response(model, base.generation_config, tokenizer)
+    with or_refused(model, base):
+        stop_ids = ends_of_a_response(model, base.generation_config, tokenizer)
     # A model's own generation config may hold a top-k, a top-p or a repetition penalty: rollouts sampled under those do
     # not come from the distribution whose log-probs are trained. Nothing of it is kept.
     base.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id)
@@ -232,13 +238,15 @@ def _is_text(token: int, tokenizer) -> bool:
 def refuse_or_tell_what_has_no_place(model: str, base: torch.nn.Module, unexpected: list[str]) -> None:
     """A weight of the files that the model leaves out. UserError if it is part of a layer that the model has.
 
-    A bias that the config does not know, a scale without which quantized numbers mean nothing: the layer computes, but
-    something else. Other weights may be left out for good reasons, as a reward model's head; then a line says so.
+    A bias that the config does not know, a scale without which quantized numbers mean nothing, an adapter that was not
+    merged: the layer computes, but something else. Other weights may be left out for good reasons, as a reward model's
+    head; then a line says so.
     """
     if not unexpected:
         return
-    layers = {name for name, module in base.named_modules() if next(module.parameters(recurse=False), None) is not None}
-    cut = [name for name in unexpected if name.rpartition(".")[0] in layers]
+    parts = base.named_modules()
+    layers = {name for name, part in parts if list(part.parameters()) and not list(part.children())}
+    cut = [name for name in unexpected if not layers.isdisjoint(accumulate(name.split("."), "{}.{}".format))]
     shown = cut or unexpected
     told = (
         f"--model {model}: its files hold {len(shown)} weights for which {type(base).__name__} has no place: "

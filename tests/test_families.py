@@ -549,6 +549,25 @@ def test_quantized_weights_without_their_scales_are_refused(model):
     )
 
 
+def test_an_adapter_that_was_not_merged_is_not_left_out(model):
+    """Weights of LoRA among the model's own, as some trainers save them."""
+    lora = {f"model.layers.0.mlp.up_proj.lora_{name}.weight": torch.ones(4, 64) for name in "AB"}
+    change_weights(model, lambda weights: weights.update(lora))
+    assert "hold 2 weights for which Qwen3ForCausalLM has no place: model.layers.0.mlp.up_proj.lora_A" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "file, change, said",
+    [
+        ("config.json", {"rope_scaling": {"type": "nonsense", "factor": 2.0}}, "transformers cannot load it"),
+        ("generation_config.json", {"eos_token_id": "2"}, "does not work with this code's"),
+    ],
+)
+def test_settings_that_transformers_reads_and_cannot_follow_are_refused_in_one_line(model, file, change, said):
+    edit_json(model / file, **change)
+    assert said in refusal(model)
+
+
 def test_other_weights_that_have_no_place_are_told(model, capsys):
     """As a reward model's head, or more layers than the config has."""
     change_weights(model, lambda weights: weights.update({"score.weight": torch.ones(1, 64)}))
