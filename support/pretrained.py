@@ -185,14 +185,7 @@ def load_base(
             f"Is it another kind of model than {type(base).__name__}?"
         )
     refuse_or_tell_what_has_no_place(model, base, sorted(report["unexpected_keys"]))
-    quantizer = getattr(base, "hf_quantizer", None)
-    if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
-        method = quantizer.quantization_config.quant_method
-        raise UserError(
-            f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
-            "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
-            "not quantized; --load-in-4bit quantizes it in a way that can be trained"
-        )
+    refuse_if_nothing_trains_through_it(model, base)
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
             f"--model {model}: an adapter (adapter_config.json) lies beside the weights, and the new one would take "
@@ -211,6 +204,18 @@ def load_base(
             module.support_avx512bf16_for_cpu = False
             module.compute_dtype = dtype  # a checkpoint that is in 4 bits already may name another one
     return base, stop_ids
+
+
+def refuse_if_nothing_trains_through_it(model: str, base: torch.nn.Module) -> None:
+    """UserError for weights that stay quantized, by a method that is for sampling only. transformers knows which."""
+    quantizer = getattr(base, "hf_quantizer", None)
+    if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
+        method = quantizer.quantization_config.quant_method
+        raise UserError(
+            f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
+            "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
+            "not quantized; --load-in-4bit quantizes it in a way that can be trained"
+        )
 
 
 def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
@@ -701,7 +706,8 @@ def as_its_file_says(model: str, tokenizer) -> None:
     for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
         setattr(backend, part, getattr(own, part))
     if getattr(backend, "fix_mistral_regex", None) is False:  # transformers doubts the file, in a warning
-        mended, words = AutoTokenizer.from_pretrained(model, fix_mistral_regex=True), "eBay, mL, NaOH, pH"
+        mended = AutoTokenizer.from_pretrained(model, trust_remote_code=False, fix_mistral_regex=True)
+        words = "eBay, mL, NaOH, pH"
         if mended(words).input_ids != tokenizer(words).input_ids:
             print(
                 f"--model {model}: transformers says that its tokenizer.json cuts words otherwise than Mistral's "
