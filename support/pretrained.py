@@ -174,7 +174,7 @@ def load_base(
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--model {model}: transformers cannot load it ({_first_line(error)})") from error
-    except Exception as error:  # a config.json that it takes, and cannot follow
+    except (KeyError, TypeError, AttributeError) as error:  # a config.json that it takes, and cannot follow
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
     lacking = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
