@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from support.errors import UserError
 from support.pretrained import base_mark
 
 KEEP = 2  # newest checkpoints kept
@@ -125,11 +126,16 @@ def save_adapter(model: torch.nn.Module, folder: Path) -> None:
 
 
 def load_adapter(model: torch.nn.Module, folder: Path) -> None:
-    """Overwrite the adapter's weights by saved ones."""
+    """Overwrite the adapter's weights by saved ones. UserError if some have no counterpart: peft would say nothing."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
     device = next(model.parameters()).device
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(device)))
+    found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(device)))
+    if lost := sorted([name for name in found.missing_keys if "lora_" in name] + found.unexpected_keys):
+        raise UserError(
+            f"--resume: {len(lost)} weights of the adapter in {folder} do not fit, {lost[0]} first: was it saved with "
+            "other versions of peft or transformers, which have other names for them?"
+        )
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -57,12 +58,24 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
     base, stop_ids = load_base(cfg.model, config, tokenizer, cfg.load_in_4bit, compute_dtype(cfg.dtype))
     if cfg.gradient_checkpointing:
         checkpoint_activations(base)
-    prompts = prompts_within_its_vocabulary(cfg.model, base, tokenizer)
+    with or_refused(cfg.model, base):
+        refuse_without_a_head(cfg.model, base)
+        prompts = prompts_within_its_vocabulary(cfg, base, tokenizer)
     base.chat_format = hashlib.sha256(repr((prompts, stop_ids)).encode()).hexdigest()[:16]  # for support/run.py
     return base, tokenizer, stop_ids
 
 
-def prompts_within_its_vocabulary(model: str, base: torch.nn.Module, tokenizer) -> list[list[int]]:
+def refuse_without_a_head(model: str, base: torch.nn.Module) -> None:
+    """UserError for a model whose output layer is missing, or is not kept in full width."""
+    head = base.get_output_embeddings()
+    if head is None or not head.weight.is_floating_point():
+        raise UserError(
+            f"--model {model}: the output layer of {type(base).__name__} is "
+            f"{'missing' if head is None else 'quantized'}; log-probs need one in full width"
+        )
+
+
+def prompts_within_its_vocabulary(cfg, base: torch.nn.Module, tokenizer) -> list[list[int]]:
     """The prompts of PROBES. UserError if they hold a token for which the model has no embedding.
 
     Other such tokens, of a tokenizer that was given more of them than the model, are text from here on.
@@ -70,12 +83,13 @@ def prompts_within_its_vocabulary(model: str, base: torch.nn.Module, tokenizer) 
     rows = base.get_input_embeddings().weight.shape[0]
     tokenizer.rows = rows
     control_tokens.cache_clear()
-    prompts = [encode_chat(tokenizer, as_messages(text)) for text in PROBES]
+    questions = [as_messages(text, cfg.system_prompt) for text in PROBES]
+    prompts = [encode_chat(tokenizer, asked, enable_thinking=cfg.enable_thinking) for asked in questions]
     if beyond := sorted({token for prompt in prompts for token in prompt if token >= rows}):
+        name = tokenizer.convert_ids_to_tokens(beyond[0])
         raise UserError(
-            f"--model {model}: a prompt holds {tokenizer.convert_ids_to_tokens(beyond[0])!r} (token {beyond[0]}), and "
-            f"the model has embeddings for {rows} tokens: the tokenizer is another model's, or has been given tokens "
-            "that the model was not"
+            f"--model {cfg.model}: a prompt holds {name!r} (token {beyond[0]}), and the model has embeddings for "
+            f"{rows} tokens: the tokenizer is another model's, or has been given tokens that the model was not"
         )
     return prompts
 
@@ -161,6 +175,9 @@ def load_base(
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--model {model}: transformers cannot load it ({_first_line(error)})") from error
+    except (KeyError, TypeError, AttributeError) as error:  # a config.json that it takes, and cannot follow
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
     lacking = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
     if lacking:
         raise UserError(
@@ -169,26 +186,14 @@ def load_base(
             f"Is it another kind of model than {type(base).__name__}?"
         )
     refuse_or_tell_what_has_no_place(model, base, sorted(report["unexpected_keys"]))
-    quantizer = getattr(base, "hf_quantizer", None)
-    if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
-        method = quantizer.quantization_config.quant_method
-        raise UserError(
-            f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
-            "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
-            "not quantized; --load-in-4bit quantizes it in a way that can be trained"
-        )
-    head = base.get_output_embeddings()
-    if head is None or not head.weight.is_floating_point():
-        raise UserError(
-            f"--model {model}: the output layer of {type(base).__name__} is "
-            f"{'missing' if head is None else 'quantized'}; log-probs need one in full width"
-        )
+    refuse_if_nothing_trains_through_it(model, base)
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
             f"--model {model}: an adapter (adapter_config.json) lies beside the weights, and the new one would take "
             "its place. Merge it into the weights (peft's merge_and_unload), or take it out of the folder"
         )
-    stop_ids = ends_of_a_response(model, base.generation_config, tokenizer)
+    with or_refused(model, base):
+        stop_ids = ends_of_a_response(model, base.generation_config, tokenizer)
     # A model's own generation config may hold a top-k, a top-p or a repetition penalty: rollouts sampled under those do
     # not come from the distribution whose log-probs are trained. Nothing of it is kept.
     base.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id)
@@ -200,6 +205,18 @@ def load_base(
             module.support_avx512bf16_for_cpu = False
             module.compute_dtype = dtype  # a checkpoint that is in 4 bits already may name another one
     return base, stop_ids
+
+
+def refuse_if_nothing_trains_through_it(model: str, base: torch.nn.Module) -> None:
+    """UserError for weights that stay quantized, by a method that is for sampling only. transformers knows which."""
+    quantizer = getattr(base, "hf_quantizer", None)
+    if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
+        method = quantizer.quantization_config.quant_method
+        raise UserError(
+            f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
+            "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
+            "not quantized; --load-in-4bit quantizes it in a way that can be trained"
+        )
 
 
 def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
@@ -227,13 +244,15 @@ def _is_text(token: int, tokenizer) -> bool:
 def refuse_or_tell_what_has_no_place(model: str, base: torch.nn.Module, unexpected: list[str]) -> None:
     """A weight of the files that the model leaves out. UserError if it is part of a layer that the model has.
 
-    A bias that the config does not know, a scale without which quantized numbers mean nothing: the layer computes, but
-    something else. Other weights may be left out for good reasons, as a reward model's head; then a line says so.
+    A bias that the config does not know, a scale without which quantized numbers mean nothing, an adapter that was not
+    merged: the layer computes, but something else. Other weights may be left out for good reasons, as a reward model's
+    head; then a line says so.
     """
     if not unexpected:
         return
-    layers = {name for name, module in base.named_modules() if next(module.parameters(recurse=False), None) is not None}
-    cut = [name for name in unexpected if name.rpartition(".")[0] in layers]
+    parts = base.named_modules()
+    layers = {name for name, part in parts if list(part.parameters()) and not list(part.children())}
+    cut = [name for name in unexpected if not layers.isdisjoint(accumulate(name.split("."), "{}.{}".format))]
     shown = cut or unexpected
     told = (
         f"--model {model}: its files hold {len(shown)} weights for which {type(base).__name__} has no place: "
@@ -626,7 +645,11 @@ def load_tokenizer(model: str):
             f"--model {model}: that folder holds no config.json; give a folder that from_pretrained can load"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
+        # Where mistral-common is installed (vLLM brings it along), transformers would take that for a Mistral model. It
+        # knows no chat template.
+        tokenizer = AutoTokenizer.from_pretrained(
+            model, padding_side="left", trust_remote_code=False, mistral_format=False
+        )
     except OSError as error:
         raise UserError(
             f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
@@ -684,7 +707,8 @@ def as_its_file_says(model: str, tokenizer) -> None:
     for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
         setattr(backend, part, getattr(own, part))
     if getattr(backend, "fix_mistral_regex", None) is False:  # transformers doubts the file, in a warning
-        mended, words = AutoTokenizer.from_pretrained(model, fix_mistral_regex=True), "eBay, mL, NaOH, pH"
+        mended = AutoTokenizer.from_pretrained(model, trust_remote_code=False, fix_mistral_regex=True)
+        words = "eBay, mL, NaOH, pH"
         if mended(words).input_ids != tokenizer(words).input_ids:
             print(
                 f"--model {model}: transformers says that its tokenizer.json cuts words otherwise than Mistral's "

@@ -549,6 +549,47 @@ def test_quantized_weights_without_their_scales_are_refused(model):
     )
 
 
+def test_an_adapter_that_was_not_merged_is_not_left_out(model):
+    """Weights of LoRA among the model's own, as some trainers save them."""
+    lora = {f"model.layers.0.mlp.up_proj.lora_{name}.weight": torch.ones(4, 64) for name in "AB"}
+    change_weights(model, lambda weights: weights.update(lora))
+    assert "hold 2 weights for which Qwen3ForCausalLM has no place: model.layers.0.mlp.up_proj.lora_A" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "file, change, said",
+    [
+        ("config.json", {"rope_scaling": {"type": "nonsense", "factor": 2.0}}, "transformers cannot load it"),
+        ("generation_config.json", {"eos_token_id": "2"}, "does not work with this code's"),
+    ],
+)
+def test_settings_that_transformers_reads_and_cannot_follow_are_refused_in_one_line(model, file, change, said):
+    edit_json(model / file, **change)
+    assert said in refusal(model)
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "static"])
+def test_a_checkpoint_in_eight_bits_is_unpacked_with_its_scales(tmp_path, scheme):
+    """FP8 as Qwen's (a scale for each block of 128) and Mistral's (one for each layer, and one for what goes in)."""
+    folder = Path(make_family(tmp_path, "llama", {}))
+    full = load_file(folder / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    scale = torch.full((1, 1) if scheme == "dynamic" else (), 1 / 256)
+
+    def quantize(weights):
+        for name in [name for name in weights if "proj" in name]:
+            weights[name] = (weights[name] * 256).to(torch.float8_e4m3fn)
+            weights[f"{name}_scale_inv"] = scale.clone()
+            if scheme == "static":
+                weights[name.replace("weight", "activation_scale")] = scale.clone()
+
+    change_weights(folder, quantize)
+    block = [128, 128] if scheme == "dynamic" else None
+    said = {"quant_method": "fp8", "activation_scheme": scheme, "fmt": "e4m3", "weight_block_size": block}
+    edit_json(folder / "config.json", quantization_config=said)
+    up = load(str(folder)).model.get_base_model().model.layers[0].mlp.up_proj.base_layer
+    assert 0 < (up.weight - full).abs().max() < full.abs().max() / 16  # three bits behind the point
+
+
 def test_other_weights_that_have_no_place_are_told(model, capsys):
     """As a reward model's head, or more layers than the config has."""
     change_weights(model, lambda weights: weights.update({"score.weight": torch.ones(1, 64)}))

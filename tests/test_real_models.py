@@ -18,11 +18,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_grpo import noise_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BloomConfig,
     Gemma3Config,
@@ -34,6 +36,7 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.models.auto import tokenization_auto
 
 import gepa_loop
 import grpo
@@ -73,7 +76,6 @@ def make_tokenizer(chat_template=CHAT_TEMPLATE):
 
 def make_model(folder, family="qwen3", chat_template=CHAT_TEMPLATE, **sizes):
     """A random model with tokenizer, saved like one from the hub; its generation config samples with top-k."""
-    from transformers import AutoModelForCausalLM
 
     shape = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "eos_token_id": 2}
@@ -525,6 +527,16 @@ def test_a_mistral_tokenizer_that_transformers_doubts_is_told_until_it_is_mended
     assert loaded(text).input_ids == mended(text).input_ids != doubted(text).input_ids
 
 
+def test_a_mistral_model_keeps_its_chat_template_where_vllm_has_brought_mistral_common_along(tmp_path, monkeypatch):
+    folder, asked = Path(make_model(tmp_path, "llama")), [{"role": "user", "content": "7?"}]
+    plain = encode_chat(pretrained.load_tokenizer(str(folder)), asked)
+    monkeypatch.setattr("transformers.integrations.mistral.tokenizer.is_mistral_common_available", lambda: True)
+    monkeypatch.setitem(tokenization_auto.TOKENIZER_MAPPING_NAMES, "mistral", "MistralCommonBackend")
+    edit_json(folder / "config.json", model_type="mistral")
+    (folder / "tekken.json").write_text("{}")
+    assert encode_chat(pretrained.load_tokenizer(str(folder)), asked) == plain
+
+
 def test_a_tokenizer_cuts_the_same_text_in_the_same_way_each_time(qwen3, tmp_path):
     """BPE dropout is for training a model from scratch. Some tokenizer.json have kept it."""
     shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
@@ -533,6 +545,34 @@ def test_a_tokenizer_cuts_the_same_text_in_the_same_way_each_time(qwen3, tmp_pat
     (tmp_path / "tokenizer.json").write_text(json.dumps(known))
     tokenizer, plain = pretrained.load_tokenizer(str(tmp_path)), pretrained.load_tokenizer(qwen3)
     assert all(tokenizer(TEXT).input_ids == plain(TEXT).input_ids for _ in range(5))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        LoraConfig(r=4, target_modules="all-linear", use_dora=True, lora_dropout=0.3),
+        LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], use_rslora=True),
+        LoraConfig(r=4, target_modules=["q_proj", "embed_tokens", "lm_head"], bias="all"),
+        VeraConfig(r=4, target_modules=["q_proj"]),
+    ],
+    ids=["DoRA, dropout", "a head of its own, rsLoRA", "on the tables, bias", "VeRA"],
+)
+def test_an_adapter_of_another_kind_gives_pefts_own_logprobs_and_the_base_models_without_it(qwen3, tmp_path, made):
+    """`p2o.py eval --adapter` takes what other trainers have saved, too."""
+    torch.manual_seed(1)
+    reference = get_peft_model(AutoModelForCausalLM.from_pretrained(qwen3, dtype=torch.float32), made).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    reference.save_pretrained(tmp_path)
+    policy, ids = load(qwen3, adapter=str(tmp_path), temperature=1.0), [5, 6, 7, 8, 9]
+    for adapter in (True, False):
+        with torch.no_grad(), nullcontext() if adapter else reference.disable_adapter():
+            logprobs = reference(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(dim=-1)
+        expected = logprobs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+        [found] = grpo.logprobs_of(policy, [ids[:1]], [ids[1:]], adapter=adapter)
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_adapter_that_was_made_on_a_model_of_another_name_is_told(qwen3, tmp_path, capsys):

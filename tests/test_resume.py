@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import load_tiny
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_grpo import assert_same_gradient, gradient_of, rollouts_of
 
 import grpo
@@ -87,6 +87,19 @@ def test_an_adapter_is_written_as_peft_writes_it(tiny_policy, tmp_path):
     tiny_policy.model.save_pretrained(tmp_path / "its")
     ours, its = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "its"))
     assert ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
+
+
+def test_an_adapter_saved_under_other_names_is_not_half_loaded(tiny_policy, tmp_path):
+    """As by another version of peft: what it does not find again would stay as a fresh adapter has it."""
+    checkpoint.save_adapter(tiny_policy.model, tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    first = min(weights)
+    save_file(
+        {name.replace(".layers.", ".blocks.") if name == first else name: w for name, w in weights.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    with pytest.raises(UserError, match="2 weights of the adapter in .* do not fit"):
+        checkpoint.load_adapter(tiny_policy.model, tmp_path)
 
 
 def test_an_old_checkpoint_that_somebody_else_has_removed_is_no_error(tmp_path, monkeypatch):
