@@ -910,12 +910,6 @@ def test_vllm_gets_the_positions_of_a_models_text_and_needs_none(tmp_path, monke
     assert started(policy, monkeypatch).llm.asked["max_model_len"] == longest
 
 
-def test_a_rank_beyond_vllms_is_refused(tiny_policy, monkeypatch):
-    monkeypatch.setattr(tiny_policy.model.peft_config["default"], "r", 1024)
-    with pytest.raises(UserError, match="adapters of rank 512 at most; lower --lora-rank"):
-        started(tiny_policy, monkeypatch)
-
-
 def test_vllm_computes_in_the_trainers_numbers(tiny_policy, monkeypatch):
     assert started(tiny_policy, monkeypatch).llm.asked["dtype"] == "float32"
     assert started(tiny_policy, monkeypatch, dtype="float16").llm.asked["dtype"] == "float16"
