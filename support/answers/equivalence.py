@@ -265,7 +265,7 @@ def _asked_part(answer: str, reference: str) -> str:
     if not sign or r"\approx" in answer or not number(rounded) or re.fullmatch("[a-zA-Z]?", exact):
         return reference
     said = number(answer)
-    return rounded if said and said.decimals else exact
+    return rounded if said and 0 < said.decimals < 6 else exact
 
 
 def _name_first(text: str) -> str:

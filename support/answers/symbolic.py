@@ -264,11 +264,13 @@ def _points(x, y) -> bool | None:
 
 
 def _other_names(x, y) -> bool:
-    """x = 2 and y = 2; roots x_1 and x are alike, and so are f(x) and f(t)."""
+    """x = 2 for y = 2, or a_1 = 2, a_3 = 3 for a_1 = 2, a_2 = 3. Roots, x = 2, x = 3, may also be x_1 and x_2."""
     if not all(isinstance(items, list | tuple) and all(map(_has_name, items)) for items in (x, y)):
         return False
-    one, other = ({re.split("[_(]", str(item.left))[0] for item in items} for items in (x, y))
-    return one != other
+    one, other = ([str(item.left) for item in items] for items in (x, y))
+    if len(set(one)) == 1 or len(set(other)) == 1:
+        one, other = ({re.split("[_(]", name)[0] for name in names} for names in (one, other))
+    return sorted(one) != sorted(other)
 
 
 def _lists(x, y) -> bool | None:
