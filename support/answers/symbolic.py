@@ -49,6 +49,17 @@ class _Reader(_Latex2Sympy):
     def parse_number(self, text):
         return exact(text.replace(",", ""))
 
+    def convert_postfix_list(self, parts, i=0):
+        r"""Side by side is a product: 5\binom{4}{2} is 30. The library would read a mixed number and say 11."""
+        left = self.convert_postfix(parts[i])
+        if isinstance(left, list) and len(left) == 1:  # d/dx of what follows
+            return sympy.Derivative(self.convert_postfix_list(parts, i + 1), left[0])
+        if i + 1 == len(parts) or not isinstance(left, Expr | sympy.Matrix):
+            return left
+        right = self.convert_postfix_list(parts, i + 1)
+        has_matrix = any(getattr(side, "is_Matrix", False) for side in (left, right))
+        return (self.mat_mul_flat if has_matrix else self.mul_flat)(left, right)
+
     def create_parser(self, text):
         parser = super().create_parser(text)
         parser._interp.predictionMode = self.mode
