@@ -265,7 +265,7 @@ def _asked_part(answer: str, reference: str) -> str:
     if not sign or r"\approx" in answer or not number(rounded) or re.fullmatch("[a-zA-Z]?", exact):
         return reference
     said = number(answer)
-    return rounded if said and said.decimals else exact
+    return rounded if said and 0 < said.decimals < 6 else exact
 
 
 def _name_first(text: str) -> str:
@@ -315,7 +315,8 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     if target_name and not _UNKNOWN.search(target_name) and not number(target_name):
         return answer, target  # \log_2 \sqrt{2} = 1/2; but 12 = 2^2 \cdot 3 asks for more than the value
     # of an answer also `a+b = 5` and `17 \bmod 5 = 2`, but no equation that may still have to be solved: `2x+3 = 5`
-    if name and not bare.startswith("-") and not (re.search("[0-9]", bare) and _UNKNOWN.search(bare)):
+    is_work = re.match(r"\\(?:sum|prod|int|lim)(?![a-z])", name)
+    if name and not bare.startswith("-") and (is_work or not (re.search("[0-9]", bare) and _UNKNOWN.search(bare))):
         return value, reference
     return answer, reference
 

@@ -75,7 +75,7 @@ def _both_signs(match: re.Match) -> str:
 
 def _improper(match: re.Match) -> str:
     r"""A mixed number as one fraction; a whole number before any other fraction is a factor."""
-    whole, top, bottom = map(int, match.groups())
+    whole, top, bottom = (int(digits.replace(",", "")) for digits in match.groups())
     return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}" if 0 < top < bottom else match[0]
 
 
@@ -249,12 +249,13 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"(\d[0-9A-F]*|[A-F]+\d[0-9A-F]*) ?_ ?\{ ?(\d+) ?\}",
      lambda match: f"b_{{{match[1]}b{match[2]}}}" if int(max(match[1]), 16) < int(match[2]) else match[0],
      "204_{5}", "b_{204b5}"),  # with its base; 2E_{1} has none
-    (r"(?<![\d.])(?<!\d,)(\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",
+    (r"(?<![\d.])(\d{1,3}(?:,\d{3})+|\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",
      _improper, r"2\frac{1}{3}x", r"\frac{7}{3}x"),
     (r"(?<![\w.}/^])(?:(\d+(?:\.\d+)?) ?/ ?(\d+(?:\.\d+)?)(?![\d.]| ?[_^!])|\((\d+)\) ?/ ?\((\d+)\)(?! ?[_^!]))",
      lambda match: rf"\frac{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", r"4/3\pi", r"\frac{4}{3}\pi"),
     (r"^([^=<>,;]*(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])[^=<>,;]*)\\approx(?![a-zA-Z])", r"\1=",
      r"2x\approx 5", "2x= 5"),  # the parser would drop what stands left of it
+    (r"(\\pi|(?<![a-zA-Z\\])[ie]) ?\(", r"\1\\cdot (", r"\pi(x+1)", r"\pi\cdot (x+1)"),  # no functions
     (r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Z])",
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
     (r"\\vec ?\{(\w)\} ?\\times ?\\vec ?\{(\w)\}", r"b_{\1x\2}", r"\vec{a}\times\vec{b}", "b_{axb}"),  # not b x a

@@ -49,6 +49,17 @@ class _Reader(_Latex2Sympy):
     def parse_number(self, text):
         return exact(text.replace(",", ""))
 
+    def convert_postfix_list(self, parts, i=0):
+        r"""Side by side is a product: 5\binom{4}{2} is 30. The library would read a mixed number and say 11."""
+        left = self.convert_postfix(parts[i])
+        if isinstance(left, list) and len(left) == 1:  # d/dx of what follows
+            return sympy.Derivative(self.convert_postfix_list(parts, i + 1), left[0])
+        if i + 1 == len(parts) or not isinstance(left, Expr | sympy.Matrix):
+            return left
+        right = self.convert_postfix_list(parts, i + 1)
+        has_matrix = any(getattr(side, "is_Matrix", False) for side in (left, right))
+        return (self.mat_mul_flat if has_matrix else self.mul_flat)(left, right)
+
     def create_parser(self, text):
         parser = super().create_parser(text)
         parser._interp.predictionMode = self.mode
@@ -264,11 +275,13 @@ def _points(x, y) -> bool | None:
 
 
 def _other_names(x, y) -> bool:
-    """x = 2 and y = 2; roots x_1 and x are alike, and so are f(x) and f(t)."""
+    """x = 2 for y = 2, or a_1 = 2, a_3 = 3 for a_1 = 2, a_2 = 3. Roots, x = 2, x = 3, may also be x_1 and x_2."""
     if not all(isinstance(items, list | tuple) and all(map(_has_name, items)) for items in (x, y)):
         return False
-    one, other = ({re.split("[_(]", str(item.left))[0] for item in items} for items in (x, y))
-    return one != other
+    one, other = ([str(item.left) for item in items] for items in (x, y))
+    if len(set(one)) == 1 or len(set(other)) == 1:
+        one, other = ({re.split("[_(]", name)[0] for name in names} for names in (one, other))
+    return sorted(one) != sorted(other)
 
 
 def _lists(x, y) -> bool | None:
