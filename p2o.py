@@ -436,7 +436,7 @@ def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: 
     judge = verify.judge_of(cfg.reward)
     accuracy = {}
     # No template here, whatever the method: what counts is what has moved into the weights.
-    for file, questions in held_out.items():
+    for file, questions in run.measuring(held_out):
         for suffix, seed in seeds.items():
             samples = grpo.respond(policy, [question.text for question in questions], seed=seed)
             verdicts = judge([s.text for s in samples], questions, [s.truncated for s in samples])

@@ -8,7 +8,7 @@ import importlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +53,10 @@ class RunLog:
                 if step % per_epoch == 0:  # once an epoch: each time it is set, the bar is drawn again
                     bar.set_description(label(step))
                 yield step
+
+    def measuring(self, held_out: dict[str, list]) -> Iterable[tuple[str, list]]:
+        """The held-out files, with a bar on the screen: a large model takes minutes for each of them."""
+        return tqdm(held_out.items(), "measuring on held-out questions", unit="file", leave=False)
 
     def note(self, line: str) -> None:
         checkpoint.append(self.folder / "run.log", line + "\n")

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -247,6 +247,9 @@ class Alternation(TrainerCallback):
     def log_evolution(self, epoch: int, evolution: gepa_loop.Evolution, templates: dict[str, list[str]]) -> None:
         chosen = [evolution.candidates[k] for k in evolution.chosen]
         self.log("evolution", epoch=epoch, metric_calls=evolution.metric_calls, chosen=chosen)
+
+    def measuring(self, held_out: dict[str, list]) -> Iterable[tuple[str, list]]:
+        return held_out.items()
 
     def note_families(self, *_) -> None:
         """For the report of one machine; not kept."""
