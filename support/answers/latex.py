@@ -222,7 +222,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
     (r"_ ?(-\d+|[0-9a-zA-Z])", r"_{\1}", r"\log_28", r"\log_{2}8"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
-    (r"\\(sqrt|overline) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
+    (r"\\(sqrt(?: ?\[[^][]*\])?|overline) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
     (rf"\\(sqrt|frac) ?(\\(?:{_GREEK}))(?![a-zA-Z])", r"\\\1{\2}", r"\frac\pi2", r"\frac{\pi}2"),
     (r"\\langle(?![a-zA-Z])([^<>]*)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
     (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\mid(?![a-zA-Z])|\||:)(.*)\\\}$",
