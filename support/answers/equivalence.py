@@ -426,8 +426,8 @@ def _sizes(text: str) -> list[tuple[Fraction, str]] | None:
 
     >>> _sizes(r"4\text{ft} \times 12\text{ft}") == _sizes(r"4.0\text{feet by }12\text{feet}")
     True
-    >>> _sizes("12"), _sizes(r"6\times 10^{3}"), len(_sizes(r"2\times 3, 3\times 3"))
-    (None, None, 4)
+    >>> len(_sizes(r"2\times 3, 3\times 3")), _sizes("12"), _sizes(r"6\times 10^{3}"), _sizes(r"2\times3\times5\times7")
+    (4, None, None, None)
     """
     flat = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", text)
     items = [
@@ -435,7 +435,7 @@ def _sizes(text: str) -> list[tuple[Fraction, str]] | None:
         for item in flat.split(",")
     ]
     sides = [side for item in items for side in item]
-    if min(map(len, items)) < 2 or not all(sides):
+    if not all(len(item) in (2, 3) for item in items) or not all(sides):  # 5 \times 4 \times 3 \times 2 is a product
         return None
     units = [split(f"1\\text{{{side[2]}}}").unit if side[2] else "" for side in sides]
     return None if None in units else [(Fraction(side[1]), unit) for side, unit in zip(sides, units, strict=True)]
