@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from support.errors import UserError
-from support.pretrained import base_mark
+from support.pretrained import BASE_MODEL, base_mark
 
 KEEP = 2  # newest checkpoints kept
 
@@ -114,14 +114,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
 def save_adapter(model: torch.nn.Module, folder: Path) -> None:
     """As peft's save_pretrained, without its model card: an empty form that takes longer than all the rest.
 
-    The file also says which base model it belongs to, wherever it is carried: `pretrained.load_adapter` looks there.
+    A file beside it says which base model it belongs to, for `pretrained.load_adapter`. In the metadata of the weights
+    it would be one of two entries, and safetensors writes these in an order that changes from process to process.
     """
     from peft import get_peft_model_state_dict
 
     folder.mkdir(exist_ok=True)
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    metadata = {"format": "pt", "base_model": base_mark(model)}
-    save_tensors(weights, folder / "adapter_model.safetensors", metadata)
+    save_tensors(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / BASE_MODEL).write_text(base_mark(model), encoding="utf-8")
     model.active_peft_config.save_pretrained(folder)
 
 

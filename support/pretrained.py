@@ -16,7 +16,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from support.errors import UserError
 from support.messages import (
@@ -768,13 +767,13 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     return model
 
 
+BASE_MODEL = "base_model.txt"  # of an adapter's folder
+
+
 def base_in(adapter: Path) -> str:
-    """The `base_mark` that `checkpoint.save_adapter` wrote into an adapter's file, or "" if it was saved by others."""
-    file = adapter / "adapter_model.safetensors"
-    if not file.exists():  # from the hub
-        return ""
-    with safe_open(file, framework="pt") as tensors:
-        return (tensors.metadata() or {}).get("base_model", "")
+    """The `base_mark` that `checkpoint.save_adapter` left beside an adapter, or "" if it was saved by others."""
+    file = adapter / BASE_MODEL
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def base_mark(model: torch.nn.Module) -> str:

@@ -85,8 +85,8 @@ def test_what_is_written_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
 def test_an_adapter_is_written_as_peft_writes_it(tiny_policy, tmp_path):
     checkpoint.save_adapter(tiny_policy.model, tmp_path / "ours")
     tiny_policy.model.save_pretrained(tmp_path / "its")
-    ours, its = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "its"))
-    assert ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
+    ours, its = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("ours", "its"))
+    assert ours == its
 
 
 def test_an_adapter_saved_under_other_names_is_not_half_loaded(tiny_policy, tmp_path):
