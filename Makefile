@@ -4,7 +4,7 @@ PY = .venv/bin/python
 
 STUDENT ?= student
 
-.PHONY: demo real test test-families test-vllm test-scale resolve lint assignment grade notebooks
+.PHONY: demo real test test-families test-mistakes test-vllm test-scale resolve lint assignment grade notebooks
 
 demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a report (about a minute)
 	$(PY) p2o.py demo
@@ -12,11 +12,14 @@ demo: .venv/installed  ## GRPO and P2O side by side on the tiny model, then a re
 real: .venv/real-installed  ## the same on a real language model, SmolLM2-135M (REAL="--short" takes a few minutes)
 	$(PY) real/demo.py $(REAL)
 
-test: .venv/installed  ## the tests (no network, no GPU), but for those of the three targets below
+test: .venv/installed  ## the tests (no network, no GPU), but for those of the four targets below
 	$(PY) -m pytest
 
 test-families: .venv/installed  ## every family of models in docs/models.md (two minutes); `make test` takes the quick ones
 	$(PY) -m pytest -m families --dist load tests/test_families.py
+
+test-mistakes: .venv/installed  ## every mistake that the assignment's grader names; `make test` takes one of each part
+	$(PY) -m pytest -m mistakes --dist load tests/test_assignment.py
 
 test-vllm: .venv-vllm/installed  ## --engine vllm, for real, on a CPU (in an environment of its own)
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/test_vllm.py

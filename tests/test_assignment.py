@@ -112,7 +112,10 @@ ASKED_AGAIN = [next(m for m in MISTAKES if m.part == part) for part in grade.PAR
 ASKED_AGAIN += [m for m in MISTAKES if "random.choices(" in m.wrong]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.part}: {m.hint[:50] or m.right.strip()[:50]}")
+CASES = [pytest.param(m, marks=[] if m in ASKED_AGAIN else [pytest.mark.mistakes]) for m in MISTAKES]
+
+
+@pytest.mark.parametrize("mistake", CASES, ids=lambda m: f"{m.part}: {m.hint[:50] or m.right.strip()[:50]}")
 def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader, grader_that_asks_once, tmp_path):
     grader = grader if mistake in ASKED_AGAIN else grader_that_asks_once
     asked = grader.cases
