@@ -38,7 +38,8 @@ What counts as an answer, and by whose convention:
 - `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `1:2:3` is `2:4:6`,
   `0.\overline{3}` is 1/3, `10–12` with a dash is a range. `2^10` is 1024, although TeX sets a 2, a raised 1 and a 0.
   `2\frac13\pi` is seven thirds of pi, and `4/3\pi` is four thirds, not `4/(3\pi)`. `5(2)` is 10.
-- A reference `7 \times 9` is a size: neither 63 nor `9 \times 7` answers it.
+- A reference `7 \times 9`, of two or three plain numbers, is a size: neither 63 nor `9 \times 7` answers it. A longer
+  product is a number.
 - A reference `\frac{40}{3} \approx 13.33` gives two values, and either answers it.
 - Words and choice letters: ignoring case, articles, `\text{}` and brackets, `(C)`, `(C) 12`, `C: 12` and `Option C` are
   `c`, and `ACD` is `A, C, D`. Where the question lists the options, the text of option C alone is `C`, too. Words in

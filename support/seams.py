@@ -35,13 +35,13 @@ def variant(seam: str, cfg, default: Callable | None, **available) -> Callable |
     name, known = getattr(cfg, seam), vars(cfg) | available
     parameters = inspect.signature(function).parameters.values()
     wanted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    filled = functools.partial(function, **{name: known[name] for name in wanted if name in known})
+    filled = functools.partial(function, **{option: known[option] for option in wanted if option in known})
     declared = {p.name for p in parameters}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def called(*inputs, **at_hand):
         # `--loss` is handed more by name than most functions ask for.
-        at_hand = {name: value for name, value in at_hand.items() if takes_all or name in declared}
+        at_hand = {option: value for option, value in at_hand.items() if takes_all or option in declared}
         try:
             given = filled(*inputs, **at_hand)
             if seam in ("select", "keep") and hasattr(given, "__iter__"):
