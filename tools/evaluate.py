@@ -232,8 +232,8 @@ def print_table(rows: list[dict]) -> None:
     width = max(12, *[len(r["data"]) + 2 for r in rows])
     print(f"{'data':<{width}}{'metric':<12}{'value':>7}   {'95 % interval':<16}{'questions':>9}{'cut off':>9}")
     for r in rows:
-        interval, name = f"{r['low']:.3f} - {r['high']:.3f}", f"{r['data']:<{width}}{r['metric']:<12}"
-        print(f"{name}{r['value']:>7.3f}   {interval:<16}{r['questions']:>9}{r['truncated']:>9.1%}")
+        span, name = f"{r['low']:.3f} - {r['high']:.3f}", f"{r['data']:<{width}}{r['metric']:<12}"
+        print(f"{name}{r['value']:>7.3f}   {span:<16}{r['questions']:>9}{r['truncated']:>9.1%}")
 
 
 def trained_as(adapter: str) -> dict[str, object]:
