@@ -213,6 +213,12 @@ def gradient_in(dtype: str, setup: Setup) -> torch.Tensor:
     for name, p in policy.model.named_parameters():
         if "lora_B" in name:
             p.data = torch.randn(p.shape).to(p) * 0.01  # off zero, or A has no gradient
+    return gradient_of(policy, setup)
+
+
+def gradient_of(policy: grpo.Policy, setup: Setup) -> torch.Tensor:
+    """The same of a policy as it is."""
+    policy.model.zero_grad(set_to_none=True)
     response = setup.rollouts(min(512, setup.sequence), 1)[0]
     grpo.token_logprobs(policy, [response.trained_context], [response.response_ids]).sum().backward()
     return torch.cat([p.grad.flatten().double().cpu() for p in policy.trainable])
@@ -233,11 +239,16 @@ def speed(setup: Setup) -> tuple[dict, bool]:
         "scoring": passed / seconds_of(lambda: grpo.logprobs_of(policy, contexts, responses)),
         "update": passed / update,
     }
-    one = fit.update_flops(setup.shape, policy.cfg, len(contexts[0]), len(responses[0]))
     peak = matmul_flops()
-    share = GROUP * sum(one.values()) / update / peak
+    share = flops_of(setup, policy, made) / update / peak
     figures = {"tokens_per_second": rates, "peak_tflops": peak / 1e12, "share_of_peak": share}
     return figures, share >= 0.2 or not ON_GPU
+
+
+def flops_of(setup: Setup, policy: grpo.Policy, rollouts: list[grpo.Rollout]) -> float:
+    """What an update of these equally long rollouts computes: forward, recomputation and backward."""
+    prompt, response = len(rollouts[0].trained_context), len(rollouts[0].response_ids)
+    return len(rollouts) * sum(fit.update_flops(setup.shape, policy.cfg, prompt, response).values())
 
 
 def update_kernels(setup: Setup) -> tuple[dict, bool]:
@@ -251,6 +262,32 @@ def update_kernels(setup: Setup) -> tuple[dict, bool]:
     spent = {event.key[:80]: event.self_device_time_total / 1e6 for event in profiler.key_averages()}
     longest = sorted(spent, key=spent.get, reverse=True)[:12]
     return {"seconds": seconds, "busy": sum(spent.values()), "kernels": {name: spent[name] for name in longest}}, True
+
+
+def update_compiled(setup: Setup) -> tuple[dict, bool]:
+    """Only when asked for: what an update gains where torch.compile joins each layer's many small kernels into few."""
+    policy, rollouts = setup.policy(), setup.rollouts(setup.response_tokens * 5 // 4)
+    step, flops, peak = update_of(policy, rollouts, rate=1e-4), flops_of(setup, policy, rollouts), matmul_flops()
+    figures = {}
+
+    def measure(kind: str) -> None:
+        seconds = seconds_of(step)
+        figures[kind] = {"seconds": seconds, "share_of_peak": flops / seconds / peak}
+        figures[kind] |= {"peak_gib": torch.cuda.max_memory_reserved() / fit.GIB} if ON_GPU else {}
+
+    step()
+    measure("eager")
+    before, exact = [p.detach().clone() for p in policy.trainable], gradient_of(policy, setup)
+    for layer in pretrained.body_of(policy.model.get_base_model()).layers:
+        layer.compile(dynamic=True)  # all layers share one compilation, and lengths differ from update to update
+    figures["compile_seconds"] = seconds_of(step)
+    measure("compiled")
+    with torch.no_grad():
+        for p, earlier in zip(policy.trainable, before, strict=True):
+            p.copy_(earlier)
+    figures["cosine"] = torch.cosine_similarity(exact, gradient_of(policy, setup), dim=0).item()
+    Setup.policy.cache_clear()  # the next measurement gets layers that are not compiled
+    return figures, figures["cosine"] >= (0.999 if ON_GPU else 0.99)
 
 
 def matmul_flops() -> float:
@@ -507,7 +544,7 @@ PLAN = (
     ((vllm,),),
 )
 USUAL = [measurement.__name__ for row in PLAN for process in row for measurement in process]
-ASKED_FOR = (update_kernels, vllm_again, vllm_eager, vllm_invariant)  # each in a process of its own
+ASKED_FOR = (update_kernels, update_compiled, vllm_again, vllm_eager, vllm_invariant)  # each in a process of its own
 MEASUREMENTS = {name: globals()[name] for name in USUAL} | {each.__name__: each for each in ASKED_FOR}
 
 
