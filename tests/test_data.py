@@ -8,7 +8,7 @@ import io
 import json
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -58,9 +58,8 @@ def write(path, rows):
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+        return str(path)
+    return write_jsonl(path, rows)
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 
 import gepa_loop
 import grpo
 import p2o
 import verify
+from lab import chaos
 from p2o import Config
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
@@ -36,39 +37,14 @@ from variants.example import advantaged, asked, rewarded
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
 
 
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def small_in(folder):
     """A configuration of seconds: 16 hard questions, two epochs."""
-    hard = read_lines(ROOT / "tiny" / "train.jsonl")[:16]
-    return Config(
-        train_data=write_jsonl(folder / "small.jsonl", hard),
-        eval_data=(write_jsonl(folder / "held.jsonl", read_lines(ROOT / "tiny" / "hard.jsonl")[:8]),),
-        runs=str(folder / "runs"),
-        name="small",
-        epochs=2,
-        questions_per_batch=8,
-        questions_per_update=4,
-        gepa_dev_size=8,
-        gepa_budget="60",
-    )
+    return cli.parse_config([*chaos.small_run(folder), "--name", "small"])
 
 
 @pytest.fixture
 def small(tmp_path):
     return small_in(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(configuration, summary, what was printed) of a run that is over."""
-    cfg, screen = small_in(tmp_path_factory.mktemp("trained")), io.StringIO()
-    with contextlib.redirect_stdout(screen):
-        summary = p2o.train(cfg)
-    return cfg, summary, screen.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -497,18 +473,11 @@ def test_another_local_model_reflects_in_its_place(fresh_policy):
 # --------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_a_run_leaves_everything_that_the_readme_names(trained):
-    cfg, summary, printed = trained
-    folder = cfg.folder
+def test_a_run_leaves_everything_that_the_readme_names(small, capsys):
+    summary, folder = p2o.train(small), small.folder
     report.write_report([folder], folder)
-    for name in (
-        "config.json",
-        "metrics.jsonl",
-        "adapter/adapter_model.safetensors",
-        "transcripts.jsonl",
-        "report.html",
-    ):
-        assert (folder / name).stat().st_size > 0, name
+    there = ("config.json", "adapter/adapter_model.safetensors", "transcripts.jsonl", "report.html")
+    assert all((folder / name).stat().st_size > 0 for name in there)
     assert len(list(folder.glob("templates/*.json"))) == 1
     metrics = read_lines(folder / "metrics.jsonl")
     assert [m["epoch"] for m in metrics if m["kind"] == "epoch"] == [0, 1, 2]
@@ -516,7 +485,7 @@ def test_a_run_leaves_everything_that_the_readme_names(trained):
     assert summary["rollouts"] == 2 * 16 * 6 == metrics[-1]["rollouts"]
     assert metrics[-1]["logprob_mismatch"] < 1e-3
     assert json.loads((folder / "summary.json").read_text()) == summary
-    assert "epoch 2/2" in printed
+    assert "epoch 2/2" in capsys.readouterr().out
 
 
 def test_a_batch_is_logged_in_sums():

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, VeraConfig, get_peft_model
@@ -693,12 +694,10 @@ def test_a_whole_run_on_a_four_bit_model(qwen3, tmp_path):
     """The command of the presets, on a random Qwen3: everything is logged, nothing is learned, nothing breaks."""
     import p2o
 
-    data = tmp_path / "data.jsonl"
-    data.write_text(
-        "".join(json.dumps({"question": f"What is {i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(8))
-    )
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(8)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
     cfg = dataclasses.replace(
-        p2o.Config(), model=qwen3, train_data=str(data), eval_data=(str(data),), runs=str(tmp_path), name="run",
+        p2o.Config(), model=qwen3, train_data=data, eval_data=(data,), runs=str(tmp_path), name="run",
         load_in_4bit=True, gradient_checkpointing=True, epochs=1, questions_per_batch=4, questions_per_update=2,
         group_size=2, max_response_tokens=8, hard_set_min=4, question_suffix="Put the answer in \\boxed{}.",
         importance_cap=2.0, micro_batch_tokens=128,

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
+from support.log import read_lines
 from support.seams import check_variants
 from tools import cli, compare, studies, study
 
@@ -25,15 +26,14 @@ from tools import cli, compare, studies, study
 
 @pytest.fixture
 def small_study(tmp_path):
-    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[:8]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    data = write_jsonl(tmp_path / "train.jsonl", read_lines(ROOT / "tiny" / "train.jsonl")[:8])
     (tmp_path / "studies").mkdir()
     file = tmp_path / "studies" / "small.toml"
     file.write_text(
         f"""# Do twice the rollouts help?
         seeds = [0, 1]
-        train_data = "{tmp_path / "train.jsonl"}"
-        eval_data = ["{tmp_path / "train.jsonl"}"]
+        train_data = "{data}"
+        eval_data = ["{data}"]
         epochs = 1
         [variants.GRPO]
         method = "grpo"

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 
 import gepa_loop
 import grpo
@@ -387,13 +387,12 @@ def small(tmp_path, monkeypatch):
     """Two epochs in a second: four hard questions and four easy ones, hot enough for contrast without templates."""
     rows = read_lines(ROOT / "tiny" / "train.jsonl")
     rows = rows[:4] + rows[-4:]
-    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evolved = lambda policy, hard, cfg, epoch, run: {q.id: [ALL_HINTS] * cfg.group_size for q in hard}  # noqa: E731
     monkeypatch.setattr(p2o, "evolve_templates", evolved)  # what it finds is tested elsewhere
-    (tmp_path / "one.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    files = {"train_data": str(tmp_path / "few.jsonl"), "eval_data": (str(tmp_path / "one.jsonl"),)}
+    train, held_out = write_jsonl(tmp_path / "few.jsonl", rows), write_jsonl(tmp_path / "one.jsonl", rows[:1])
     return Config(
-        **files, runs=str(tmp_path / "runs"), name="run", epochs=2, questions_per_batch=4,
+        train_data=train, eval_data=(held_out,), runs=str(tmp_path / "runs"), name="run", epochs=2,
+        questions_per_batch=4,
         questions_per_update=2, group_size=4, hard_set_min=4, temperature=2.2, learning_rate=1e-5,
         max_response_tokens=20, seed=4,
     )  # fmt: skip
