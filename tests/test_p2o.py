@@ -26,7 +26,7 @@ from p2o import Config
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
 from support.log import MAX_FAMILIES, by_column, read_lines
-from support.messages import as_messages, as_template
+from support.messages import as_template
 from support.run import Run
 from support.seams import variant
 from tiny.problems import FAMILIES
@@ -199,15 +199,6 @@ def test_a_system_part_is_sampled_as_a_system_message_and_trained_bare(small, ti
     text = f"<|system|> Be brief. <|end|> <|user|> Think hard.\n\n{questions[0].text} <|end|> <|assistant|>"
     assert rollout.sampled_context == tiny_policy.tokenizer(text).input_ids
     assert rollout.trained_context == grpo.chat_ids(tiny_policy, questions[0].text)
-
-
-def test_both_components_evolve_on_the_real_model(small, run, tiny_policy, questions):
-    options = {"gepa_system": True, "gepa_front": "hybrid", "gepa_budget": "200"}
-    assignment = p2o.evolve_templates(tiny_policy, questions, dataclasses.replace(small, **options), 1, run)
-    record = json.loads((run.folder / "templates" / "epoch-1.json").read_text())
-    messages = [as_messages(gepa_loop.apply_template(z, "?")) for z in record["candidates"]]
-    assert {len(parts) for parts in messages} == {1, 2}  # some have a system part
-    assert assignment and record["tokens"] > record["metric_calls"]
 
 
 @pytest.mark.parametrize("option", ["one_template_per_group", "leave_one_bare"])

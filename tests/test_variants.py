@@ -25,7 +25,7 @@ from p2o import Config
 from support.data import Question, load_questions
 from support.errors import UserError
 from support.log import read_lines
-from support.seams import SEAMS, check_variants, checked_advantages, variant
+from support.seams import check_variants, checked_advantages, variant
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
 from tools import study
@@ -507,10 +507,6 @@ def test_a_selection_by_history_resumes_to_the_same_run(small, name, monkeypatch
 def test_a_variant_is_refused_in_one_line_without_what_it_needs(settings, complaint):
     with pytest.raises(UserError, match=complaint):
         check_variants(Config(**settings))
-
-
-def test_every_seam_has_a_file():
-    assert all((ROOT / "variants" / f"{seam}.py").is_file() for seam in SEAMS)
 
 
 # --------------------------------------------------------------------------------------- the table, studies, the diff
