@@ -243,12 +243,12 @@ def test_failed_templated_rollouts_are_dropped_on_request_only():
 def test_settings_of_the_loss_reach_it(monkeypatch, fresh_policy):
     settings = {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 4.0, "aggregation": "seq-mean-token-sum-norm"}
     real, seen = grpo.policy_loss, {}
-    monkeypatch.setattr(grpo, "policy_loss", lambda *a, **how: seen.update(how) or real(*a, **how))
+    monkeypatch.setattr(grpo, "policy_loss", lambda *a, **how: seen.update(how, mask=a[3]) or real(*a, **how))
     context = grpo.chat_ids(fresh_policy, "Add these digits: 7, 9.")
     trained = rollout("a", 1.0, advantage=1.0, sampled_context=context, trained_context=context)
     grpo.update_policy(fresh_policy, torch.optim.SGD(fresh_policy.trainable, lr=0.0), [trained], Config(**settings))
     assert {name: seen[name] for name in settings} == settings
-    assert seen["update_size"] == (1, 1, 40)
+    assert seen["update_size"] == (1, 1, 40) and seen["mask"].tolist() == [[1.0]]
 
 
 def test_mean_only_advantages_are_not_scaled():
