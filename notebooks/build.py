@@ -77,12 +77,7 @@ def replace_text(path: Path, cells: Cells) -> None:
 
 
 def with_address(cells: Cells, address: str, name: str) -> Cells:
-    """The cells with this address in the first code cell and, if it is one of GitHub, a badge under the title.
-
-    >>> cells = [("markdown", "# Title\\n\\nText"), ("code", 'REPOSITORY = ""')]
-    >>> with_address(cells, "https://github.com/me/p2o", "1.ipynb")[1][1]
-    'REPOSITORY = "https://github.com/me/p2o"'
-    """
+    """The cells with this address in the first code cell and, if it is one of GitHub, a badge under the title."""
     (_, title), (_, start), *others = cells
     title = re.sub(r"\n\n\[!\[.*", "", title)  # an earlier badge
     place = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)

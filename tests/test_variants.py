@@ -512,13 +512,6 @@ def test_a_variant_is_refused_in_one_line_without_what_it_needs(settings, compla
 # --------------------------------------------------------------------------------------- the table, studies, the diff
 
 
-def test_shaped_rewards_are_seen_in_the_metrics(small, tmp_path):
-    (tmp_path / "price.py").write_text("def price(response, question):\n    return -0.01 * len(response), ''\n")
-    p2o.train(dataclasses.replace(small, reward=f"{tmp_path / 'price.py'}:price", epochs=1, hard_set_min=8))
-    warned = (small.folder / "metrics.jsonl").read_text()
-    assert "differ by less than 0.5" in warned
-
-
 def test_the_table_is_up_to_date(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
     (tmp_path / "docs").mkdir()
