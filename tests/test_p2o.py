@@ -202,14 +202,16 @@ def test_a_system_part_is_sampled_as_a_system_message_and_trained_bare(small, ti
 
 
 @pytest.mark.parametrize("option", ["one_template_per_group", "leave_one_bare"])
-def test_options_of_the_assignment_reach_it(small, run, tiny_policy, questions, option, monkeypatch):
-    found = evolve.given(questions[:12], ["one", "another"], [[1.0] * 12] * 2)
-    monkeypatch.setattr(gepa_loop, "evolve", lambda *_, **__: found)
+def test_limits_reach_the_search_and_options_the_assignment(small, run, tiny_policy, questions, option, monkeypatch):
+    found, told = evolve.given(questions[:12], ["one", "another"], [[1.0] * 12] * 2), {}
+    monkeypatch.setattr(gepa_loop, "evolve", lambda *_, **how: told.update(how) or found)
     assignment = p2o.evolve_templates(tiny_policy, questions[:12], dataclasses.replace(small, **{option: True}), 1, run)
     assert len(assignment) == 12
     for templates in assignment.values():
         assert (len(set(templates)) == 1) == (option == "one_template_per_group")
         assert (templates[-1] == "" and all(templates[:-1])) == (option == "leave_one_bare")
+    longest = max(len(grpo.chat_ids(tiny_policy, question.text)) for question in questions[:12])
+    assert told["limits"].room == small.max_prompt_tokens - longest and told["limits"].count("Add 7") == 2
 
 
 def test_too_few_hard_questions_evolve_nothing(small, run, tiny_policy, questions):
