@@ -333,14 +333,7 @@ def test_a_file_that_cannot_be_read_gets_one_line(name, content, complaint, tmp_
 
 def test_files_of_one_name_keep_apart():
     assert data.labelled(("tiny/hard.jsonl", "tiny/ood.jsonl")) == {"hard": "tiny/hard.jsonl", "ood": "tiny/ood.jsonl"}
-    assert list(data.labelled(("a/test.jsonl", "b/test.parquet", "c/x.jsonl"))) == [
-        "a/test.jsonl",
-        "b/test.parquet",
-        "x",
-    ]
     assert list(data.labelled(("aime24:one", "aime24:two"))) == ["aime24:one", "aime24:two"]
-    with pytest.raises(UserError, match="a.jsonl: given twice"):
-        data.labelled(("a.jsonl", "a.jsonl"))
 
 
 def test_the_digest_of_questions_sees_every_change(tmp_path):

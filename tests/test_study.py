@@ -248,14 +248,6 @@ def test_ctrl_c_ends_a_study_with_one_line(small_study, tmp_path, capsys, monkey
     assert not (tmp_path / "results").exists()
 
 
-def test_the_estimate_goes_by_what_is_known():
-    known = {"a": [10.0, 30.0], "b": [40.0]}
-    assert study.estimate(["a"] * 4, known, jobs=2) == 40
-    assert study.estimate(["a", "b", "c"], known, jobs=3) == 40  # the longest; c is taken for the mean of all, 26.7
-    assert study.estimate(["c"], known, jobs=3) == pytest.approx(80 / 3)
-    assert study.estimate(["a"], {}, jobs=1) is None
-
-
 def test_a_finished_run_is_told_from_one_with_other_options(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"epochs": 2, "gepa_budget": "60", "temperature": 1.0}))
     assert study.other_options(tmp_path, {"epochs": 3}) == ""  # not finished: p2o.py says it when it is resumed
@@ -291,14 +283,6 @@ def test_the_area_is_the_mean_height_on_the_way(heights, budget):
 
 def test_the_area_of_no_way_at_all_is_the_height_there():
     assert compare.area([(0, 0.3), (10, 1.0)], 0) == 0.3
-
-
-def test_the_bootstrap_is_what_can_be_counted():
-    # Means of two draws from 0 and 1: 0 and 1 with probability 1/4 each.
-    assert compare.bootstrap([0.0, 1.0]) == (0.0, 1.0)
-    # Means of five draws, k of them the last: C(5, k) 4^(5 - k) / 5^5; P(k >= 3) = 0.058, P(k >= 4) = 0.007.
-    assert compare.bootstrap([0.0, 0.0, 0.0, 0.0, 5.0]) == (0.0, 3.0)
-    assert compare.bootstrap([0.25, 0.25, 0.25]) == (0.25, 0.25)
 
 
 def test_differences_are_paired_by_seed():
