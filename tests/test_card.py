@@ -5,6 +5,7 @@ against a count of the tensors of the real ones. lab/gpu.py runs where most is m
 
 import dataclasses
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, masking_utils
 
 import grpo
 import p2o
-from lab import gpu
+from lab import gpu, scale_costs
 from support import pretrained
 from tools import fit
 
@@ -241,6 +242,43 @@ def test_the_operations_of_an_update_are_those_that_torch_counts(tmp_path):
         counted = sum(parts.values()) + parts["attention"]
         assert counter.get_total_flops() == pytest.approx(counted, rel=0.05)
         assert min(parts.values()) > 0.02 * counted  # so that an error in any of them would show
+
+
+# ----------------------------------------------------- lab/scale_costs.py: the arithmetic of docs/scale.md, many GPUs
+
+
+def test_the_page_on_scale_shows_what_the_script_prints(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(ROOT)])
+    runpy.run_path(str(ROOT / "lab" / "scale_costs.py"), run_name="__main__")
+    assert sys.path[0] == str(ROOT), "started from anywhere, it finds the repository's modules"
+    printed = capsys.readouterr().out
+    assert printed.count("\n") > 10
+    assert f"```\n{printed}```" in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
+def test_more_gpus_shorten_what_is_divided_and_not_the_longest_response():
+    costs = scale_costs.Costs()
+    one, eight, many = (scale_costs.hours(costs, gpus) for gpus in (1, 8, 10**6))
+    assert eight["training"] == pytest.approx(one["training"] / 8)
+    assert eight["sampling"] > one["sampling"] / 8
+    alone = costs.batches * costs.longest_response * scale_costs.decoding(costs, 1) / 3600
+    assert many["sampling"] == pytest.approx(alone)
+
+
+def test_the_caches_that_do_not_fit_wait_for_their_turn():
+    costs = scale_costs.Costs()
+    small = dataclasses.replace(costs, memory_for_cache=costs.memory_for_cache / 4)
+    assert scale_costs.sampling(small, 768, 1) > scale_costs.sampling(costs, 768, 1)
+
+
+def test_the_sizes_are_those_of_the_model():
+    """Qwen3-4B's shapes, without its weights."""
+    costs, lora = scale_costs.Costs(), LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(fit.KNOWN["Qwen/Qwen3-4B"]))
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(costs.parameters, rel=0.01)
+        model = get_peft_model(model, lora)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == costs.adapter
 
 
 # ----------------------------------------------------------------------- lab/gpu.py, where most of a card is missing
