@@ -35,6 +35,7 @@ import torch  # noqa: E402
 
 import gepa_loop  # noqa: E402
 import grpo  # noqa: E402
+from lab.costs import megabytes  # noqa: E402
 from support.data import load_questions  # noqa: E402
 
 HINTS = (
@@ -152,11 +153,6 @@ def compare(work: Work, rounds: int, out: str) -> tuple[float, float]:
     return best[0], best[1]
 
 
-def peak() -> float:
-    """The most MiB of this process that ever were resident (Linux)."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
-
-
 def peak_memory(side: str, work: str) -> float:
     """MiB that one side needs for a round beyond what its imports and model take, in a process of its own (Linux)."""
     command = [sys.executable, __file__, "--child", side, work]
@@ -167,9 +163,9 @@ def child(side: str, work: Work, out: str) -> None:
     torch.set_num_threads(1)
     round_of = our_round(work) if side == "ours" else trl_round(work, out)
     Path("/proc/self/clear_refs").write_text("5")  # what loading took at its peak is forgotten
-    before = peak()
+    before = megabytes("VmHWM")
     round_of(1)
-    print(peak() - before)
+    print(megabytes("VmHWM") - before)
 
 
 # ------------------------------------------------------------------------------------------- one update, for lab/gpu.py

@@ -1,20 +1,26 @@
-"""What it costs: where a run's time goes, and what more threads bring.
+"""What it costs: where a run's time goes, and how seconds and memory grow.
 
     python lab/costs.py parts                    # P2O, tiny preset
     python lab/costs.py parts --method grpo      # any option of p2o.py
+    python lab/costs.py growth                   # every axis; tables, and lab/results/growth.json; about ten minutes
     python lab/costs.py threads                  # one round on 1, 2 and 4 threads
 
 **parts**: CPU seconds of one run, by part. The parts are the loop's functions; what one calls of another counts for the
 inner one only. Prints a Markdown table.
 
-**threads**: wall seconds of sampling, scoring and one update of 4 questions, of the tiny model's shape and of
-Qwen3-0.6B's in 4 bits. The weights are random and the questions random tokens: speed does not depend on them. Every
-number of threads has a process of its own.
+**growth**: CPU seconds and peak memory of sampling, scoring and one update, along one axis at a time.
+The model is a random one of the tiny model's shape (its vocabulary is an axis, so nothing depends on what it says), the
+questions are random tokens. Along each axis all else stays at 4 questions, G = 8, prompts and responses of 64 tokens
+and 402 words. An exponent is the slope of log cost over log size across the last three sizes; beneath it stands that of
+the work, the multiplications that the model has to do, attention's square among them. Every size is measured in a
+process of its own: least of three for seconds, peak resident memory above what was there before for memory. An update's
+memory stops growing at --micro-batch-tokens, as it should.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -33,12 +39,16 @@ from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM  # noqa: E4
 import grpo  # noqa: E402
 from support.memory import adamw  # noqa: E402
 
-QUESTIONS, USUAL = 4, {"group": 8, "response": 64, "prompt": 64}
+QUESTIONS, USUAL = 4, {"group": 8, "response": 64, "prompt": 64, "vocabulary": 402}
+AXES = {
+    "group": ("rollouts per question", [4, 8, 16, 32, 64]),
+    "response": ("tokens of a response", [16, 64, 256, 512, 1024]),
+    "prompt": ("tokens of a prompt", [16, 64, 256, 512, 1024]),
+    "vocabulary": ("words of the vocabulary", [402, 4_096, 32_768, 65_536, 151_936]),
+}
 STEPS = ("sampling", "scoring", "update")
 QWEN3 = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
          "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936}  # the shape of Qwen3-0.6B  # fmt: skip
-
-# -------------------------------------------------------------------------------------------------------------- threads
 
 
 def random_model(folder: str, **shape) -> str:
@@ -72,34 +82,94 @@ def round_of(policy: grpo.Policy, size: dict[str, int]) -> dict[str, Callable[[]
     }
 
 
-def measure(size: dict[str, int], threads: int, rounds: int = 3, four_bits: bool = False, **shape) -> dict[str, float]:
-    """{part: wall seconds, the least of some rounds}; run in a process of its own."""
+def megabytes(line: str) -> float:
+    """A line of this process's status: VmRSS, what is resident now, or VmHWM, the most that ever was."""
+    return int(Path("/proc/self/status").read_text().partition(f"{line}:")[2].split()[0]) / 1024
+
+
+def measure(size: dict[str, int], threads: int, rounds: int = 3, four_bits: bool = False, **shape) -> dict[str, list]:
+    """{part: [seconds, MiB]} of one size; run in a process of its own. CPU seconds of one thread, else of the wall."""
     with tempfile.TemporaryDirectory() as folder:
+        model = random_model(folder, **({"vocab_size": size["vocabulary"]} | shape))
         cfg = {"max_prompt_tokens": 2048, "max_response_tokens": 2048, "threads": threads, "load_in_4bit": four_bits}
-        policy, found = grpo.load_policy(grpo.PolicyConfig(model=random_model(folder, **shape), **cfg)), {}
+        policy, found = grpo.load_policy(grpo.PolicyConfig(model=model, **cfg)), {}
+    clock = time.process_time if threads == 1 and rounds > 1 else time.perf_counter
     for part, work in round_of(policy, size).items():
-        seconds = []
+        before, seconds = megabytes("VmRSS"), []
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of loading, is forgotten
         for _ in range(rounds):
-            started = time.perf_counter()
+            started = clock()
             work()
-            seconds.append(time.perf_counter() - started)
-        found[part] = min(seconds)
+            seconds.append(clock() - started)
+        found[part] = [min(seconds), megabytes("VmHWM") - before]
     return found
 
 
-def in_a_process(**asked) -> dict[str, float]:
+def in_a_process(**asked) -> dict[str, list[float]]:
     command = [sys.executable, __file__, "one", json.dumps(asked)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
+def exponent(sizes: list[int], costs: list[float]) -> float:
+    """The slope of log cost over log size, least squares.
+
+    >>> exponent([10, 100, 1000], [2.0, 20.0, 200.0])
+    1.0
+    """
+    xs, ys = [math.log(size) for size in sizes], [math.log(max(cost, 1e-9)) for cost in costs]
+    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
+    slope = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
+    return round(slope, 2)
+
+
+def work_of(size: dict[str, int]) -> float:
+    """Multiplications of one pass: each prompt read once, each of its responses after it, the head for responses only.
+
+    >>> sizes = [USUAL | {"group": group} for group in (16, 32, 64)]
+    >>> exponent([16, 32, 64], [work_of(size) for size in sizes])  # less than 1: the prompts are read in any case
+    0.97
+    """
+    config = AutoConfig.from_pretrained(grpo.TINY / "united" / "model")
+    heads = config.num_attention_heads * config.head_dim
+    projections = 2 * config.hidden_size * (heads + config.num_key_value_heads * config.head_dim)
+    matrices = config.num_hidden_layers * (projections + 3 * config.hidden_size * config.intermediate_size)  # a token
+    prompt, response = size["prompt"], size["response"]
+    pairs = prompt**2 / 2 + size["group"] * response * (prompt + response / 2)  # a token and one before it
+    tokens = prompt + size["group"] * response
+    head = size["group"] * response * config.hidden_size * size["vocabulary"]
+    return QUESTIONS * (tokens * matrices + 2 * config.num_hidden_layers * heads * pairs + head)
+
+
+def table(axis: str, sizes: list[int], points: list[dict]) -> str:
+    header = f"| {AXES[axis][0]} | " + " | ".join(f"{part}, s | MiB" for part in STEPS) + " |"
+    lines = [header, "| ---: " * (1 + 2 * len(STEPS)) + "|"]
+    for size, point in zip(sizes, points, strict=True):
+        costs = [f"{seconds:.2f} | {peak:.0f}" for seconds, peak in (point[part] for part in STEPS)]
+        lines.append(f"| {size:,} | {' | '.join(costs)} |")
+    slopes = [exponent(sizes[-3:], [point[part][k] for point in points[-3:]]) for part in STEPS for k in (0, 1)]
+    work = exponent(sizes[-3:], [work_of(USUAL | {axis: size}) for size in sizes[-3:]])
+    lines.append(f"| exponent | {' | '.join(map(str, slopes))} |")
+    return "\n".join([*lines, f"| of the work | {' | '.join([f'{work} | '] * len(STEPS))} |"])
+
+
+def growth() -> None:
+    measured = {}
+    for axis, (_, sizes) in AXES.items():
+        measured[axis] = [in_a_process(size=USUAL | {axis: size}, threads=1) for size in sizes]
+        print(f"\n{table(axis, sizes, measured[axis])}", flush=True)
+    out = ROOT / "lab" / "results" / "growth.json"
+    out.write_text(json.dumps({"axes": AXES, "measured": measured}) + "\n")
+
+
 def threads() -> None:
+    """Wall seconds of one round of the tiny model's shape, and of Qwen3-0.6B's in 4 bits."""
     lines = ["| model | threads | " + " | ".join(f"{part}, s" for part in STEPS) + " |", "| --- " * 5 + "|"]
     few = USUAL | {"group": 2, "response": 8}
     works = {"tiny": {"size": USUAL}, "0.6B, 4 bits": {"size": few, "rounds": 1, "four_bits": True, **QWEN3}}
     for name, work in works.items():
         for count in (1, 2, 4):
             found = in_a_process(threads=count, **work)
-            lines.append(f"| {name} | {count} | " + " | ".join(f"{found[part]:.2f}" for part in STEPS) + " |")
+            lines.append(f"| {name} | {count} | " + " | ".join(f"{found[part][0]:.2f}" for part in STEPS) + " |")
             print(lines[-1], flush=True)
 
 
@@ -169,8 +239,8 @@ def main() -> None:
         print(json.dumps(measure(**json.loads(arguments[0]))))
     elif name == "parts":
         parts(arguments)
-    elif name == "threads":
-        threads()
+    elif name in ("growth", "threads"):
+        {"growth": growth, "threads": threads}[name]()
     else:
         sys.exit(__doc__)
 
