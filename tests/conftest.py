@@ -95,3 +95,16 @@ def load_tiny(**settings):
     import grpo
 
     return grpo.load_policy(grpo.PolicyConfig(**settings))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Leave a test out where torch's own 16-bit attention does not run: told by ATEN_CPU_CAPABILITY to be an older CPU
+    than it is, torch chooses a kernel (pack_vnni2) that the older one does not have."""
+    try:
+        return (yield)
+    except Exception as error:
+        told_to_be_older = os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2")
+        if told_to_be_older and "pack_vnni2" in str(error) + repr(error.__cause__):
+            pytest.skip("torch's own 16-bit attention does not run under this ATEN_CPU_CAPABILITY on this CPU")
+        raise
