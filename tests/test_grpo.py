@@ -101,6 +101,11 @@ def test_equal_rewards_that_are_no_round_numbers_give_no_advantage(reward, size)
     assert not grpo.group_advantages(TENSOR([reward] * size), size).any()
 
 
+def test_advantages_compare_within_groups_and_not_across():
+    advantages = grpo.group_advantages(TENSOR([1.0, 1.0, 0.0, 0.0]), 2)
+    assert advantages.tolist() == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("rewards, size", [(4, 1), (5, 2)])
 def test_advantages_refuse_what_is_no_group(rewards, size):
     with pytest.raises(ValueError, match="do not make groups"):
@@ -231,6 +236,17 @@ def test_samples_follow_the_models_distribution(tiny_policy):
     expected = (logits / 3.0).softmax(-1)
     counts = torch.bincount(torch.tensor([s.response_ids[0] for s in samples]), minlength=len(expected)) / 4000
     assert (counts - expected).abs().sum() / 2 < 0.15  # total variation; sampling noise alone gives about 0.1
+
+
+def test_greedy_takes_the_likeliest_token(tiny_policy):
+    contexts = contexts_of(tiny_policy)
+    samples = grpo.sample(tiny_policy, contexts, seed=None)
+    for context, sample in zip(contexts, samples, strict=True):
+        with torch.no_grad():
+            logits = tiny_policy.model(torch.tensor([context + sample.response_ids])).logits[0]
+        logits = logits[len(context) - 1 : -1]
+        chosen = logits.gather(1, TENSOR(sample.response_ids)[:, None]).squeeze(1)
+        assert (chosen >= logits.amax(dim=1) - 1e-4).all()  # this batch is another one, and may break a tie otherwise
 
 
 def test_adapter_off_is_the_base_policy(fresh_policy):
@@ -368,6 +384,16 @@ def test_an_advantage_for_other_than_all_tokens_is_refused(fresh_policy, change)
         gradient_of(fresh_policy, rollouts)
 
 
+def test_dr_grpos_constant_does_not_depend_on_the_responses(fresh_policy):
+    """The same rollouts beside a longer one: their share of the gradient stays what it was."""
+    rollouts = rollouts_of(fresh_policy)
+    limit = fresh_policy.cfg.max_response_tokens
+    mean = gradient_of(fresh_policy, rollouts)
+    tokens = sum(len(r.response_ids) for r in rollouts)
+    constant = gradient_of(fresh_policy, rollouts, aggregation="seq-mean-token-sum-norm")
+    assert_same_gradient(fresh_policy, constant * limit, mean * tokens)
+
+
 # ------------------------------------------------------------------------------------------- log pi_old, where from
 
 
@@ -423,3 +449,13 @@ def test_a_weight_of_one_half_halves_the_gradient_so_the_mean_still_counts_the_t
     for rollout in rollouts:
         rollout.token_weight = 0.5
     assert_same_gradient(fresh_policy, gradient_of(fresh_policy, rollouts), 0.5 * full)
+
+
+def test_learning_raises_the_log_prob_of_what_was_good(fresh_policy):
+    rollouts = rollouts_of(fresh_policy)
+    optimizer = torch.optim.AdamW([p for p in fresh_policy.model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(3):
+        grpo.update_policy(fresh_policy, optimizer, rollouts, grpo.UpdateConfig())
+    after = grpo.logprobs_of(fresh_policy, [r.trained_context for r in rollouts], [r.response_ids for r in rollouts])
+    change = [sum(new) - sum(r.old_logprobs) for new, r in zip(after, rollouts, strict=True)]
+    assert change[0] > 0 > change[1]

@@ -28,7 +28,7 @@ from support.errors import UserError, exit_code_of
 from support.log import MAX_FAMILIES, by_column, read_lines
 from support.messages import as_template
 from support.run import Run
-from support.seams import variant
+from support.seams import check_variants, variant
 from tiny.problems import FAMILIES
 from tools import cli, fit, report
 from variants import evolve
@@ -371,6 +371,25 @@ def test_a_loss_that_cannot_work_is_refused_before_the_model_is_loaded(small, mo
     assert not small.folder.exists()
 
 
+def test_every_shipped_loss_and_ratio_passes_the_trial():
+    for cfg in (
+        Config(loss="cispo"), Config(loss="reinforce"), Config(loss="luffy", keep="luffy"),
+        Config(loss="gmpo", aggregation="seq-mean-token-mean"), Config(ratio="gspo", aggregation="seq-mean-token-mean"),
+        Config(loss="disco", advantage="disco", aggregation="seq-mean-token-mean"),
+        Config(ratio="sampler", ratio_mask=False),
+    ):  # fmt: skip
+        check_variants(cfg)
+
+
+def test_a_loss_declares_only_what_it_needs(tmp_path):
+    """As docs/variants.md has it: the loop hands on more by name."""
+    (tmp_path / "own.py").write_text("def loss(log_ratio, advantages, *, mask):\n    return -advantages * mask\n")
+    own = variant("loss", Config(loss=f"{tmp_path / 'own.py'}:loss"), None)
+    numbers = torch.tensor([[-1.0, -2.0]])
+    loss, _ = grpo.policy_loss(numbers, numbers, torch.ones(1), torch.ones(1, 2), loss=own)
+    assert loss == -1
+
+
 MINE = """
 import torch
 
@@ -479,6 +498,15 @@ def test_a_run_leaves_everything_that_the_readme_names(small, capsys):
     assert metrics[-1]["logprob_mismatch"] < 1e-3
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert "epoch 2/2" in capsys.readouterr().out
+
+    # Plain peft reads the adapter, and it has learned something.
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model, tokens = AutoModelForCausalLM.from_pretrained(small.model), torch.tensor([[10, 11, 12]])
+    before = model(tokens).logits
+    after = PeftModel.from_pretrained(model, folder / "adapter")(tokens).logits
+    assert after.shape == before.shape and not after.equal(before)
 
 
 def test_a_batch_is_logged_in_sums():
