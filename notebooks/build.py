@@ -1,13 +1,10 @@
-"""Execute the notebooks in place, and turn one into a text that can be edited.
+"""Execute the notebooks in place, or say where hosted ones clone from.
 
     python notebooks/build.py                  # execute all of them (make notebooks)
     python notebooks/build.py 1 3              # some
-    python notebooks/build.py --edit 3         # write 3_....py beside it: the cells without outputs, in "percent" format
-    python notebooks/build.py 3                # take the cells of that file, delete it, and execute
-    python notebooks/build.py --address URL    # where hosted notebooks clone from: into all first cells, with a badge
+    python notebooks/build.py --address URL    # into all first cells, with a badge under the title
 
-The .ipynb files are the only source. In a text, `# %%` begins a code cell and `# %% [markdown]` a text cell, whose lines
-are comments. Where only text cells have changed, the notebook keeps its outputs and is not executed.
+The .ipynb files are the only source.
 """
 
 from __future__ import annotations
@@ -27,39 +24,6 @@ Cells = list[tuple[str, str]]  # ("markdown" or "code", its text)
 def read(path: Path) -> Cells:
     notebook = json.loads(path.read_text(encoding="utf-8"))
     return [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
-
-
-def as_text(cells: Cells) -> str:
-    """
-    >>> as_text([("markdown", "# Title\\n\\nText"), ("code", "x = 1")])
-    '# %% [markdown]\\n# # Title\\n#\\n# Text\\n\\n# %%\\nx = 1\\n'
-    """
-    blocks = []
-    for kind, text in cells:
-        if kind == "markdown":
-            text = "\n".join(f"# {line}".rstrip() for line in text.split("\n"))
-        blocks.append(f"# %%{' [markdown]' if kind == 'markdown' else ''}\n{text}\n")
-    return "\n".join(blocks)
-
-
-def cells_of(text: str) -> Cells:
-    """The inverse of `as_text`.
-
-    >>> cells_of(as_text([("markdown", "# Title\\n\\nText"), ("code", "x = 1")]))
-    [('markdown', '# Title\\n\\nText'), ('code', 'x = 1')]
-    """
-    cells = []
-    for block in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
-        head, _, body = block.partition("\n")
-        kind = "markdown" if head.strip() == "[markdown]" else "code"
-        body = body.strip("\n")
-        cells.append((kind, re.sub(r"^# ?", "", body, flags=re.MULTILINE) if kind == "markdown" else body))
-    return cells
-
-
-def solutions_of(text: str) -> list[str]:
-    """The code of the folded solutions in a text cell; tests/test_notebooks.py runs it after the notebook's cells."""
-    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def joined(outputs: list) -> list:
@@ -113,12 +77,7 @@ def replace_text(path: Path, cells: Cells) -> None:
 
 
 def with_address(cells: Cells, address: str, name: str) -> Cells:
-    """The cells with this address in the first code cell and, if it is one of GitHub, a badge under the title.
-
-    >>> cells = [("markdown", "# Title\\n\\nText"), ("code", 'REPOSITORY = ""')]
-    >>> with_address(cells, "https://github.com/me/p2o", "1.ipynb")[1][1]
-    'REPOSITORY = "https://github.com/me/p2o"'
-    """
+    """The cells with this address in the first code cell and, if it is one of GitHub, a badge under the title."""
     (_, title), (_, start), *others = cells
     title = re.sub(r"\n\n\[!\[.*", "", title)  # an earlier badge
     place = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)
@@ -133,28 +92,17 @@ def with_address(cells: Cells, address: str, name: str) -> Cells:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", help="of the notebooks; all if none is given")
-    parser.add_argument("--edit", action="store_true", help="write the cells as a text beside the notebook")
     parser.add_argument("--address", help="of the repository, for hosted notebooks")
     arguments = parser.parse_args()
     for path in sorted(HERE.glob("[0-9]*.ipynb")):
         if arguments.numbers and path.stem[0] not in arguments.numbers:
             continue
-        started, old, text = time.time(), read(path), path.with_suffix(".py")
-        if arguments.edit:
-            text.write_text(as_text(old), encoding="utf-8")
-        elif arguments.address is not None:
-            replace_text(path, with_address(old, arguments.address, path.name))
+        started, cells = time.time(), read(path)
+        if arguments.address is not None:
+            replace_text(path, with_address(cells, arguments.address, path.name))
         else:
-            cells = cells_of(text.read_text(encoding="utf-8")) if text.exists() else old
-            same_code = [kind for kind, _ in cells] == [kind for kind, _ in old] and all(
-                cell == before for cell, before in zip(cells, old, strict=True) if cell[0] == "code"
-            )
-            if text.exists() and same_code:
-                replace_text(path, cells)
-            else:
-                execute(path, cells)
-            text.unlink(missing_ok=True)
-        print(f"{(text if arguments.edit else path).relative_to(ROOT)}: {time.time() - started:.0f} s", flush=True)
+            execute(path, cells)
+        print(f"{path.relative_to(ROOT)}: {time.time() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -399,9 +399,9 @@ def _read(path: str, empty_answers: bool) -> list[Question]:
     name, _, local = path.partition(":")
     file = Path(path)
     if path.startswith(gym.PREFIX):
-        items = enumerate(gym.load_items(path), start=1)
         questions = [
-            Question(f"{gym.task_of(path)}-{n}", item.text, item.answer, score=item.score) for n, item in items
+            Question(f"{gym.task_of(path)}-{number}", text, answer, score=score)
+            for number, (text, answer, score) in enumerate(gym.load_items(path), start=1)
         ]
     elif name in SOURCES and not file.exists():
         questions = load_source(name, local)

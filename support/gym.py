@@ -13,19 +13,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from support.errors import UserError
 
 PREFIX = "gym:"
-
-
-@dataclass(frozen=True)
-class GymItem:
-    text: str
-    answer: str
-    score: Callable[[str], float]  # what is in the box -> from 0 to 1
 
 
 def task_of(path: str) -> str:
@@ -36,8 +28,11 @@ def task_of(path: str) -> str:
     return path.removeprefix(PREFIX).partition("?")[0]
 
 
-def load_items(path: str) -> list[GymItem]:
-    """The questions of a task. UserError if the package, the task or one of its settings is not there."""
+def load_items(path: str) -> list[tuple[str, str, Callable[[str], float]]]:
+    """(question, answer, scorer of what is in the box, from 0 to 1) of each question of a task.
+
+    UserError if the package, the task or one of its settings is not there.
+    """
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -54,10 +49,7 @@ def load_items(path: str) -> list[GymItem]:
         rows = [dataset[i] for i in range(len(dataset))]
     except (TypeError, ValueError, AssertionError) as error:  # how the tasks refuse their settings
         raise UserError(f"{path}: the task {task} does not take these settings ({error})") from None
-    return [
-        GymItem(row["question"], str(row["answer"]), lambda answer, row=row: score(dataset, answer, row))
-        for row in rows
-    ]
+    return [(row["question"], str(row["answer"]), lambda answer, row=row: score(dataset, answer, row)) for row in rows]
 
 
 def score(dataset, answer: str, row: dict) -> float:

@@ -1,5 +1,6 @@
 import functools
 import gc
+import json
 import os
 import sys
 from pathlib import Path
@@ -82,6 +83,12 @@ def tiny_policy():
 @pytest.fixture
 def fresh_policy():
     return load_tiny()
+
+
+def write_jsonl(path, rows):
+    """A line for each row; returns the path as a text."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
 
 
 def load_tiny(**settings):

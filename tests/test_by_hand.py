@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 from test_grpo import GradientSpy, assert_same_gradient, gradient_of, noise_adapter, rollouts_of
 
 import grpo
@@ -21,9 +21,8 @@ TENSOR = torch.tensor
 @pytest.fixture
 def small(tmp_path):
     """Eight hard questions, one epoch of GRPO in four updates: a second or two."""
-    rows = (ROOT / "tiny" / "train.jsonl").read_text().splitlines(keepends=True)[:8]
-    (tmp_path / "eight.jsonl").write_text("".join(rows))
-    data = {"train_data": str(tmp_path / "eight.jsonl"), "eval_data": (str(tmp_path / "eight.jsonl"),)}
+    eight = write_jsonl(tmp_path / "eight.jsonl", read_lines(ROOT / "tiny" / "train.jsonl")[:8])
+    data = {"train_data": eight, "eval_data": (eight,)}
     sizes = {"epochs": 1, "questions_per_batch": 4, "questions_per_update": 2, "group_size": 2}
     return p2o.Config(method="grpo", runs=str(tmp_path / "runs"), name="small", **data, **sizes)
 

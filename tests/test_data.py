@@ -8,7 +8,7 @@ import io
 import json
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -58,9 +58,8 @@ def write(path, rows):
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+        return str(path)
+    return write_jsonl(path, rows)
 
 
 @pytest.fixture(autouse=True)
@@ -133,34 +132,6 @@ def test_other_columns_are_named(tmp_path):
     path = write(tmp_path / "x.jsonl", [{"problem": "?", "reply": "1"}])
     with pytest.raises(UserError, match="no column `answer`.*reply"):
         load_questions(f"aime25:{path}")
-    with pytest.raises(UserError, match="x.jsonl, line 1: no field `question`"):
-        load_questions(path)
-
-
-def test_parquet_and_jsonl_of_ones_own_are_the_same(tmp_path):
-    rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "1 + 2?", "answer": "3"}]
-    both = [load_questions(write(tmp_path / f"mine.{suffix}", rows)) for suffix in ("jsonl", "parquet")]
-    assert both[0] == both[1] and [p.id for p in both[0]] == ["mine-1", "mine-2"]
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("", "holds no questions"),
-        ('{"question": "a", "answer": 1}\n\n{"question"', "line 3: not JSON"),
-        ('{"question": "a", "answer": 1}\n{"question": "b"}', r"line 2: no field `answer` \(found: question\)"),
-        ("[1]", "line 1: no field `question`"),
-        (
-            '{"question": "a", "answer": 1, "answer": 2}',
-            "line 1: JSON that cannot be read \\(`answer` stands there twice",
-        ),
-        ('{"id": 1, "question": "a", "answer": 1}\n{"id": 1, "question": "b", "answer": 1}', "the same `id`"),
-    ],
-)
-def test_a_bad_file_is_refused_with_the_line(text, complaint, tmp_path):
-    (tmp_path / "bad.jsonl").write_text(text)
-    with pytest.raises(UserError, match=complaint):
-        load_questions(str(tmp_path / "bad.jsonl"))
 
 
 # ---------------------------------------------------------------- cells, encodings and files, as people have them
@@ -199,29 +170,18 @@ def test_a_cell_that_is_no_text_is_refused_with_its_row_and_column(suffix, colum
         ("answer", b"2", "holds bytes"),
         ("question", b"1 + 1?", "holds bytes"),
         ("answer", datetime.date(2026, 1, 2), "holds a date"),
-        ("answer", decimal.Decimal("NaN"), "no number"),
     ],
 )
-def test_what_only_parquet_can_hold(column, value, complaint, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_rows", lambda file: [("mine.parquet, row 1", GOOD | {column: value})])
-    (tmp_path / "mine.parquet").write_bytes(b"")
+def test_what_only_parquet_can_hold_is_refused(column, value, complaint, tmp_path):
     with pytest.raises(UserError, match=f"mine.parquet, row 1: `{column}` .*{complaint}"):
-        load_questions(str(tmp_path / "mine.parquet"))
+        load_questions(write(tmp_path / "mine.parquet", [GOOD | {column: value}]))
 
 
-def test_bytes_of_a_real_parquet_file_are_refused(tmp_path):
-    with pytest.raises(UserError, match="mine.parquet, row 1: `answer` holds bytes"):
-        load_questions(write(tmp_path / "mine.parquet", [GOOD | {"answer": b"1"}]))
-
-
-@pytest.mark.parametrize(
-    ("value", "reference"),
-    [(7, "7"), (27.0, "27.0"), (0.1, "0.1"), (True, "True"), ("7", "7"), (decimal.Decimal("1.50"), "1.50")],
-)
-def test_numbers_are_answers(value, reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_rows", lambda file: [("mine.parquet, row 1", GOOD | {"answer": value})])
-    (tmp_path / "mine.parquet").write_bytes(b"")
-    assert load_questions(str(tmp_path / "mine.parquet"))[0].reference == reference
+def test_numbers_are_answers():
+    values = (7, 27.0, 0.1, True, "7", decimal.Decimal("1.50"))
+    assert list(map(data.answer_text, values)) == ["7", "27.0", "0.1", "True", "7", "1.50"]
+    with pytest.raises(ValueError, match="no number"):
+        data.answer_text(decimal.Decimal("NaN"))
 
 
 def test_an_empty_answer_is_allowed_where_a_reward_of_ones_own_looks_elsewhere(tmp_path):
@@ -308,7 +268,7 @@ def test_gzip_is_unpacked_whatever_it_is_called(name, tmp_path):
 def test_parquet_is_known_by_what_it_holds(name, tmp_path):
     write(tmp_path / "mine.parquet", [GOOD])
     (tmp_path / "mine.parquet").rename(tmp_path / name)
-    assert load_questions(str(tmp_path / name))[0].reference == "7"
+    assert load_questions(str(tmp_path / name)) == load_questions(write(tmp_path / "mine.jsonl", [GOOD]))
 
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine.CSV", "mine.tsv", "mine.csv.gz"])
@@ -344,6 +304,12 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123
         ("mine.jsonl", b'{"question": "a", "answer": ' + b"1" * 5000 + b"}", "line 1: JSON that cannot be read"),
         ("mine.jsonl", b"[" * 200_000, "line 1: JSON that cannot be read"),
         ("mine.jsonl", rb'{"question": "bad \ud83d half", "answer": "7"}', "line 1: `question` holds half of a char"),
+        ("mine.jsonl", b"", "holds no questions"),
+        ("mine.jsonl", b'{"question": "a", "answer": 1}\n\n{"question"', "line 3: not JSON"),
+        ("mine.jsonl", b'{"question": "a", "answer": 1}\n{"question": "b"}', "line 2: no field `answer` .found: qu"),
+        ("mine.jsonl", b"[1]", "line 1: no field `question`"),
+        ("mine.jsonl", b'{"question": "a", "answer": 1, "answer": 2}', "line 1: JSON .* .`answer` stands there twice"),
+        ("mine.jsonl", b'{"id": 1, "question": "a", "answer": 1}\n' * 2, "the same `id`"),
         ("mine.csv", b"question,answer\n1 + 1?,2\n1, 2, 3?,6\n", "line 3: 4 cells, and 2 columns have names; a cell"),
         ("mine.csv", b'question,answer\n"1 + 1?,2\n3?,6\n', "cannot be read as CSV .unexpected end of data"),
         ("mine.csv", b"question,answer,answer\n1?,1,2\n", "line 1: cannot be read as CSV .`answer` stands there twice"),
@@ -367,14 +333,7 @@ def test_a_file_that_cannot_be_read_gets_one_line(name, content, complaint, tmp_
 
 def test_files_of_one_name_keep_apart():
     assert data.labelled(("tiny/hard.jsonl", "tiny/ood.jsonl")) == {"hard": "tiny/hard.jsonl", "ood": "tiny/ood.jsonl"}
-    assert list(data.labelled(("a/test.jsonl", "b/test.parquet", "c/x.jsonl"))) == [
-        "a/test.jsonl",
-        "b/test.parquet",
-        "x",
-    ]
     assert list(data.labelled(("aime24:one", "aime24:two"))) == ["aime24:one", "aime24:two"]
-    with pytest.raises(UserError, match="a.jsonl: given twice"):
-        data.labelled(("a.jsonl", "a.jsonl"))
 
 
 def test_the_digest_of_questions_sees_every_change(tmp_path):

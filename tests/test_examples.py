@@ -1,7 +1,7 @@
 """The worked examples: of every module's docstrings, and of the Python blocks of README and handout."""
 
 import doctest
-import importlib.util
+import importlib
 import re
 import sys
 
@@ -12,7 +12,7 @@ from variants import example
 
 sys.path.insert(0, str(ROOT / "assignment"))  # its files import each other by name
 
-FOLDERS = (".", "support", "tools", "tiny", "variants", "lab/studies", "lab", "assignment", "notebooks", "tests")
+FOLDERS = (".", "support", "tools", "tiny", "variants", "lab/studies", "lab", "assignment", "tests")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py")) if file.name != "test_examples.py"]
 SOURCES = [file for file in FILES if ">>> " in file.read_text(encoding="utf-8")]
 TEXTS = ("README.md", "assignment/HANDOUT.md")
@@ -26,19 +26,10 @@ def name_of(file):
     return ".".join([*folder.parts, file.stem])
 
 
-def module_of(file):
-    if str(file.parent.relative_to(ROOT)) == "notebooks":  # no package, and the module of that name is another's
-        spec = importlib.util.spec_from_file_location("notebooks_build", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    return importlib.import_module(name_of(file))
-
-
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_the_examples_of_docstrings_hold(file):
     known = vars(example) if file.is_relative_to(ROOT / "variants") else {}  # whose examples are made of its rollouts
-    outcome = doctest.testmod(module_of(file), extraglobs=known)
+    outcome = doctest.testmod(importlib.import_module(name_of(file)), extraglobs=known)
     assert outcome.failed == 0 < outcome.attempted
 
 

@@ -12,13 +12,12 @@ zero to 1e-4 on every machine. Seconds stand in summary.json only.
 
 import contextlib
 import io
-import json
 import math
 import re
 import tempfile
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 
 import p2o
 from support.log import read_lines
@@ -31,10 +30,9 @@ def golden_run(folder: Path) -> tuple[list[dict], str]:
 
     (metrics.jsonl, what was printed but for the seconds and the folder)
     """
-    rows = (ROOT / "tiny" / "train.jsonl").read_text().splitlines(keepends=True)
-    (folder / "train.jsonl").write_text("".join(rows[:16] + rows[-8:]))
-    (folder / "held.jsonl").write_text("".join((ROOT / "tiny" / "hard.jsonl").read_text().splitlines(True)[:16]))
-    data = {"train_data": str(folder / "train.jsonl"), "eval_data": (str(folder / "held.jsonl"),)}
+    rows, hard = (read_lines(ROOT / "tiny" / f"{name}.jsonl") for name in ("train", "hard"))
+    train = write_jsonl(folder / "train.jsonl", rows[:16] + rows[-8:])
+    data = {"train_data": train, "eval_data": (write_jsonl(folder / "held.jsonl", hard[:16]),)}
     sizes = {"epochs": 2, "questions_per_batch": 8, "questions_per_update": 4, "gepa_dev_size": 8, "gepa_budget": "120"}
     # Where the defaults would leave a number at 0 in so short a run, another value brings it up.
     lively = {
@@ -133,4 +131,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         lines, said = golden_run(Path(folder))
     lines.append({"printed": said.splitlines()})
-    GOLDEN.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_jsonl(GOLDEN, lines)

@@ -15,17 +15,18 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 
 import gepa_loop
 import grpo
 import p2o
 import verify
+from lab import chaos
 from p2o import Config
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
 from support.log import MAX_FAMILIES, by_column, read_lines
-from support.messages import as_messages, as_template
+from support.messages import as_template
 from support.run import Run
 from support.seams import check_variants, variant
 from tiny.problems import FAMILIES
@@ -36,39 +37,14 @@ from variants.example import advantaged, asked, rewarded
 ALL_HINTS = " ".join(family.hints[0] for family in FAMILIES.values())
 
 
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def small_in(folder):
     """A configuration of seconds: 16 hard questions, two epochs."""
-    hard = read_lines(ROOT / "tiny" / "train.jsonl")[:16]
-    return Config(
-        train_data=write_jsonl(folder / "small.jsonl", hard),
-        eval_data=(write_jsonl(folder / "held.jsonl", read_lines(ROOT / "tiny" / "hard.jsonl")[:8]),),
-        runs=str(folder / "runs"),
-        name="small",
-        epochs=2,
-        questions_per_batch=8,
-        questions_per_update=4,
-        gepa_dev_size=8,
-        gepa_budget="60",
-    )
+    return cli.parse_config([*chaos.small_run(folder), "--name", "small"])
 
 
 @pytest.fixture
 def small(tmp_path):
     return small_in(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(configuration, summary, what was printed) of a run that is over."""
-    cfg, screen = small_in(tmp_path_factory.mktemp("trained")), io.StringIO()
-    with contextlib.redirect_stdout(screen):
-        summary = p2o.train(cfg)
-    return cfg, summary, screen.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -225,24 +201,17 @@ def test_a_system_part_is_sampled_as_a_system_message_and_trained_bare(small, ti
     assert rollout.trained_context == grpo.chat_ids(tiny_policy, questions[0].text)
 
 
-def test_both_components_evolve_on_the_real_model(small, run, tiny_policy, questions):
-    options = {"gepa_system": True, "gepa_front": "hybrid", "gepa_budget": "200"}
-    assignment = p2o.evolve_templates(tiny_policy, questions, dataclasses.replace(small, **options), 1, run)
-    record = json.loads((run.folder / "templates" / "epoch-1.json").read_text())
-    messages = [as_messages(gepa_loop.apply_template(z, "?")) for z in record["candidates"]]
-    assert {len(parts) for parts in messages} == {1, 2}  # some have a system part
-    assert assignment and record["tokens"] > record["metric_calls"]
-
-
 @pytest.mark.parametrize("option", ["one_template_per_group", "leave_one_bare"])
-def test_options_of_the_assignment_reach_it(small, run, tiny_policy, questions, option, monkeypatch):
-    found = evolve.given(questions[:12], ["one", "another"], [[1.0] * 12] * 2)
-    monkeypatch.setattr(gepa_loop, "evolve", lambda *_, **__: found)
+def test_limits_reach_the_search_and_options_the_assignment(small, run, tiny_policy, questions, option, monkeypatch):
+    found, told = evolve.given(questions[:12], ["one", "another"], [[1.0] * 12] * 2), {}
+    monkeypatch.setattr(gepa_loop, "evolve", lambda *_, **how: told.update(how) or found)
     assignment = p2o.evolve_templates(tiny_policy, questions[:12], dataclasses.replace(small, **{option: True}), 1, run)
     assert len(assignment) == 12
     for templates in assignment.values():
         assert (len(set(templates)) == 1) == (option == "one_template_per_group")
         assert (templates[-1] == "" and all(templates[:-1])) == (option == "leave_one_bare")
+    longest = max(len(grpo.chat_ids(tiny_policy, question.text)) for question in questions[:12])
+    assert told["limits"].room == small.max_prompt_tokens - longest and told["limits"].count("Add 7") == 2
 
 
 def test_too_few_hard_questions_evolve_nothing(small, run, tiny_policy, questions):
@@ -276,24 +245,16 @@ def test_failed_templated_rollouts_are_dropped_on_request_only():
 def test_settings_of_the_loss_reach_it(monkeypatch, fresh_policy):
     settings = {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 4.0, "aggregation": "seq-mean-token-sum-norm"}
     real, seen = grpo.policy_loss, {}
-    monkeypatch.setattr(grpo, "policy_loss", lambda *a, **how: seen.update(how) or real(*a, **how))
+    monkeypatch.setattr(grpo, "policy_loss", lambda *a, **how: seen.update(how, mask=a[3]) or real(*a, **how))
     context = grpo.chat_ids(fresh_policy, "Add these digits: 7, 9.")
     trained = rollout("a", 1.0, advantage=1.0, sampled_context=context, trained_context=context)
     grpo.update_policy(fresh_policy, torch.optim.SGD(fresh_policy.trainable, lr=0.0), [trained], Config(**settings))
     assert {name: seen[name] for name in settings} == settings
-    assert seen["update_size"] == (1, 1, 40)
+    assert seen["update_size"] == (1, 1, 40) and seen["mask"].tolist() == [[1.0]]
 
 
-def test_mean_only_advantages_are_not_scaled(small, tiny_policy, questions):
-    templates = {q.id: [ALL_HINTS] * 6 for q in questions}
-    scaled = p2o.sample_groups(tiny_policy, questions[:8], templates, small, seed=1)
-    unscaled = dataclasses.replace(small, scale_by_std=False)
-    centred = p2o.sample_groups(tiny_policy, questions[:8], templates, unscaled, seed=1)
-    assert [r.reward for r in scaled] == [r.reward for r in centred]
-    for group in grpo.groups_of(centred):
-        rewards = [r.reward for r in group]
-        assert [r.advantage for r in group] == pytest.approx([x - sum(rewards) / 6 for x in rewards], abs=1e-6)
-    assert any(a.advantage != b.advantage for a, b in zip(scaled, centred, strict=True))
+def test_mean_only_advantages_are_not_scaled():
+    assert grpo.advantages_of([rollout("a", 1.0), rollout("a", 0.0)], Config(scale_by_std=False)) == [0.5, -0.5]
 
 
 # ------------------------------------------------------------------------------------------------------------ seams
@@ -524,18 +485,11 @@ def test_another_local_model_reflects_in_its_place(fresh_policy):
 # --------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_a_run_leaves_everything_that_the_readme_names(trained):
-    cfg, summary, printed = trained
-    folder = cfg.folder
+def test_a_run_leaves_everything_that_the_readme_names(small, capsys):
+    summary, folder = p2o.train(small), small.folder
     report.write_report([folder], folder)
-    for name in (
-        "config.json",
-        "metrics.jsonl",
-        "adapter/adapter_model.safetensors",
-        "transcripts.jsonl",
-        "report.html",
-    ):
-        assert (folder / name).stat().st_size > 0, name
+    there = ("config.json", "adapter/adapter_model.safetensors", "transcripts.jsonl", "report.html")
+    assert all((folder / name).stat().st_size > 0 for name in there)
     assert len(list(folder.glob("templates/*.json"))) == 1
     metrics = read_lines(folder / "metrics.jsonl")
     assert [m["epoch"] for m in metrics if m["kind"] == "epoch"] == [0, 1, 2]
@@ -543,26 +497,16 @@ def test_a_run_leaves_everything_that_the_readme_names(trained):
     assert summary["rollouts"] == 2 * 16 * 6 == metrics[-1]["rollouts"]
     assert metrics[-1]["logprob_mismatch"] < 1e-3
     assert json.loads((folder / "summary.json").read_text()) == summary
-    assert "epoch 2/2" in printed
+    assert "epoch 2/2" in capsys.readouterr().out
 
-
-def test_the_adapter_loads_with_plain_peft(trained):
+    # Plain peft reads the adapter, and it has learned something.
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    cfg, tokens = trained[0], torch.tensor([[10, 11, 12]])
-    model = AutoModelForCausalLM.from_pretrained(cfg.model)
+    model, tokens = AutoModelForCausalLM.from_pretrained(small.model), torch.tensor([[10, 11, 12]])
     before = model(tokens).logits
-    after = PeftModel.from_pretrained(model, cfg.folder / "adapter")(tokens).logits
-    assert after.shape == before.shape and not after.equal(before)  # it has learned something
-
-
-def test_another_seed_gives_other_numbers(trained):
-    """That the same one gives the same, test_resume.py shows: of whole runs, bit by bit."""
-    other = dataclasses.replace(trained[0], name="other", seed=1, epochs=1)
-    p2o.train(other)
-    one, two = (read_lines(cfg.folder / "metrics.jsonl")[1] for cfg in (trained[0], other))
-    assert one["kind"] == two["kind"] == "rollouts" and one != two
+    after = PeftModel.from_pretrained(model, folder / "adapter")(tokens).logits
+    assert after.shape == before.shape and not after.equal(before)
 
 
 def test_a_batch_is_logged_in_sums():
@@ -611,6 +555,7 @@ def refused(capsys, *argv):
     "argv, complaint",
     [
         (["--model", "no/such-model"], "no/such-model"),
+        (["--model", str(ROOT / "docs")], "config.json"),
         (["--train-data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--group-size", "1"], "at least 2 rollouts"),
         (["--ratio-min", "5", "--ratio-max", "2"], "0 < ratio-min <= 1 <= ratio-max"),
@@ -776,10 +721,6 @@ def test_a_folder_that_holds_a_run_is_not_written_over(small):
     with pytest.raises(UserError, match="already holds a run"):
         p2o.train(small)
     assert (small.folder / "config.json").read_text() == "{}"
-
-
-def test_a_model_folder_without_a_config_is_refused(tmp_path, capsys):
-    assert "config.json" in refused(capsys, "--model", str(tmp_path), "--runs", str(tmp_path / "runs"))
 
 
 def test_the_command_line_trains_between_a_forecast_and_a_report_or_calls_a_tool(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, VeraConfig, get_peft_model
@@ -385,18 +386,6 @@ def test_a_large_vocabulary_is_never_held_for_all_tokens(tmp_path, monkeypatch):
     assert same_gradients({name: p.grad for name, p in policy.model.named_parameters() if p.requires_grad}, expected)
 
 
-def test_no_pass_is_larger_than_the_token_limit_and_the_largest_comes_first(qwen3):
-    policy = load(qwen3, micro_batch_tokens=60)
-    sizes = []
-    hook = policy.model.get_base_model().base_model.register_forward_hook(
-        lambda module, args, kwargs, output: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
-    lengths = [3, 29, 11, 7, 19]
-    grpo.logprobs_of(policy, [[5] * 10] * len(lengths), [[6] * n for n in lengths])
-    hook.remove()
-    assert max(sizes) <= 60 and sizes[0] == 39
-
-
 def test_chat_templates_are_used_as_they_are(qwen3, tmp_path):
     policy = load(qwen3)
 
@@ -661,24 +650,6 @@ def test_more_tokens_than_positions_are_refused_where_they_are_learned_and_told_
         assert "71 tokens of prompt and response, and it knows 70 positions" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("family, sliding", [("gemma3", {}), ("qwen3", {"use_sliding_window": True})])
-@pytest.mark.parametrize("four_bit", [False, True])
-def test_a_hybrid_cache_samples_what_the_trainer_scores(tmp_path, family, sliding, four_bit):
-    """Sliding layers beside full ones: contexts of unequal length, repeated ones, and rows that end early."""
-    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
-    policy = load(make_model(tmp_path, family, **layers, **sliding), load_in_4bit=four_bit, temperature=3.0)
-    policy.stop_ids = list(range(0, 320, 7))
-    asked = ["What is 2 + 2?", "Say 4, and rather more than that: 7, 8, 9, 10, 11, 12.", "What is 2 + 2?"] * 4
-    contexts = [grpo.chat_ids(policy, question) for question in asked]
-    samples = grpo.sample(policy, contexts, seed=0)
-    assert len({len(s.response_ids) for s in samples}) > 2
-    rollouts = [
-        grpo.Rollout(question_id="q", sampled_context=context, trained_context=context, **vars(s))
-        for context, s in zip(contexts, samples, strict=True)
-    ]
-    assert grpo.mismatch(policy, rollouts)[1] < (0.1 if four_bit else 1e-4)  # 4 bits compute in 16
-
-
 def test_a_response_that_runs_out_of_tokens_is_marked(qwen3):
     policy = load(qwen3, temperature=2.0, max_response_tokens=100)
     samples = grpo.sample(policy, [[5, 6]] * 24, seed=0)
@@ -693,12 +664,10 @@ def test_a_whole_run_on_a_four_bit_model(qwen3, tmp_path):
     """The command of the presets, on a random Qwen3: everything is logged, nothing is learned, nothing breaks."""
     import p2o
 
-    data = tmp_path / "data.jsonl"
-    data.write_text(
-        "".join(json.dumps({"question": f"What is {i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(8))
-    )
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(8)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
     cfg = dataclasses.replace(
-        p2o.Config(), model=qwen3, train_data=str(data), eval_data=(str(data),), runs=str(tmp_path), name="run",
+        p2o.Config(), model=qwen3, train_data=data, eval_data=(data,), runs=str(tmp_path), name="run",
         load_in_4bit=True, gradient_checkpointing=True, epochs=1, questions_per_batch=4, questions_per_update=2,
         group_size=2, max_response_tokens=8, hard_set_min=4, question_suffix="Put the answer in \\boxed{}.",
         importance_cap=2.0, micro_batch_tokens=128,

@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
-from conftest import ROOT, load_tiny
+from conftest import ROOT, load_tiny, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -23,7 +25,7 @@ import grpo
 import p2o
 import verify
 from support import checkpoint, log
-from support.data import Question, load_questions, short_columns
+from support.data import Question
 from support.errors import UserError
 from support.log import RunLog, silent_failures
 from tiny.problems import FAMILIES
@@ -62,16 +64,10 @@ def test_a_run_of_an_older_version_has_a_page_without_what_it_did_not_write_down
     shutil.copytree(trained["folder"], tmp_path / "old")
     later = ("entropy", "families", "small_contrast", "mismatch", "logprob_mismatch", "clip_fraction", "ill_formed")
     lines = [{k: v for k, v in line.items() if k not in (*later, "updates", "responses")} for line in trained["lines"]]
-    (tmp_path / "old" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_jsonl(tmp_path / "old" / "metrics.jsonl", lines)
     report.write_report([tmp_path / "old", trained["folder"]], tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "entropy, nats per token" in page and "old" in page
-
-
-def test_entropy_is_the_mean_surprise_of_the_sampled_tokens(trained):
-    batches = [line for line in trained["lines"] if line["kind"] == "rollouts" and line["epoch"] == 1]
-    mean = sum(batch["entropy"] for batch in batches) / sum(batch["tokens"] for batch in batches)
-    assert trained["epochs"][1]["entropy"] == pytest.approx(mean) and 0 < mean < 1
 
 
 def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
@@ -106,13 +102,6 @@ def test_warnings_are_in_the_log_as_well_as_on_the_screen(tmp_path, tiny_policy,
     assert all(text in shown for text in known)
 
 
-def test_questions_keep_their_short_columns():
-    assert load_questions(str(ROOT / "tiny" / "hard.jsonl"))[0].columns == {"family": "total"}
-    assert short_columns({"id": 1, "question": "q", "answer": "a", "level": 5, "solution": "x" * 99, "no": None}) == {
-        "level": "5"
-    }
-
-
 # ---------------------------------------------------------------------------------------------------- a run made up
 
 EPOCH = {"kind": "epoch", "gepa_calls": 5, "hard_set": 3, "zero_advantage": 0.5}
@@ -134,12 +123,12 @@ def made_up(folder, *, name="hard", value="total", word="fine", config=None, epo
         means = EPOCH | {"templated": batch["templated"] / 10} if epoch else {"kind": "epoch", "gepa_calls": 0}
         lines.append(means | {"epoch": epoch, "rollouts": 10 * epoch, "accuracy": accuracy, "families": families})
     lines.append({"kind": "warning", "epoch": 1, "text": word})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_jsonl(folder / "metrics.jsonl", lines)
     line = {"epoch": 1, "id": "q", "question": word, "reference": word, "template": word, "response": word}
     numbers = {"sampled_logprobs": [-0.1, -0.2], "old_logprobs": [-3.0, -0.2], "new_logprobs": [-2.0, -0.2]}
     tokens = {"tokens": [word, word], "token_weight": 1.0, "advantage": 1.0, **numbers}
     transcripts = [line | {"reward": 1.0} | tokens, line | {"reward": 0.0, "template": "", "epoch": 2}]
-    (folder / "transcripts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in transcripts))
+    write_jsonl(folder / "transcripts.jsonl", transcripts)
     evolution = {
         "candidates": ["", word, f"{word} and more"], "parents": [[None], [0], [1, 0]], "chosen": [2],
         "dev_scores": [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]], "metric_calls": 5, "stopped_early": word,
@@ -318,9 +307,9 @@ def test_the_evolution_that_found_most_is_open(tmp_path):
 
 def test_transcripts_begin_with_a_group_that_had_contrast(tmp_path):
     folder = made_up(tmp_path / "run")
-    line = json.loads((folder / "transcripts.jsonl").read_text().splitlines()[0])
+    line = log.read_lines(folder / "transcripts.jsonl")[0]
     told = [line | {"id": name, "reward": reward} for name, reward in (("a", 0.0), ("a", 0.0), ("b", 0.0), ("b", 1.0))]
-    (folder / "transcripts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    write_jsonl(folder / "transcripts.jsonl", told)
     assert [line["id"] for line in report.transcripts(report.read_runs([folder]))] == ["b", "b", "a", "a"]
 
 
@@ -385,8 +374,8 @@ def test_runs_called_alike_are_told_apart_by_as_many_folders_as_it_takes(tmp_pat
 
 def test_a_page_holds_so_many_transcripts_and_no_more(tmp_path):
     folder = made_up(tmp_path / "run")
-    line = (folder / "transcripts.jsonl").read_text().splitlines(keepends=True)[0]
-    (folder / "transcripts.jsonl").write_text(line * (report.MAX_TRANSCRIPTS + 50))
+    line = log.read_lines(folder / "transcripts.jsonl")[0]
+    write_jsonl(folder / "transcripts.jsonl", [line] * (report.MAX_TRANSCRIPTS + 50))
     page = Page(report.write_report([folder], folder))
     assert page.tags.count("article") == report.MAX_TRANSCRIPTS
     assert f"Of run's {report.MAX_TRANSCRIPTS + 50} transcripts {report.MAX_TRANSCRIPTS}" in page.text
@@ -522,18 +511,6 @@ def test_tables_sort_filters_filter_and_colours_change(page_of_two, tmp_path, sc
 # -------------------------------------------------------------------------------- responses coloured token by token
 
 
-def test_every_token_is_escaped_and_shows_its_number():
-    html = tokens.coloured(["<script>", "&", ";"], [1.0, None, 12.0], "ratio")
-    assert "<script>" not in html and "&lt;script&gt;" in html and "&amp;" in html
-    assert 'title="12"' in html
-
-
-def test_what_the_mask_takes_out_and_what_is_clipped_is_struck_through():
-    inside, below, above = (tokens.coloured(["x"], [ratio], "ratio") for ratio in (0.02, 0.001, 11.0))
-    assert "line-through" not in inside and "line-through" in below and "line-through" in above
-    assert "line-through" in tokens.coloured(["x"], [1.3], "importance", clipped=[True])
-
-
 def test_one_value_colours_all_tokens():
     html = tokens.coloured(["a", "b"], -0.5, "advantage")
     assert html.count('title="-0.5"') == 2
@@ -554,74 +531,44 @@ def test_pieces_join_to_the_text(tiny_policy):
 # ------- --track: the same lines as metrics.jsonl, one tracker a run, and evolution in the middle of it changes nothing
 
 
-def small_run(folder, **settings):
-    questions = folder / "train.jsonl"
-    questions.write_text("".join((ROOT / "tiny" / "train.jsonl").read_text().splitlines(keepends=True)[:8]))
-    return dataclasses.replace(
-        p2o.Config(), train_data=str(questions), eval_data=(str(questions),), runs=str(folder), name="run", epochs=2,
-        group_size=2, questions_per_batch=8, questions_per_update=4, hard_set_min=4, gepa_dev_size=2, gepa_budget="8",
-        **settings,
-    )  # fmt: skip
+def test_one_tracker_lives_through_a_run_with_evolution(tmp_path, monkeypatch):
+    handle = Mock()
+    monkeypatch.setattr(log, "tracker_library", lambda kind: Mock(init=Mock(return_value=handle)))
+    cfg = dataclasses.replace(small_in(tmp_path), track="wandb")
+    p2o.train(cfg)
+    assert list(cfg.folder.glob("templates/*.json"))  # GEPA has run meanwhile
+    *logged, last = handle.method_calls
+    assert last == call.finish() and all(name == "log" for name, *_ in logged)
+    lines, values = log.read_lines(cfg.folder / "metrics.jsonl"), [values for _, (values,), _ in logged]
+    assert len(values) == len(lines) and values[-1]["epoch/accuracy/held"] == lines[-1]["accuracy"]["held"]
+    assert [v["update"] for v in values if "update/loss" in v] == list(range(1, 9))
 
 
-@pytest.mark.parametrize("kind", ["wandb", "trackio"])
-def test_one_tracker_lives_through_a_run_with_evolution(kind, tmp_path, monkeypatch):
-    calls = []
-    handle = SimpleNamespace(log=lambda values: calls.append(values), finish=lambda: calls.append("finish"))
-    module = SimpleNamespace(init=lambda **settings: calls.append(("init", settings)) or handle)
+@pytest.mark.parametrize("kind, place", [("wandb", {"dir": "runs/one"}), ("trackio", {})])  # it knows no such setting
+def test_a_tracker_gets_name_and_settings_and_writes_into_the_runs_folder_if_it_can(kind, place, monkeypatch):
+    module = Mock()
     monkeypatch.setattr(log, "tracker_library", lambda kind: module)
-    p2o.train(small_run(tmp_path, track=kind))
-    assert calls[0][0] == "init" and calls[-1] == "finish" and calls.count("finish") == 1
-    started = calls[0][1]
-    assert started["name"] == "run" and started["config"]["track"] == kind
-    assert started.get("dir") == (str(tmp_path / "run") if kind == "wandb" else None)  # trackio knows no such setting
-    assert list((tmp_path / "run" / "templates").glob("*.json"))  # GEPA has run meanwhile
-    lines = log.read_lines(tmp_path / "run" / "metrics.jsonl")
-    logged = calls[1:-1]
-    assert len(logged) == len(lines)
-    assert logged[-1]["epoch/accuracy/train"] == lines[-1]["accuracy"]["train"]
-    assert [v["update"] for v in logged if "update/loss" in v] == [1, 2, 3, 4]
+    log.start_tracker(kind, Path("runs/one"), {"track": kind})
+    assert module.method_calls == [call.init(project="p2o", name="one", config={"track": kind}, **place)]
 
 
 def test_tensorboard_writes_in_a_folder_of_the_run_and_at_once(tmp_path, monkeypatch):
-    calls = []
-
-    class Writer:
-        def __init__(self, folder):
-            calls.append(folder)
-
-        def add_scalar(self, *scalar):
-            calls.append(scalar)
-
-        def flush(self):
-            calls.append("flush")
-
-        def close(self):
-            calls.append("close")
-
-    monkeypatch.setattr(log, "tracker_library", lambda kind: SimpleNamespace(SummaryWriter=Writer))
+    writer, made = Mock(), Mock()
+    made.return_value = writer
+    monkeypatch.setattr(log, "tracker_library", lambda kind: SimpleNamespace(SummaryWriter=made))
     tracker = log.start_tracker("tensorboard", tmp_path, {})
     tracker.log({"kind": "update", "loss": 0.5, "norm": 2}, 3)
     tracker.finish()
-    wanted = [str(tmp_path / "tensorboard"), ("update/loss", 0.5, 3), ("update/norm", 2, 3), "flush", "close"]
-    assert calls == wanted
-
-
-def test_tensorboard_gets_files_that_can_be_read_back(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tracker = log.start_tracker("tensorboard", tmp_path, {})
-    tracker.log({"kind": "update", "loss": 0.5}, 3)
-    tracker.finish()
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("update/loss")] == [(3, 0.5)]
+    assert made.call_args == call(str(tmp_path / "tensorboard"))
+    scalars = [call.add_scalar("update/loss", 0.5, 3), call.add_scalar("update/norm", 2, 3)]
+    assert writer.method_calls == [*scalars, call.flush(), call.close()]
 
 
 def test_a_missing_tracker_is_said_before_the_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     monkeypatch.setattr(p2o, "prepare", lambda cfg: pytest.fail("too late"))
     with pytest.raises(UserError, match="pip install trackio"):
-        p2o.train(small_run(tmp_path, track="trackio"))
+        p2o.train(dataclasses.replace(small_in(tmp_path), track="trackio"))
 
 
 # --------------------------------------------------------------------------------------------------------- evaluation
@@ -660,10 +607,9 @@ def test_intervals_hold_the_value_and_stay_in_range(n, data):
 
 
 def test_eval_prints_a_table_and_writes_json(tmp_path, capsys):
-    lines = (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:6]
-    (tmp_path / "six.jsonl").write_text("\n".join(lines))
+    six = write_jsonl(tmp_path / "six.jsonl", log.read_lines(ROOT / "tiny" / "hard.jsonl")[:6])
     hint = " ".join(family.hints[0] for family in FAMILIES.values())
-    arguments = ["eval", "--model", str(ROOT / "tiny" / "united" / "model"), "--data", str(tmp_path / "six.jsonl")]
+    arguments = ["eval", "--model", str(ROOT / "tiny" / "united" / "model"), "--data", six]
     arguments += ["--samples", "4", "--max-response-tokens", "40"]
     assert p2o.main([*arguments, "--out", str(tmp_path / "bare.json")]) == 0
     assert p2o.main([*arguments, "--out", str(tmp_path / "hinted.json"), "--template", hint]) == 0
@@ -689,14 +635,13 @@ def eval_of(capsys, *argv):
 def run_with_a_reward(tmp_path_factory):
     """A run under a reward, a system prompt and a suffix of the user's own, and the file of its held-out questions."""
     folder = tmp_path_factory.mktemp("own")
-    rows = [json.loads(line) for line in (ROOT / "tiny" / "hard.jsonl").read_text().splitlines()[:8]]
-    data = folder / "held.jsonl"
-    data.write_text("".join(json.dumps(row | {"answer": ""}) + "\n" for row in rows))
+    rows = log.read_lines(ROOT / "tiny" / "hard.jsonl")[:8]
+    data = write_jsonl(folder / "held.jsonl", [row | {"answer": ""} for row in rows])
     (folder / "mine.py").write_text(
         "def odd(response, question):\n    return float(len(response) % 2), 'Odd, please.'\n"
     )
     cfg = p2o.Config(
-        train_data=str(data), eval_data=(str(data),), runs=str(folder), name="run", epochs=1, questions_per_batch=8,
+        train_data=data, eval_data=(data,), runs=str(folder), name="run", epochs=1, questions_per_batch=8,
         questions_per_update=8, hard_set_min=8, reward=f"{folder / 'mine.py'}:odd", max_response_tokens=9,
         question_suffix="Be odd.", system_prompt="Be kind.",
     )  # fmt: skip
@@ -707,7 +652,7 @@ def run_with_a_reward(tmp_path_factory):
 def test_eval_measures_an_adapter_as_its_run_was_trained(run_with_a_reward, capsys):
     """Model, reward, prompt and lengths come from the run's folder, and the number is the one that training logged."""
     cfg, logged, data = run_with_a_reward
-    code, said, rows = eval_of(capsys, "--adapter", str(cfg.folder / "adapter"), "--data", str(data))
+    code, said, rows = eval_of(capsys, "--adapter", str(cfg.folder / "adapter"), "--data", data)
     assert code == 0 and rows["greedy"] == pytest.approx(logged, abs=1e-3)
     assert list(rows) == ["greedy", "pass@1", "pass@2"]  # no box, no majority
     assert f"as {cfg.folder} was trained, unless given otherwise: --model" in said
@@ -720,7 +665,7 @@ def test_eval_measures_an_adapter_as_its_run_was_trained(run_with_a_reward, caps
     # A checkpoint's adapter is the run's, too; what is given wins.
     checkpoint = cfg.folder / "checkpoints" / "000001" / "adapter"
     out = cfg.folder.parent / "out.json"
-    argv = ["--adapter", str(checkpoint), "--question-suffix", "", "--out", str(out), "--data", str(data)]
+    argv = ["--adapter", str(checkpoint), "--question-suffix", "", "--out", str(out), "--data", data]
     assert eval_of(capsys, *argv)[0] == 0
     settings = json.loads(out.read_text())["settings"]
     assert settings["question_suffix"] == "" and settings["max_response_tokens"] == 9
@@ -770,7 +715,7 @@ def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_pa
     for name, count in (("a", 2), ("b", 1)):
         (tmp_path / name).mkdir()
         some = [*rows[:count], rows[2] | {"answer": "\\\\frac{1}{"}]
-        (tmp_path / name / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        write_jsonl(tmp_path / name / "test.jsonl", some)
     files = [str(tmp_path / name / "test.jsonl") for name in ("a", "b")]
     arguments = ["eval", "--model", str(ROOT / "tiny" / "united" / "model"), "--samples", "0", "--data", *files]
     assert p2o.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0

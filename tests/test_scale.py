@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from test_grpo import GradientSpy
 
 import grpo
 import verify
@@ -26,13 +27,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 # ---------------------------------------------------------------------------------------------------------- parity
-
-
-class Watching(torch.optim.SGD):
-    """Keeps the gradient that it is given, and does nothing with it."""
-
-    def step(self):
-        self.seen = torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]])
 
 
 def move(model, size, seed):
@@ -96,9 +90,9 @@ def gaps(trainer, batch, rollouts, cfg):
     loss.backward()
     policy = scoring_policy(trainer)
     theirs = torch.cat([p.grad.flatten() for p in policy.trainable])
-    optimizer = Watching(policy.trainable, lr=0.0)
-    metrics = grpo.update_policy(policy, optimizer, rollouts, cfg)
-    gradient = ((theirs - optimizer.seen).norm() / optimizer.seen.norm()).item()
+    spy = GradientSpy(policy)
+    metrics = grpo.update_policy(policy, spy, rollouts, cfg)
+    gradient = ((theirs - spy.gradient).norm() / spy.gradient.norm()).item()
     return (abs(loss.item() - metrics["loss"]) / abs(metrics["loss"]), gradient), metrics
 
 

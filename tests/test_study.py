@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
+from support.log import read_lines
 from support.seams import check_variants
 from tools import cli, compare, studies, study
 
@@ -25,15 +26,14 @@ from tools import cli, compare, studies, study
 
 @pytest.fixture
 def small_study(tmp_path):
-    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[:8]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    data = write_jsonl(tmp_path / "train.jsonl", read_lines(ROOT / "tiny" / "train.jsonl")[:8])
     (tmp_path / "studies").mkdir()
     file = tmp_path / "studies" / "small.toml"
     file.write_text(
         f"""# Do twice the rollouts help?
         seeds = [0, 1]
-        train_data = "{tmp_path / "train.jsonl"}"
-        eval_data = ["{tmp_path / "train.jsonl"}"]
+        train_data = "{data}"
+        eval_data = ["{data}"]
         epochs = 1
         [variants.GRPO]
         method = "grpo"
@@ -248,14 +248,6 @@ def test_ctrl_c_ends_a_study_with_one_line(small_study, tmp_path, capsys, monkey
     assert not (tmp_path / "results").exists()
 
 
-def test_the_estimate_goes_by_what_is_known():
-    known = {"a": [10.0, 30.0], "b": [40.0]}
-    assert study.estimate(["a"] * 4, known, jobs=2) == 40
-    assert study.estimate(["a", "b", "c"], known, jobs=3) == 40  # the longest; c is taken for the mean of all, 26.7
-    assert study.estimate(["c"], known, jobs=3) == pytest.approx(80 / 3)
-    assert study.estimate(["a"], {}, jobs=1) is None
-
-
 def test_a_finished_run_is_told_from_one_with_other_options(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"epochs": 2, "gepa_budget": "60", "temperature": 1.0}))
     assert study.other_options(tmp_path, {"epochs": 3}) == ""  # not finished: p2o.py says it when it is resumed
@@ -291,14 +283,6 @@ def test_the_area_is_the_mean_height_on_the_way(heights, budget):
 
 def test_the_area_of_no_way_at_all_is_the_height_there():
     assert compare.area([(0, 0.3), (10, 1.0)], 0) == 0.3
-
-
-def test_the_bootstrap_is_what_can_be_counted():
-    # Means of two draws from 0 and 1: 0 and 1 with probability 1/4 each.
-    assert compare.bootstrap([0.0, 1.0]) == (0.0, 1.0)
-    # Means of five draws, k of them the last: C(5, k) 4^(5 - k) / 5^5; P(k >= 3) = 0.058, P(k >= 4) = 0.007.
-    assert compare.bootstrap([0.0, 0.0, 0.0, 0.0, 5.0]) == (0.0, 3.0)
-    assert compare.bootstrap([0.25, 0.25, 0.25]) == (0.25, 0.25)
 
 
 def test_differences_are_paired_by_seed():
@@ -354,7 +338,7 @@ def test_whatever_accuracy_was_measured_of_is_in_the_table():
     assert [part for part in paragraphs if part.startswith("#")] == [f"## Held out: {name}" for name in header[1:4]]
 
 
-@pytest.mark.parametrize("count, seeds", [(1, 1), (3, 1), (16, 3)])
+@pytest.mark.parametrize("count, seeds", [(1, 1), (5, 2)])
 def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
     results = made_up({f"variant {i}": [i / 16 + seed / 50 for seed in range(seeds)] for i in range(count)})
     compare.draw_study(results, dict.fromkeys(results, "variant 0"), tmp_path / "figure.png")

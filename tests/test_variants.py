@@ -14,7 +14,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 
 import gepa_loop
 import grpo
@@ -25,7 +25,7 @@ from p2o import Config
 from support.data import Question, load_questions
 from support.errors import UserError
 from support.log import read_lines
-from support.seams import SEAMS, check_variants, checked_advantages, variant
+from support.seams import check_variants, checked_advantages, variant
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
 from tools import study
@@ -387,13 +387,12 @@ def small(tmp_path, monkeypatch):
     """Two epochs in a second: four hard questions and four easy ones, hot enough for contrast without templates."""
     rows = read_lines(ROOT / "tiny" / "train.jsonl")
     rows = rows[:4] + rows[-4:]
-    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evolved = lambda policy, hard, cfg, epoch, run: {q.id: [ALL_HINTS] * cfg.group_size for q in hard}  # noqa: E731
     monkeypatch.setattr(p2o, "evolve_templates", evolved)  # what it finds is tested elsewhere
-    (tmp_path / "one.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    files = {"train_data": str(tmp_path / "few.jsonl"), "eval_data": (str(tmp_path / "one.jsonl"),)}
+    train, held_out = write_jsonl(tmp_path / "few.jsonl", rows), write_jsonl(tmp_path / "one.jsonl", rows[:1])
     return Config(
-        **files, runs=str(tmp_path / "runs"), name="run", epochs=2, questions_per_batch=4,
+        train_data=train, eval_data=(held_out,), runs=str(tmp_path / "runs"), name="run", epochs=2,
+        questions_per_batch=4,
         questions_per_update=2, group_size=4, hard_set_min=4, temperature=2.2, learning_rate=1e-5,
         max_response_tokens=20, seed=4,
     )  # fmt: skip
@@ -510,18 +509,7 @@ def test_a_variant_is_refused_in_one_line_without_what_it_needs(settings, compla
         check_variants(Config(**settings))
 
 
-def test_every_seam_has_a_file():
-    assert all((ROOT / "variants" / f"{seam}.py").is_file() for seam in SEAMS)
-
-
 # --------------------------------------------------------------------------------------- the table, studies, the diff
-
-
-def test_shaped_rewards_are_seen_in_the_metrics(small, tmp_path):
-    (tmp_path / "price.py").write_text("def price(response, question):\n    return -0.01 * len(response), ''\n")
-    p2o.train(dataclasses.replace(small, reward=f"{tmp_path / 'price.py'}:price", epochs=1, hard_set_min=8))
-    warned = (small.folder / "metrics.jsonl").read_text()
-    assert "differ by less than 0.5" in warned
 
 
 def test_the_table_is_up_to_date(tmp_path, monkeypatch):

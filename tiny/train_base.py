@@ -207,7 +207,6 @@ def main() -> None:
     dials = parser.add_argument_group("dials", "numbers of tiny/worlds.py", argument_default=argparse.SUPPRESS)
     dials.add_argument("--go-on-bare", type=float, metavar="P")
     dials.add_argument("--go-on-hinted", type=float, nargs="+", metavar="P", help="in 1, 2, ... sentences")
-    dials.add_argument("--accent", type=float, metavar="SHARE")
     dials.add_argument("--accent-needed", action="store_true")
     dials.add_argument("--locked", nargs="+", choices=FAMILIES)
     args = parser.parse_args()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -44,6 +43,7 @@ from support.memory import longest_sequence
 from support.pretrained import load_tokenizer, silence_libraries
 from support.run import check_folder, recorded, seed_for
 from support.settings import QWEN3, require
+from tools.cli import given
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental: the version is pinned
 # Options of p2o.py that TRL's trainer has no place for: those at their defaults are no loss.
@@ -372,8 +372,7 @@ def train(cfg: Config) -> None:
 
 def parse_config(argv: list[str]) -> Config:
     """The presets are those of one card, without what only p2o.py has, and without the base policy."""
-    named = re.search(r"--preset[ =](\S+)", " ".join(argv))
-    preset = named.group(1) if named and named.group(1) in QWEN3 else "tiny"
+    preset = named if (named := given(argv, "preset")) in QWEN3 else "tiny"
     absent = {name: getattr(p2o.Config, name) for name in ABSENT} | {"reflection": "policy"} if preset in QWEN3 else {}
     default = Config(preset=preset, **QWEN3.get(preset, {}) | absent)
     return tyro.cli(Config, default=default, args=argv, prog="tools.p2o_trl", description=__doc__)
