@@ -136,7 +136,10 @@ def takes_parts(tokenizer) -> bool:
     Given a string, such a template finds no part in it and leaves the question out, without a word. UserError for one
     that leaves it out either way.
     """
-    text, reason = "What is 7 + 9?", "it leaves the question out"
+    text, reason = (
+        'Is it so that 7 < 9 & "yes"?\n\\boxed{}, ' * 20 + "or is it?",
+        "it leaves out, or changes, the question",
+    )
     for parts in (False, True):
         try:
             question = [{"role": "user", "content": _parts(text) if parts else text}]
@@ -180,6 +183,13 @@ def not_begun(tokenizer) -> str:
     if not same or not conversation.startswith(prompt):
         return ""
     return conversation.removeprefix(prompt).partition("sixteen")[0].strip()
+
+
+def writes_the_same(tokenizer, chat_template: str) -> bool:
+    """Does another chat template write the same prompt?"""
+    question = as_messages("7 + 9?")
+    other = _render(tokenizer, question, tokenize=False, chat_template=chat_template)
+    return other == _render(tokenizer, question, tokenize=False)
 
 
 def encode_text(tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:

@@ -462,7 +462,7 @@ def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_polic
     monkeypatch.setattr(pretrained, "compare_sampler_and_trainer", compare)
     before, weights = torch.get_rng_state(), flat_weights(tiny_policy.model)
     contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
-    pretrained.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of)
+    pretrained.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(tiny_policy.model), weights)
 
 
@@ -471,7 +471,7 @@ def test_a_path_past_the_adapter_is_seen_although_a_fresh_one_adds_nothing(tmp_p
     policy = load(make_family(tmp_path / "base", "llama", {}))
     logprobs_of = partial(grpo.logprobs_of, adapter=False)
     with pytest.raises(UserError, match=DISAGREE):
-        pretrained.prove(policy, some_contexts()[:2], grpo.sample, logprobs_of)
+        pretrained.prove(policy, some_contexts()[:2], grpo.sample, logprobs_of, longest=76)
 
 
 # ----------------------------------------------------------------------------------------------- files that are refused
@@ -675,6 +675,13 @@ def test_what_a_trainer_has_left_in_the_config_changes_nothing(kind, tmp_path):
     left = {"return_dict": False, "use_cache": False, "output_attentions": True, "output_hidden_states": True}
     edit_json(folder / "config.json", **left | ({} if kind == "gpt2" else {"output_router_logits": True}))
     assert grpo.sample(load(str(folder)), some_contexts(), seed=0) == grpo.sample(plain, some_contexts(), seed=0)
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "eager", "nonsense"])
+def test_the_makers_kernel_for_attention_is_not_asked_for(model, kernel):
+    """It may not be installed here, or take memory quadratic in the length."""
+    edit_json(model / "config.json", attn_implementation=kernel)
+    assert load(str(model)).model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("per_layer_type", [False, True])
