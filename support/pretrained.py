@@ -21,6 +21,7 @@ import torch
 
 from support.errors import UserError
 from support.messages import (
+    as_its_file_says,
     as_messages,
     control_tokens,
     encode_chat,
@@ -82,17 +83,21 @@ def prompts_within_its_vocabulary(cfg, base: torch.nn.Module, tokenizer) -> list
 
     Other such tokens, of a tokenizer that was given more of them than the model, are text from here on.
     """
-    rows = base.get_input_embeddings().weight.shape[0]
-    tokenizer.rows = rows
+    table = base.get_input_embeddings().weight
+    rows = tokenizer.rows = table.shape[0]
     control_tokens.cache_clear()
     questions = [as_messages(text, cfg.system_prompt) for text in PROBES]
     prompts = [encode_chat(tokenizer, asked, enable_thinking=cfg.enable_thinking) for asked in questions]
-    if beyond := sorted({token for prompt in prompts for token in prompt if token >= rows}):
+    used = sorted({token for prompt in prompts for token in prompt})
+    if beyond := [token for token in used if token >= rows]:
         name = tokenizer.convert_ids_to_tokens(beyond[0])
         raise UserError(
             f"--model {cfg.model}: a prompt holds {name!r} (token {beyond[0]}), and the model has embeddings for "
             f"{rows} tokens: the tokenizer is another model's, or has been given tokens that the model was not"
         )
+    if untrained := [token for token in used if table[token].abs().max() < 1e-12]:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(untrained))
+        print(f"--model {cfg.model}: prompts hold {names}, of which its embeddings are 0: it was not trained on them")
     return prompts
 
 
@@ -176,9 +181,7 @@ def load_base(
             f"--model {model}: its weights cannot be read ({_first_line(error)}): a download that broke off, or a "
             "pointer of git-lfs in their place (git lfs pull fetches them)"
         ) from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--model {model}: transformers cannot load it ({_first_line(error)})") from error
-    except (KeyError, TypeError, AttributeError) as error:  # a config.json that it takes, and cannot follow
+    except Exception as error:  # a config.json that it takes, and cannot follow, may raise anything
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
     lacking = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
@@ -212,13 +215,18 @@ def load_base(
 
 def refuse_if_nothing_trains_through_it(model: str, base: torch.nn.Module) -> None:
     """UserError for weights that stay quantized, by a method that is for sampling only. transformers knows which."""
-    quantizer = getattr(base, "hf_quantizer", None)
+    quantizer, layers = getattr(base, "hf_quantizer", None), base.modules()
     if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
         method = quantizer.quantization_config.quant_method
         raise UserError(
             f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
             "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
             "not quantized; --load-in-4bit quantizes it in a way that can be trained"
+        )
+    if any(type(m).__name__ in ("Linear4bit", "Linear8bitLt") and type(m.weight) is torch.nn.Parameter for m in layers):
+        raise UserError(
+            f"--model {model}: its config.json says that its weights are quantized, and they are not; take "
+            "quantization_config out of it"
         )
 
 
@@ -387,8 +395,7 @@ def refuse_odd_logits(model: torch.nn.Module, ids: list[int]) -> None:
     In float16 an activation may be beyond 65,504, its largest number. Elsewhere it is the weights: a conversion or a
     merge that went wrong leaves NaN in them, or zeros. A masked model such as BERT reads ahead.
     """
-    another = next(token for token in ids if token != ids[-1])
-    tokens = torch.tensor([ids, ids[:-1] + [another]], device=next(model.parameters()).device)
+    tokens = torch.tensor([ids, ids[:-1] + [int(ids[-1] == 0)]], device=next(model.parameters()).device)
     logits = model(input_ids=tokens, use_cache=False).logits.float()
     told = f"--model {model.config.name_or_path}: its "
     if not logits.isfinite().all():
@@ -418,9 +425,7 @@ def refuse_if_beyond_its_positions(model: torch.nn.Module, rollout: int, longest
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not limit or longest <= limit:
         return
-    what, options = "prompt and response", "--max-prompt-tokens or --max-response-tokens"
-    if rollout <= limit:
-        what, options = "a reflection and what it quotes", "--max-prompt-tokens, --reflection-quote or --gepa-minibatch"
+    what = "prompt and response" if rollout > limit else "a reflection and what it quotes"
     told = f"--model {model.config.name_or_path}: {longest} tokens of {what}, and it knows {limit} positions"
     tokens = torch.zeros(1, limit + 1, dtype=torch.long, device=next(model.parameters()).device)
     try:
@@ -428,6 +433,7 @@ def refuse_if_beyond_its_positions(model: torch.nn.Module, rollout: int, longest
     except torch.OutOfMemoryError:
         raise
     except (IndexError, RuntimeError):
+        options = "--max-prompt-tokens, --max-response-tokens, --reflection-quote or --gepa-minibatch"
         raise UserError(f"{told}: lower {options}") from None
     if rollout > limit:
         print(f"{told}: what is beyond them it was not trained on")
@@ -688,39 +694,6 @@ def load_tokenizer(model: str):
     return tokenizer
 
 
-def as_its_file_says(model: str, tokenizer) -> None:
-    """Make a tokenizer cut texts as its tokenizer.json says.
-
-    Some classes of transformers 5 put a way of their own in its place (transformers#45488, #45701): GPT2Tokenizer and
-    Qwen2Tokenizer another pattern of words, GemmaTokenizer other spaces. Which class it is hangs on a name in
-    tokenizer_config.json, and on the kind of model. The prompts would be made of tokens that the model hardly knows,
-    and nothing would say so.
-    """
-    from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
-    from transformers.utils import cached_file
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    file = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False,
-                       _raise_exceptions_for_connection_errors=False)  # fmt: skip
-    if backend is None or file is None:
-        return
-    own = Tokenizer.from_file(file)
-    if getattr(own.model, "dropout", None):
-        own.model.dropout = None  # would cut the same text in another way each time
-    for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
-        setattr(backend, part, getattr(own, part))
-    if getattr(backend, "fix_mistral_regex", None) is False:  # transformers doubts the file, in a warning
-        mended = AutoTokenizer.from_pretrained(model, trust_remote_code=False, fix_mistral_regex=True)
-        words = "eBay, mL, NaOH, pH"
-        if mended(words).input_ids != tokenizer(words).input_ids:
-            print(
-                f"--model {model}: transformers says that its tokenizer.json cuts words otherwise than Mistral's "
-                "models have learned them. If it is one of these, save into its folder what "
-                "AutoTokenizer.from_pretrained(..., fix_mistral_regex=True) gives"
-            )
-
-
 def check_adapter(adapter: str, tokenizer) -> None:
     """Refuse what is no adapter, or one for another chat format, before the model is loaded that it is put on."""
     from peft import PeftConfig
@@ -783,10 +756,10 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     made_on = made.base_model_name_or_path or here
     # Two models of one architecture have the same shapes, so their values have to tell. In another number format these
     # are rounded. Other trainers keep no mark: then the name tells, by its last part, for a folder may have moved.
-    trained_on, found = base_in(Path(adapter)), base_mark(model)
-    rounding = 0.0 if trained_on.get("format") == found["format"] else 2**-7  # bfloat16 has 8 bits
-    known = trained_on.get("values", {})
-    pairs = [(known[name], value) for name, value in found["values"].items() if name in known]
+    mark, found = Path(adapter) / BASE_MODEL, base_mark(model)
+    known = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {"format": "", "values": {}}
+    rounding = 0.0 if known["format"] == found["format"] else 2**-7  # bfloat16 has 8 bits
+    pairs = [(known["values"][name], value) for name, value in found["values"].items() if name in known["values"]]
     if not all(math.isclose(*pair, rel_tol=rounding, abs_tol=rounding * 1e-5) for pair in pairs):
         raise UserError(f"--adapter {adapter}: trained on other weights ({made_on}) than those of --model {here}")
     if not pairs and Path(made_on).name != Path(here).name:
@@ -794,13 +767,7 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     return model
 
 
-BASE_MODEL = "base_model.json"  # of an adapter's folder
-
-
-def base_in(adapter: Path) -> dict:
-    """The `base_mark` that `checkpoint.save_adapter` left beside an adapter, or {} if it was saved by others."""
-    file = adapter / BASE_MODEL
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+BASE_MODEL = "base_model.json"  # of an adapter's folder: the `base_mark` that `checkpoint.save_adapter` leaves there
 
 
 def base_mark(model: torch.nn.Module) -> dict:
@@ -822,12 +789,9 @@ def _first_line(error: Exception) -> str:
 
 def fingerprint(model: torch.nn.Module) -> str:
     """A short digest of the base model: every frozen tensor's name and shape, and a few of its values."""
-    return digest({name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad})
-
-
-def digest(tensors: dict[str, torch.Tensor]) -> str:
     known = hashlib.sha256()
-    for name, tensor in tensors.items():
-        values = tensor.flatten()[:: max(1, tensor.numel() // 16)][:16].float().tolist()
-        known.update(repr((name, tuple(tensor.shape), values)).encode())
+    for name, tensor in model.named_parameters():
+        if not tensor.requires_grad:
+            values = tensor.flatten()[:: max(1, tensor.numel() // 16)][:16].float().tolist()
+            known.update(repr((name, tuple(tensor.shape), values)).encode())
     return known.hexdigest()[:16]

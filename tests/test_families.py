@@ -612,6 +612,20 @@ def test_quantized_weights_that_nothing_trains_through_are_refused(model):
     assert "quantized (bitnet), and transformers cannot train through them" in refusal(model)
 
 
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_a_config_that_says_of_full_weights_that_they_are_quantized_is_refused(model, bits):
+    """As after a merge that left it there: transformers makes layers for 4 bits, and fills them with full weights."""
+    edit_json(model / "config.json", quantization_config={"quant_method": "bitsandbytes", bits: True})
+    assert "says that its weights are quantized, and they are not; take quantization_config" in refusal(model)
+
+
+def test_a_control_token_that_the_model_was_never_trained_on_is_told(model, capsys):
+    """A chat template put beside a base model, whose embeddings of such tokens are still 0."""
+    change_weights(model, lambda weights: weights["model.embed_tokens.weight"][1:3].zero_())
+    load(str(model))
+    assert "prompts hold <|im_start|>, <|im_end|>, of which its embeddings are 0" in capsys.readouterr().out
+
+
 def test_a_checkpoint_in_four_bits_computes_in_the_dtype_that_is_asked_for(model, tmp_path):
     """It names one of its own, as those that unsloth publishes."""
     four_bits = BitsAndBytesConfig(

@@ -350,12 +350,12 @@ def test_a_card_takes_the_whole_model_in_its_16_bits(monkeypatch):
 
     def from_pretrained(model, **how):
         asked.update(how, model=model)
-        raise LookupError
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
-    with pytest.raises(LookupError):
+    with pytest.raises(KeyboardInterrupt):
         pretrained.load_base("some/model", None, None, False, pretrained.compute_dtype())
     assert asked == {
         "model": "some/model", "config": None, "device_map": {"": 0}, "dtype": torch.bfloat16,
@@ -717,6 +717,12 @@ def test_a_chat_template_without_the_token_that_begins_a_text_is_told(tmp_path, 
     tokenizer = pretrained.load_tokenizer(str(folder))
     assert line not in capsys.readouterr().out
     assert encode_chat(tokenizer, [{"role": "user", "content": "7?"}])[:2] == [0, 1]  # and only once
+
+
+def test_a_chat_template_saved_by_an_editor_that_marks_texts_begins_as_it_is_written(tmp_path):
+    """Windows PowerShell and others begin a file in UTF-8 with U+FEFF. The prompt would begin with it."""
+    folder = make_model(tmp_path, chat_template="\ufeff" + CHAT_TEMPLATE)
+    assert pretrained.load_tokenizer(folder).chat_template == CHAT_TEMPLATE
 
 
 def test_of_several_chat_templates_the_default_has_its_day_fixed_too(tmp_path):
