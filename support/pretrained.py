@@ -137,11 +137,11 @@ def load_config(model: str, longest: int):
 
 
 # A checkpoint's config may still say what its makers' trainer wanted of a forward pass. This code reads outputs by
-# their names, and hands over a cache. The loss of a mixture's routers cannot be computed of one new token. Which kernel
-# computes attention is transformers' choice: theirs may not be installed here, or take memory quadratic in the length.
+# their names, and hands over a cache. The loss of a mixture's routers cannot be computed of one new token. Their
+# kernels of attention and of experts may not be installed here, or waste memory: transformers is to choose.
 PLAIN = {
     "return_dict": True, "use_cache": True, "output_router_logits": False, "output_attentions": False,
-    "output_hidden_states": False, "attn_implementation_internal": None,
+    "output_hidden_states": False, "attn_implementation_internal": None, "experts_implementation_internal": None,
 }  # fmt: skip
 
 
@@ -753,6 +753,9 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
         )
     if getattr(made, "alora_invocation_tokens", None):
         raise UserError(f"--adapter {adapter}: an aLoRA works behind certain tokens only; nothing here looks for them")
+    outputs = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    if outputs and not any(parameter.any() for parameter in outputs):
+        print(f"--adapter {adapter}: nothing was learned, or it was saved without what was: the model is as without it")
     made_on = made.base_model_name_or_path or here
     # Two models of one architecture have the same shapes, so their values have to tell. In another number format these
     # are rounded. Other trainers keep no mark: then the name tells, by its last part, for a folder may have moved.

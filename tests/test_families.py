@@ -692,10 +692,14 @@ def test_what_a_trainer_has_left_in_the_config_changes_nothing(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "eager", "nonsense"])
-def test_the_makers_kernel_for_attention_is_not_asked_for(model, kernel):
-    """It may not be installed here, or take memory quadratic in the length."""
-    edit_json(model / "config.json", attn_implementation=kernel)
-    assert load(str(model)).model.config._attn_implementation == "sdpa"
+def test_the_makers_kernels_are_not_asked_for(tmp_path, kernel):
+    """They may not be installed here, or take memory quadratic in the length."""
+    folder = Path(make_family(tmp_path, "mixtral", {}))
+    usual = load(str(folder)).model.config
+    edit_json(folder / "config.json", attn_implementation=kernel, experts_implementation=kernel)
+    found = load(str(folder)).model.config
+    assert found._attn_implementation == usual._attn_implementation == "sdpa"
+    assert found._experts_implementation == usual._experts_implementation != "eager"
 
 
 @pytest.mark.parametrize("per_layer_type", [False, True])

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, OFTConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_grpo import noise_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -634,6 +634,15 @@ def test_an_adapter_that_leaves_another_model_when_it_is_switched_off_is_refused
     assert "\n" not in str(refusal.value)
 
 
+def test_an_adapter_that_changes_nothing_is_told(qwen3, tmp_path, capsys):
+    """As one that a sharded trainer saved without its weights: the numbers would be those of the base model."""
+    load(qwen3).model.save_pretrained(tmp_path)
+    load(qwen3, adapter=str(tmp_path))
+    assert "the model is as without it" in capsys.readouterr().out
+    load(qwen3, adapter=saved_adapter(qwen3, tmp_path, LoraConfig(target_modules=["q_proj"])))
+    assert "the model is as without it" not in capsys.readouterr().out
+
+
 def test_an_adapter_of_a_kind_that_peft_does_not_know_gets_one_line(qwen3, tmp_path):
     adapter = saved_adapter(qwen3, tmp_path, LoraConfig(target_modules=["q_proj"]))
     edit_json(tmp_path / "adapter_config.json", peft_type="ITS_SUCCESSOR")
@@ -666,7 +675,7 @@ def test_where_an_adapter_is_on_is_said_of_other_kinds_than_lora_too(qwen3, tmp_
 
 def test_an_adapter_that_was_made_on_a_model_of_another_name_is_told(qwen3, tmp_path, capsys):
     """Another trainer's adapter has no mark of its base. It fits the base model of the same family, too."""
-    load(qwen3).model.save_pretrained(tmp_path / "adapter")
+    noise_adapter(load(qwen3)).model.save_pretrained(tmp_path / "adapter")
     capsys.readouterr()
     load(qwen3, adapter=str(tmp_path / "adapter"))
     assert "--adapter" not in capsys.readouterr().out
@@ -1041,6 +1050,13 @@ def test_a_rank_that_vllm_has_no_kernel_for_is_refused(tiny_policy, monkeypatch)
     monkeypatch.setattr(lora, "r", 513)
     with pytest.raises(UserError, match="--lora-rank 513: .*up to rank 512"):
         started(tiny_policy, monkeypatch)
+
+
+def test_an_adapter_that_vllm_cannot_serve_is_refused(qwen3, tmp_path, monkeypatch):
+    made = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    policy = load(qwen3, adapter=saved_adapter(qwen3, tmp_path, made))
+    with pytest.raises(UserError, match="it serves LoRA adapters, and this one is IA3; --engine hf"):
+        started(policy, monkeypatch)
 
 
 @pytest.mark.parametrize("capability, dtype, invariant, said", [
