@@ -765,29 +765,6 @@ def test_more_tokens_than_positions_are_refused_where_they_are_learned_and_told_
         assert "71 tokens of prompt and response, and it knows 70 positions" in capsys.readouterr().out
 
 
-def test_a_reflection_fits_into_learned_positions_or_the_run_is_refused_at_its_start(tmp_path, monkeypatch):
-    """60 of template, 2 x (60 + 8) quoted, 20 to answer, 512 around them. On a card, more would end the process."""
-    monkeypatch.setitem(CONFIGS, "gpt2", GPT2Config)
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(8)))
-    cfg = dataclasses.replace(
-        p2o.Config(), model=make_model(tmp_path / "728", "gpt2", max_position_embeddings=728), train_data=str(data),
-        eval_data=(str(data),), runs=str(tmp_path), name="run", epochs=2, group_size=2, max_prompt_tokens=60,
-        max_response_tokens=8, hard_set_min=4, gepa_minibatch=2, gepa_budget="12", reflection_tokens=20,
-    )  # fmt: skip
-    p2o.train(cfg)
-    evolution = json.loads((tmp_path / "run" / "templates" / "epoch-1.json").read_text())
-    assert evolution["rejected_replies"] > 0 and "Error" not in str(evolution["stopped_early"])
-    cfg = dataclasses.replace(cfg, model=make_model(tmp_path / "727", "gpt2", max_position_embeddings=727))
-    with pytest.raises(
-        UserError, match="728 tokens of a reflection and what it quotes, and it knows 727 .*lower.*-quote"
-    ):
-        p2o.prepare(cfg)
-    p2o.prepare(dataclasses.replace(cfg, method="grpo"))  # which reflects on nothing
-    with pytest.raises(UserError, match="728 tokens of a reflection"):
-        p2o.prepare(dataclasses.replace(cfg, model=str(tmp_path / "728"), reflection_model=cfg.model))
-
-
 @pytest.mark.parametrize("family, sliding", [("gemma3", {}), ("qwen3", {"use_sliding_window": True})])
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_a_hybrid_cache_samples_what_the_trainer_scores(tmp_path, family, sliding, four_bit):
@@ -1159,6 +1136,29 @@ def test_the_allocator_is_told_before_the_card_is_first_used(monkeypatch):
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     runpy.run_path(memory.__file__)
     assert [os.environ[name] for name in cublas] == [":16:8", "1"]
+
+
+def test_a_reflection_fits_into_learned_positions_or_the_run_is_refused_at_its_start(tmp_path, monkeypatch):
+    """60 of template, 2 x (60 + 8) quoted, 20 to answer, 512 around them. On a card, more would end the process."""
+    monkeypatch.setitem(CONFIGS, "gpt2", GPT2Config)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(8)))
+    cfg = dataclasses.replace(
+        p2o.Config(), model=make_model(tmp_path / "728", "gpt2", max_position_embeddings=728), train_data=str(data),
+        eval_data=(str(data),), runs=str(tmp_path), name="run", epochs=2, group_size=2, max_prompt_tokens=60,
+        max_response_tokens=8, hard_set_min=4, gepa_minibatch=2, gepa_budget="12", reflection_tokens=20,
+    )  # fmt: skip
+    p2o.train(cfg)
+    evolution = json.loads((tmp_path / "run" / "templates" / "epoch-1.json").read_text())
+    assert evolution["rejected_replies"] > 0 and "Error" not in str(evolution["stopped_early"])
+    cfg = dataclasses.replace(cfg, model=make_model(tmp_path / "727", "gpt2", max_position_embeddings=727))
+    with pytest.raises(
+        UserError, match="728 tokens of a reflection and what it quotes, and it knows 727 .*lower.*-quote"
+    ):
+        p2o.prepare(cfg)
+    p2o.prepare(dataclasses.replace(cfg, method="grpo"))  # which reflects on nothing
+    with pytest.raises(UserError, match="728 tokens of a reflection"):
+        p2o.prepare(dataclasses.replace(cfg, model=str(tmp_path / "728"), reflection_model=cfg.model))
 
 
 def test_what_a_reflection_quotes_is_short_enough_for_the_longest_sequence(tiny_policy):
