@@ -438,9 +438,9 @@ def load_policy(
 ) -> Policy:
     """Load a causal LM from a folder or a hub id, in 4 bits if asked, and put a LoRA adapter on all its linear layers.
 
-    `adapter` continues a saved adapter instead of a fresh one, whose A matrices are drawn from `seed`. vLLM has to know
-    the longest sequence, prompt and response, that it will see. Raises UserError with one clear line if there is no
-    such model, or it has no chat template.
+    `adapter` continues a saved adapter instead of a fresh one, whose A matrices are drawn from `seed`. The longest
+    sequence is prompt and response, unless one is given; vLLM, and a model with learned positions, have to know it.
+    Raises UserError with one clear line if there is no such model, or it has no chat template.
     """
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -468,14 +468,14 @@ def load_policy(
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
     # vLLM, if asked for, samples from a copy of the weights of its own. It is handed the adapter whenever that has
     # changed.
+    longest = longest_sequence or cfg.max_prompt_tokens + cfg.max_response_tokens
     if cfg.engine == "vllm":
         from support.vllm_engine import VllmEngine
 
-        longest = longest_sequence or cfg.max_prompt_tokens + cfg.max_response_tokens
         policy.engine = VllmEngine(policy.model, tokenizer, cfg, max_model_len=longest, seed=seed)
     # Before anything is trained: does the trainer compute what the sampler draws from? Some architectures scale or cap
     # their logits, or keep a state that our sampler does not know. They are handled, or refused in one line.
-    pretrained.prove(policy, [chat_ids(policy, text) for text in pretrained.PROBES], sample, logprobs_of)
+    pretrained.prove(policy, [chat_ids(policy, text) for text in pretrained.PROBES], sample, logprobs_of, longest)
     return policy
 
 

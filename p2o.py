@@ -302,7 +302,8 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
 @functools.lru_cache(maxsize=1)
 def load_reflector(cfg: Config) -> grpo.Policy:
     """The model of --reflection-model, beside the policy, once for the whole run. Its adapter is never used."""
-    return grpo.load_policy(dataclasses.replace(cfg, model=cfg.reflection_model, engine="hf"))
+    cfg = dataclasses.replace(cfg, model=cfg.reflection_model, reflection_model="", engine="hf")
+    return grpo.load_policy(cfg, longest_sequence=longest_sequence(cfg))
 
 
 def choose_questions(questions: list[Question], state: State, step: int, cfg: Config, policy=None) -> list[Question]:

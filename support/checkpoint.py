@@ -122,7 +122,7 @@ def save_adapter(model: torch.nn.Module, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_tensors(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / BASE_MODEL).write_text(base_mark(model), encoding="utf-8")
+    (folder / BASE_MODEL).write_text(json.dumps(base_mark(model)), encoding="utf-8")
     model.active_peft_config.save_pretrained(folder)
 
 

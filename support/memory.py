@@ -62,10 +62,13 @@ class LossScale:
 
 
 def longest_sequence(cfg) -> int:
-    """Tokens of a rollout, or of a reflection with the minibatch of prompts and responses that it quotes."""
+    """Tokens of a rollout; or, where the policy reflects, of a reflection with all that it quotes."""
+    rollout = cfg.max_prompt_tokens + cfg.max_response_tokens
+    if cfg.method == "grpo" or cfg.reflection == "teacher" or cfg.reflection_model:
+        return rollout
     quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + min(cfg.reflection_quote, cfg.max_response_tokens))
     reflection = cfg.max_prompt_tokens + quoted + cfg.reflection_tokens + 512  # its own words, and the feedback
-    return max(cfg.max_prompt_tokens + cfg.max_response_tokens, reflection)
+    return max(rollout, reflection)
 
 
 def padded(values: list[float | list[float]], lengths: list[int], device: torch.device | str = "cpu") -> torch.Tensor:

@@ -122,6 +122,7 @@ def on_one_day(chat_template: str) -> str:
     >>> on_one_day("{{ strftime_now('%Y') }}")[-36:], on_one_day("{{ messages }}")
     ("endmacro -%}{{ strftime_now('%Y') }}", '{{ messages }}')
     """
+    chat_template = chat_template.removeprefix("\ufeff")  # which some editors of Windows write in front of any text
     if "strftime_now" not in chat_template:
         return chat_template
     day, codes = datetime.datetime(2024, 7, 26), [f"%{code}" for code in "YymdBbAaHIMSpj"]
@@ -136,7 +137,10 @@ def takes_parts(tokenizer) -> bool:
     Given a string, such a template finds no part in it and leaves the question out, without a word. UserError for one
     that leaves it out either way.
     """
-    text, reason = "What is 7 + 9?", "it leaves the question out"
+    text, reason = (
+        'Is it so that 7 < 9 & "yes"?\n\\boxed{}, ' * 20 + "or is it?",
+        "it leaves out, or changes, the question",
+    )
     for parts in (False, True):
         try:
             question = [{"role": "user", "content": _parts(text) if parts else text}]
@@ -180,6 +184,13 @@ def not_begun(tokenizer) -> str:
     if not same or not conversation.startswith(prompt):
         return ""
     return conversation.removeprefix(prompt).partition("sixteen")[0].strip()
+
+
+def writes_the_same(tokenizer, chat_template: str) -> bool:
+    """Does another chat template write the same prompt?"""
+    question = as_messages("7 + 9?")
+    other = _render(tokenizer, question, tokenize=False, chat_template=chat_template)
+    return other == _render(tokenizer, question, tokenize=False)
 
 
 def encode_text(tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
@@ -267,6 +278,38 @@ def twin_of(tokenizer) -> tuple[Tokenizer, dict[str, str], dict[int, int]]:
     twin.no_padding()
     twin.no_truncation()
     return twin, secret_names, {twin.token_to_id(name): known for name, known in known_ids.items()}
+
+
+def as_its_file_says(model: str, tokenizer) -> None:
+    """Make a tokenizer cut texts as its tokenizer.json says.
+
+    Some classes of transformers 5 put a way of their own in its place (transformers#45488, #45701): GPT2Tokenizer and
+    Qwen2Tokenizer another pattern of words, GemmaTokenizer other spaces. Which class it is hangs on a name in
+    tokenizer_config.json, and on the kind of model. The prompts would be made of tokens that the model hardly knows,
+    and nothing would say so.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    file = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    if backend is None or file is None:
+        return
+    own = Tokenizer.from_file(file)
+    if getattr(own.model, "dropout", None):
+        own.model.dropout = None  # would cut the same text in another way each time
+    for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
+        setattr(backend, part, getattr(own, part))
+    if getattr(backend, "fix_mistral_regex", None) is False:  # transformers doubts the file, in a warning
+        mended = AutoTokenizer.from_pretrained(model, trust_remote_code=False, fix_mistral_regex=True)
+        words = "eBay, mL, NaOH, pH"
+        if mended(words).input_ids != tokenizer(words).input_ids:
+            print(
+                f"--model {model}: transformers says that its tokenizer.json cuts words otherwise than Mistral's "
+                "models have learned them. If it is one of these, save into its folder what "
+                "AutoTokenizer.from_pretrained(..., fix_mistral_regex=True) gives"
+            )
 
 
 # -------------------------------------------------------------------------------------------- from token ids to texts

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import math
 import pickle
 import re
 import warnings
@@ -19,6 +21,7 @@ import torch
 
 from support.errors import UserError
 from support.messages import (
+    as_its_file_says,
     as_messages,
     control_tokens,
     encode_chat,
@@ -26,6 +29,7 @@ from support.messages import (
     need_system_role,
     not_begun,
     on_one_day,
+    writes_the_same,
 )
 
 
@@ -48,9 +52,9 @@ def has_bfloat16() -> bool:
 def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object, list[int]]:
     """(base model, tokenizer, ids that end a response) for a grpo.PolicyConfig. `adapter`: a saved one for it."""
     silence_libraries()  # before they are imported
-    if adapter:
-        check_adapter(adapter)
     tokenizer = load_tokenizer(cfg.model)
+    if adapter:
+        check_adapter(adapter, tokenizer)
     if cfg.system_prompt:
         need_system_role(tokenizer, "--system-prompt")
     config = load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
@@ -79,17 +83,21 @@ def prompts_within_its_vocabulary(cfg, base: torch.nn.Module, tokenizer) -> list
 
     Other such tokens, of a tokenizer that was given more of them than the model, are text from here on.
     """
-    rows = base.get_input_embeddings().weight.shape[0]
-    tokenizer.rows = rows
+    table = base.get_input_embeddings().weight
+    rows = tokenizer.rows = table.shape[0]
     control_tokens.cache_clear()
     questions = [as_messages(text, cfg.system_prompt) for text in PROBES]
     prompts = [encode_chat(tokenizer, asked, enable_thinking=cfg.enable_thinking) for asked in questions]
-    if beyond := sorted({token for prompt in prompts for token in prompt if token >= rows}):
+    used = sorted({token for prompt in prompts for token in prompt})
+    if beyond := [token for token in used if token >= rows]:
         name = tokenizer.convert_ids_to_tokens(beyond[0])
         raise UserError(
             f"--model {cfg.model}: a prompt holds {name!r} (token {beyond[0]}), and the model has embeddings for "
             f"{rows} tokens: the tokenizer is another model's, or has been given tokens that the model was not"
         )
+    if untrained := [token for token in used if table[token].abs().max() < 1e-12]:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(untrained))
+        print(f"--model {cfg.model}: prompts hold {names}, of which its embeddings are 0: it was not trained on them")
     return prompts
 
 
@@ -129,10 +137,11 @@ def load_config(model: str, longest: int):
 
 
 # A checkpoint's config may still say what its makers' trainer wanted of a forward pass. This code reads outputs by
-# their names, and hands over a cache. The loss of a mixture's routers cannot be computed of one new token.
+# their names, and hands over a cache. The loss of a mixture's routers cannot be computed of one new token. Their
+# kernels of attention and of experts may not be installed here, or waste memory: transformers is to choose.
 PLAIN = {
     "return_dict": True, "use_cache": True, "output_router_logits": False, "output_attentions": False,
-    "output_hidden_states": False,
+    "output_hidden_states": False, "attn_implementation_internal": None, "experts_implementation_internal": None,
 }  # fmt: skip
 
 
@@ -172,9 +181,7 @@ def load_base(
             f"--model {model}: its weights cannot be read ({_first_line(error)}): a download that broke off, or a "
             "pointer of git-lfs in their place (git lfs pull fetches them)"
         ) from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"--model {model}: transformers cannot load it ({_first_line(error)})") from error
-    except (KeyError, TypeError, AttributeError) as error:  # a config.json that it takes, and cannot follow
+    except Exception as error:  # a config.json that it takes, and cannot follow, may raise anything
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
     lacking = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
@@ -208,13 +215,18 @@ def load_base(
 
 def refuse_if_nothing_trains_through_it(model: str, base: torch.nn.Module) -> None:
     """UserError for weights that stay quantized, by a method that is for sampling only. transformers knows which."""
-    quantizer = getattr(base, "hf_quantizer", None)
+    quantizer, layers = getattr(base, "hf_quantizer", None), base.modules()
     if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
         method = quantizer.quantization_config.quant_method
         raise UserError(
             f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
             "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
             "not quantized; --load-in-4bit quantizes it in a way that can be trained"
+        )
+    if any(type(m).__name__ in ("Linear4bit", "Linear8bitLt") and type(m.weight) is torch.nn.Parameter for m in layers):
+        raise UserError(
+            f"--model {model}: its config.json says that its weights are quantized, and they are not; take "
+            "quantization_config out of it"
         )
 
 
@@ -377,14 +389,14 @@ def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -
 
 
 @torch.no_grad()
-def refuse_if_its_logits_say_nothing(model: torch.nn.Module, ids: list[int]) -> None:
-    """UserError if some are no numbers, or all are equal.
+def refuse_odd_logits(model: torch.nn.Module, ids: list[int]) -> None:
+    """UserError if some logits are no numbers, or all are equal, or if they depend on a token that comes later.
 
     In float16 an activation may be beyond 65,504, its largest number. Elsewhere it is the weights: a conversion or a
-    merge that went wrong leaves NaN in them, or zeros.
+    merge that went wrong leaves NaN in them, or zeros. A masked model such as BERT reads ahead.
     """
-    tokens = torch.tensor([ids], device=next(model.parameters()).device)
-    logits = model(input_ids=tokens, use_cache=False).logits
+    tokens = torch.tensor([ids, ids[:-1] + [int(ids[-1] == 0)]], device=next(model.parameters()).device)
+    logits = model(input_ids=tokens, use_cache=False).logits.float()
     told = f"--model {model.config.name_or_path}: its "
     if not logits.isfinite().all():
         if any(p.dtype == torch.float16 for p in model.parameters()):
@@ -393,43 +405,38 @@ def refuse_if_its_logits_say_nothing(model: torch.nn.Module, ids: list[int]) -> 
         raise UserError(f"{told}logits are not numbers (NaN or infinite): are its weights damaged?")
     if logits.max() == logits.min():
         raise UserError(f"{told}logits are all {logits.max().item():g}: are its weights all zero?")
+    one, other = logits[:, :-1]
+    change = (one - other).norm() / one.norm()  # 0 for a causal model but for rounding; 0.02 for a random BERT
+    if change > 0.003:
+        raise UserError(
+            f"{told}class, {type(model.get_base_model()).__name__}, reads tokens that come later (another last token "
+            f"changes the logits in front of it by {change:.1%}): it fills gaps, and P2O trains models that continue a "
+            "text"
+        )
 
 
 @torch.no_grad()
-def refuse_if_beyond_its_positions(model: torch.nn.Module, longest: int) -> None:
-    """UserError if the longest prompt and response together are more tokens than the model has positions for.
+def refuse_if_beyond_its_positions(model: torch.nn.Module, rollout: int, longest: int) -> None:
+    """UserError if a rollout, or the longest sequence of all, is more tokens than the model has positions for.
 
-    Learned positions end there, and a run would stop at its first long response. Rotary ones go on: that is said.
+    Learned positions end there, and a run would stop at its first long response, or reflection. Rotary ones go on: that
+    is said.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not limit or longest <= limit:
         return
-    told = (
-        f"--model {model.config.name_or_path}: {longest} tokens of prompt and response, and it knows {limit} positions"
-    )
-    tokens = torch.zeros(1, longest, dtype=torch.long, device=next(model.parameters()).device)
+    what = "prompt and response" if rollout > limit else "a reflection and what it quotes"
+    told = f"--model {model.config.name_or_path}: {longest} tokens of {what}, and it knows {limit} positions"
+    tokens = torch.zeros(1, limit + 1, dtype=torch.long, device=next(model.parameters()).device)
     try:
         body_of(model.get_base_model())(input_ids=tokens, use_cache=False)
     except torch.OutOfMemoryError:
         raise
     except (IndexError, RuntimeError):
-        raise UserError(f"{told}: lower --max-prompt-tokens or --max-response-tokens") from None
-    print(f"{told}: what is beyond them it was not trained on")
-
-
-@torch.no_grad()
-def refuse_if_it_reads_ahead(model: torch.nn.Module, ids: list[int]) -> None:
-    """UserError for a masked model such as BERT: with another last token, the logits in front of it change."""
-    another = next(token for token in ids if token != ids[-1])
-    tokens = torch.tensor([ids, ids[:-1] + [another]], device=next(model.parameters()).device)
-    one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    change = (one - other).norm() / one.norm()  # 0 for a causal model but for rounding; 0.02 for a random BERT
-    if change > 0.003:
-        name = type(model.get_base_model()).__name__
-        raise UserError(
-            f"--model {model.config.name_or_path}: {name} reads tokens that come later (another last token changes the "
-            f"logits in front of it by {change:.1%}): it fills gaps, and P2O trains models that continue a text"
-        )
+        options = "--max-prompt-tokens, --max-response-tokens, --reflection-quote or --gepa-minibatch"
+        raise UserError(f"{told}: lower {options}") from None
+    if rollout > limit:
+        print(f"{told}: what is beyond them it was not trained on")
 
 
 def refuse_if_a_layer_stops_gradients(model: torch.nn.Module, ids: list[int]) -> None:
@@ -547,15 +554,16 @@ def without_adapter(base: torch.nn.Module) -> list[str]:
 def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
     """Lines about a peft model some of whose layers have no adapter, or keep their width in spite of --load-in-4bit."""
     base, adapted, tables = model.get_base_model(), set(), set()
+    head = base.get_output_embeddings()
     for module in base.modules():
-        if hasattr(module, "lora_A"):  # peft puts some on a parameter, as on Mixtral's router
+        if hasattr(module, "base_layer"):  # peft puts some on a parameter, as on Mixtral's router
             adapted.add(id(module.get_param() if hasattr(module, "parameter_name") else module.base_layer.weight))
-        elif isinstance(module, torch.nn.Embedding) or module is base.get_output_embeddings():
+        elif isinstance(module, torch.nn.Embedding) or module is getattr(head, "original_module", head):
             tables.add(id(module.weight))  # these are no layers, and stay as they are
     # Values in all layers; and by kind of weight, those without an adapter and those that are not in 4 bits.
     total, bare, wide = 0, Counter(), Counter()
     for name, weight in base.named_parameters():
-        if weight.dim() < 2 or "lora_" in name or id(weight) in tables:
+        if weight.dim() < 2 or weight.requires_grad or "lora_" in name or id(weight) in tables:
             continue
         kind = re.sub(r"\.(base_layer|weight|\d+)\b", "", name)  # in whichever layer it is
         quantized = getattr(weight, "quant_state", None)
@@ -605,16 +613,15 @@ def or_refused(model: str, base: torch.nn.Module) -> Iterator[None]:
         ) from error
 
 
-def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable) -> None:
+def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable, longest: int) -> None:
     """Find the policy's head and compare its sampler with its trainer, or say in one line why this model is refused."""
     for line in coverage(policy.model, policy.cfg.load_in_4bit):
         print(line)
     contexts = [ids[: policy.cfg.max_prompt_tokens] for ids in contexts]  # vLLM takes no more
-    refuse_if_beyond_its_positions(policy.model, policy.cfg.max_prompt_tokens + policy.cfg.max_response_tokens)
+    refuse_if_beyond_its_positions(policy.model, policy.cfg.max_prompt_tokens + policy.cfg.max_response_tokens, longest)
     with or_refused(policy.cfg.model, policy.model.get_base_model()):
         refuse_if_an_adapter_is_lost(policy.model)
-        refuse_if_its_logits_say_nothing(policy.model, contexts[-1])
-        refuse_if_it_reads_ahead(policy.model, contexts[-1])
+        refuse_odd_logits(policy.model, contexts[-1])
         refuse_if_a_layer_stops_gradients(policy.model, contexts[-1])
         policy.head = find_head(policy.model, contexts[-1])
         with moved_adapter(policy.model):
@@ -637,6 +644,8 @@ def silence_libraries() -> None:
 
 def load_tokenizer(model: str):
     """The tokenizer of a model folder or hub id, padded on the left; UserError if there is none to be had."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
     from transformers import AutoTokenizer
 
     if Path(model).exists() and not (Path(model) / "config.json").exists():
@@ -644,12 +653,14 @@ def load_tokenizer(model: str):
             f"--model {model}: that folder holds no config.json; give a folder that from_pretrained can load"
         )
     try:
+        if not (Path(model).exists() or constants.HF_HUB_OFFLINE or try_to_load_from_cache(model, "config.json")):
+            print(f"--model {model}: no folder here has that name; asking {constants.ENDPOINT} for it", flush=True)
         # Where mistral-common is installed (vLLM brings it along), transformers would take that for a Mistral model. It
         # knows no chat template.
         tokenizer = AutoTokenizer.from_pretrained(
-            model, padding_side="left", trust_remote_code=False, mistral_format=False
+            model, padding_side="left", trust_remote_code=False, mistral_format=False, split_special_tokens=False
         )
-    except OSError as error:
+    except (OSError, HFValidationError) as error:
         raise UserError(
             f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
             f"({_first_line(error)})"
@@ -683,52 +694,28 @@ def load_tokenizer(model: str):
     return tokenizer
 
 
-def as_its_file_says(model: str, tokenizer) -> None:
-    """Make a tokenizer cut texts as its tokenizer.json says.
-
-    Some classes of transformers 5 put a way of their own in its place (transformers#45488, #45701): GPT2Tokenizer and
-    Qwen2Tokenizer another pattern of words, GemmaTokenizer other spaces. Which class it is hangs on a name in
-    tokenizer_config.json, and on the kind of model. The prompts would be made of tokens that the model hardly knows,
-    and nothing would say so.
-    """
-    from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
-    from transformers.utils import cached_file
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    file = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False,
-                       _raise_exceptions_for_connection_errors=False)  # fmt: skip
-    if backend is None or file is None:
-        return
-    own = Tokenizer.from_file(file)
-    if getattr(own.model, "dropout", None):
-        own.model.dropout = None  # would cut the same text in another way each time
-    for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
-        setattr(backend, part, getattr(own, part))
-    if getattr(backend, "fix_mistral_regex", None) is False:  # transformers doubts the file, in a warning
-        mended = AutoTokenizer.from_pretrained(model, trust_remote_code=False, fix_mistral_regex=True)
-        words = "eBay, mL, NaOH, pH"
-        if mended(words).input_ids != tokenizer(words).input_ids:
-            print(
-                f"--model {model}: transformers says that its tokenizer.json cuts words otherwise than Mistral's "
-                "models have learned them. If it is one of these, save into its folder what "
-                "AutoTokenizer.from_pretrained(..., fix_mistral_regex=True) gives"
-            )
-
-
-def check_adapter(adapter: str) -> None:
-    """Refuse what is no adapter, before the model is loaded that it is put on."""
+def check_adapter(adapter: str, tokenizer) -> None:
+    """Refuse what is no adapter, or one for another chat format, before the model is loaded that it is put on."""
     from peft import PeftConfig
+    from transformers import AutoTokenizer
 
     inner = Path(adapter) / "adapter"
     if (inner / "adapter_config.json").exists():
         raise UserError(f"--adapter {adapter}: a run's folder; its adapter is {inner}")
     try:
         PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # of each kind of adapter another one
         raise UserError(
             f"--adapter {adapter}: no adapter is there (adapter_config.json cannot be read: {_first_line(error)})"
         ) from None
+    # Other trainers leave their tokenizer beside an adapter. Its chat template is the one that was trained with.
+    if (Path(adapter) / "tokenizer_config.json").exists():
+        trained_with = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).chat_template
+        if isinstance(trained_with, str) and not writes_the_same(tokenizer, on_one_day(trained_with)):
+            raise UserError(
+                f"--adapter {adapter}: the chat template beside it writes other prompts than that of --model. Copy it "
+                "into the model's folder (chat_template.jinja), or remove the tokenizer's files beside the adapter"
+            )
 
 
 def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
@@ -738,15 +725,17 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     as when the adapter's model had more layers.
     """
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
-    from safetensors import SafetensorError
 
-    here = base.config.name_or_path
+    def weights() -> Counter:
+        return Counter(str(p.sum(dtype=torch.float64).item()) for p in base.parameters())
+
+    here, before = base.config.name_or_path, weights()
     try:
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
         saved = {name for name in load_peft_weights(adapter, device="cpu") if "lora_" in name}
     except torch.OutOfMemoryError:
         raise
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of each kind of adapter another one
         reason = re.search("size mismatch for .*", str(error))
         raise UserError(
             f"--adapter {adapter}: it does not fit this model, or is damaged "
@@ -755,35 +744,45 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     wanted = {name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in name}
     if odd := sorted(saved ^ wanted):
         raise UserError(f"--adapter {adapter}: made for another model: {len(odd)} weights do not fit, {odd[0]} first")
-    made_on = model.active_peft_config.base_model_name_or_path or here
-    trained_on, found = base_in(Path(adapter)), base_mark(model)
+    made = model.active_peft_config
+    if before - weights() or getattr(made, "layer_replication", None):
+        raise UserError(
+            f"--adapter {adapter}: it changes the model beneath it as well, for instance by PiSSA or OLoRA, trained "
+            "biases or replicated layers. Switched off, it would not leave the base model. Merge it into the weights "
+            "(peft's merge_and_unload), and give these as --model"
+        )
+    if getattr(made, "alora_invocation_tokens", None):
+        raise UserError(f"--adapter {adapter}: an aLoRA works behind certain tokens only; nothing here looks for them")
+    outputs = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    if outputs and not any(parameter.any() for parameter in outputs):
+        print(f"--adapter {adapter}: nothing was learned, or it was saved without what was: the model is as without it")
+    made_on = made.base_model_name_or_path or here
     # Two models of one architecture have the same shapes, so their values have to tell. In another number format these
-    # are rounded, and other trainers keep no mark: then the name tells, by its last part, for a folder may have moved.
-    comparable = trained_on.partition(" ")[0] == found.partition(" ")[0]
-    if comparable and trained_on != found:
+    # are rounded. Other trainers keep no mark: then the name tells, by its last part, for a folder may have moved.
+    mark, found = Path(adapter) / BASE_MODEL, base_mark(model)
+    known = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {"format": "", "values": {}}
+    rounding = 0.0 if known["format"] == found["format"] else 2**-7  # bfloat16 has 8 bits
+    pairs = [(known["values"][name], value) for name, value in found["values"].items() if name in known["values"]]
+    if not all(math.isclose(*pair, rel_tol=rounding, abs_tol=rounding * 1e-5) for pair in pairs):
         raise UserError(f"--adapter {adapter}: trained on other weights ({made_on}) than those of --model {here}")
-    if not comparable and Path(made_on).name != Path(here).name:
+    if not pairs and Path(made_on).name != Path(here).name:
         print(f"--adapter {adapter}: it was made on {made_on}, and is put on {here}")
     return model
 
 
-BASE_MODEL = "base_model.txt"  # of an adapter's folder
+BASE_MODEL = "base_model.json"  # of an adapter's folder: the `base_mark` that `checkpoint.save_adapter` leaves there
 
 
-def base_in(adapter: Path) -> str:
-    """The `base_mark` that `checkpoint.save_adapter` left beside an adapter, or "" if it was saved by others."""
-    file = adapter / BASE_MODEL
-    return file.read_text(encoding="utf-8") if file.exists() else ""
+def base_mark(model: torch.nn.Module) -> dict:
+    """What tells a peft model's base from others: its number format, and a value of each of its weights.
 
-
-def base_mark(model: torch.nn.Module) -> str:
-    """Number format and digest of a peft model's base, by its weights outside of the adapted layers.
-
-    Those inside may be in 4 bits. An adapter that was trained on such may be served on the full ones: the same base.
+    Those in 4 bits have none. An adapter that was trained on such may be served on the full ones: the same base.
     """
-    kept = {name: p for name, p in model.named_parameters() if not p.requires_grad and ".base_layer." not in name}
-    kinds = {str(p.dtype).removeprefix("torch.") for p in kept.values()} - {"float32"}  # which the head always has
-    return f"{'+'.join(sorted(kinds)) or 'float32'} {digest(kept)}"
+    frozen = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if not p.requires_grad}
+    full = {name: p for name, p in frozen.items() if p.is_floating_point()}
+    kinds = {str(p.dtype).removeprefix("torch.") for p in full.values()} - {"float32"}  # which the head always has
+    values = {name: p.flatten()[p.numel() // 2].item() for name, p in full.items()}
+    return {"format": "+".join(sorted(kinds)), "values": values}
 
 
 def _first_line(error: Exception) -> str:
@@ -793,12 +792,9 @@ def _first_line(error: Exception) -> str:
 
 def fingerprint(model: torch.nn.Module) -> str:
     """A short digest of the base model: every frozen tensor's name and shape, and a few of its values."""
-    return digest({name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad})
-
-
-def digest(tensors: dict[str, torch.Tensor]) -> str:
     known = hashlib.sha256()
-    for name, tensor in tensors.items():
-        values = tensor.flatten()[:: max(1, tensor.numel() // 16)][:16].float().tolist()
-        known.update(repr((name, tuple(tensor.shape), values)).encode())
+    for name, tensor in model.named_parameters():
+        if not tensor.requires_grad:
+            values = tensor.flatten()[:: max(1, tensor.numel() // 16)][:16].float().tolist()
+            known.update(repr((name, tuple(tensor.shape), values)).encode())
     return known.hexdigest()[:16]

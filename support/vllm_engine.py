@@ -101,7 +101,12 @@ class VllmEngine:
         enforce_eager: bool = False,
     ):  # fmt: skip
         """`enforce_eager` compiles nothing: a faster start, and slower tokens (lab/gpu.py measures both)."""
-        rank = peft_model.peft_config["default"].r
+        adapter = peft_model.peft_config["default"]
+        if adapter.peft_type != "LORA":
+            raise UserError(
+                f"--engine vllm: it serves LoRA adapters, and this one is {adapter.peft_type.value}; --engine hf"
+            )
+        rank = adapter.r
         if rank > RANKS[-1]:
             raise UserError(f"--lora-rank {rank}: vLLM has kernels up to rank {RANKS[-1]}; take less, or --engine hf")
         on_gpu = next(peft_model.parameters()).is_cuda

@@ -137,9 +137,9 @@ FAMILIES = [
     Family("opt", "OPT", quick=True),
     Family("bloom", "BLOOM", {"hidden_dropout": 0.1, "attention_dropout": 0.1}),
     Family("falcon", "Falcon", {"hidden_dropout": 0.1}),
-    Family("falcon_h1", "Falcon-H1", {"mamba_d_ssm": 128}, quick=True),
+    Family("falcon_h1", "Falcon-H1", {"mamba_d_ssm": 128, "mamba_chunk_size": 8}, quick=True),
     Family("mpt", "MPT"),
-    Family("llama4_text", "Llama 4, text", quick=True),
+    Family("llama4_text", "Llama 4, text", {"attention_chunk_size": 8}, quick=True),
     Family("deepseek_v2", "DeepSeek-V2-Lite", LATENT),
     Family("deepseek_v3", "DeepSeek-V3, R1, Moonlight", LATENT),
     Family("glm", "GLM-4 9B"),
@@ -159,7 +159,7 @@ FAMILIES = [
     Family("stablelm", "StableLM"),
     Family("starcoder2", "StarCoder2"),
     Family("nemotron", "Nemotron, Minitron"),
-    Family("nemotron_h", "Nemotron-H, Nemotron Nano 2", {"n_groups": 1}),
+    Family("nemotron_h", "Nemotron-H, Nemotron Nano 2", {"n_groups": 1, "chunk_size": 8}),
     Family("exaone4", "EXAONE 4"),
     Family("ernie4_5", "ERNIE 4.5 0.3B"),
     Family("ernie4_5_moe", "ERNIE 4.5 21B-A3B", {"moe_num_experts": 4, "moe_k": 2}),
@@ -171,7 +171,7 @@ FAMILIES = [
     Family("lfm2", "LFM2", {"layer_types": ["conv", "full_attention"]}),
     Family("lfm2_moe", "LFM2-8B-A1B", {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
     Family("jamba", "Jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),
-    Family("bamba", "Bamba", {"attn_layer_indices": [1]}),
+    Family("bamba", "Bamba", {"attn_layer_indices": [1], "mamba_chunk_size": 8}),
     Family("seed_oss", "Seed-OSS"),
     Family("nanochat", "nanochat"),
     Family("vaultgemma", "VaultGemma"),
@@ -462,7 +462,7 @@ def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_polic
     monkeypatch.setattr(pretrained, "compare_sampler_and_trainer", compare)
     before, weights = torch.get_rng_state(), flat_weights(tiny_policy.model)
     contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
-    pretrained.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of)
+    pretrained.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(tiny_policy.model), weights)
 
 
@@ -471,7 +471,7 @@ def test_a_path_past_the_adapter_is_seen_although_a_fresh_one_adds_nothing(tmp_p
     policy = load(make_family(tmp_path / "base", "llama", {}))
     logprobs_of = partial(grpo.logprobs_of, adapter=False)
     with pytest.raises(UserError, match=DISAGREE):
-        pretrained.prove(policy, some_contexts()[:2], grpo.sample, logprobs_of)
+        pretrained.prove(policy, some_contexts()[:2], grpo.sample, logprobs_of, longest=76)
 
 
 # ----------------------------------------------------------------------------------------------- files that are refused
@@ -612,6 +612,20 @@ def test_quantized_weights_that_nothing_trains_through_are_refused(model):
     assert "quantized (bitnet), and transformers cannot train through them" in refusal(model)
 
 
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_a_config_that_says_of_full_weights_that_they_are_quantized_is_refused(model, bits):
+    """As after a merge that left it there: transformers makes layers for 4 bits, and fills them with full weights."""
+    edit_json(model / "config.json", quantization_config={"quant_method": "bitsandbytes", bits: True})
+    assert "says that its weights are quantized, and they are not; take quantization_config" in refusal(model)
+
+
+def test_a_control_token_that_the_model_was_never_trained_on_is_told(model, capsys):
+    """A chat template put beside a base model, whose embeddings of such tokens are still 0."""
+    change_weights(model, lambda weights: weights["model.embed_tokens.weight"][1:3].zero_())
+    load(str(model))
+    assert "prompts hold <|im_start|>, <|im_end|>, of which its embeddings are 0" in capsys.readouterr().out
+
+
 def test_a_checkpoint_in_four_bits_computes_in_the_dtype_that_is_asked_for(model, tmp_path):
     """It names one of its own, as those that unsloth publishes."""
     four_bits = BitsAndBytesConfig(
@@ -675,6 +689,17 @@ def test_what_a_trainer_has_left_in_the_config_changes_nothing(kind, tmp_path):
     left = {"return_dict": False, "use_cache": False, "output_attentions": True, "output_hidden_states": True}
     edit_json(folder / "config.json", **left | ({} if kind == "gpt2" else {"output_router_logits": True}))
     assert grpo.sample(load(str(folder)), some_contexts(), seed=0) == grpo.sample(plain, some_contexts(), seed=0)
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "eager", "nonsense"])
+def test_the_makers_kernels_are_not_asked_for(tmp_path, kernel):
+    """They may not be installed here, or take memory quadratic in the length."""
+    folder = Path(make_family(tmp_path, "mixtral", {}))
+    usual = load(str(folder)).model.config
+    edit_json(folder / "config.json", attn_implementation=kernel, experts_implementation=kernel)
+    found = load(str(folder)).model.config
+    assert found._attn_implementation == usual._attn_implementation == "sdpa"
+    assert found._experts_implementation == usual._experts_implementation != "eager"
 
 
 @pytest.mark.parametrize("per_layer_type", [False, True])

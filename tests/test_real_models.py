@@ -19,7 +19,7 @@ import torch
 from conftest import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_grpo import noise_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -351,12 +351,12 @@ def test_a_card_takes_the_whole_model_in_its_16_bits(monkeypatch):
 
     def from_pretrained(model, **how):
         asked.update(how, model=model)
-        raise LookupError
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
-    with pytest.raises(LookupError):
+    with pytest.raises(KeyboardInterrupt):
         pretrained.load_base("some/model", None, None, False, pretrained.compute_dtype())
     assert asked == {
         "model": "some/model", "config": None, "device_map": {"": 0}, "dtype": torch.bfloat16,
@@ -486,6 +486,32 @@ def test_texts_are_cut_as_tokenizer_json_says_whatever_class_is_named_beside_it(
     assert loaded.decode(expected) == TEXT and loaded.eos_token_id == 2
 
 
+def test_control_tokens_are_tokens_whatever_the_tokenizers_settings_say(qwen3, tmp_path):
+    """Some trainers switch that off while they read texts, and save it: <|im_start|> would be a dozen tokens."""
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    edit_json(tmp_path / "tokenizer_config.json", split_special_tokens=True)
+    assert grpo.chat_ids(load(str(tmp_path)), "7?") == grpo.chat_ids(load(qwen3), "7?")
+
+
+@pytest.mark.parametrize("changed", ["m.content | escape", "m.content[:200]", "m.content | tojson"])
+def test_a_chat_template_that_changes_a_question_is_refused(tmp_path, changed):
+    with pytest.raises(UserError, match="leaves out, or changes, the question"):
+        load(make_model(tmp_path, chat_template=CHAT_TEMPLATE.replace("m.content", changed)))
+
+
+def test_a_name_that_is_no_folder_is_asked_for_on_the_hub_in_a_line_that_says_so(tmp_path, monkeypatch, capsys):
+    """Without a network that takes a minute. Before, nothing was said until it was over."""
+
+    def from_pretrained(model, **_):
+        assert "--model some/model: no folder here has that name; asking https://" in capsys.readouterr().out
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    with pytest.raises(UserError, match="neither a model folder here nor a model that the hub"):
+        pretrained.load_tokenizer("some/model")
+
+
 def test_a_mistral_tokenizer_that_transformers_doubts_is_told_until_it_is_mended(tmp_path, capsys):
     """Its warning would be silenced with all others. It looks at vocabularies of more than 100,000 tokens only."""
     folder = Path(make_model(tmp_path))
@@ -564,9 +590,81 @@ def test_an_adapter_of_another_kind_gives_pefts_own_logprobs_and_the_base_models
         assert found == pytest.approx(expected, abs=1e-5)
 
 
+def saved_adapter(model, folder, made, **how):
+    """peft's own, moved off zero; also the embeddings, if it is to bring its own."""
+    torch.manual_seed(1)
+    peft_model = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), made)
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if parameter.requires_grad or how and "embed_tokens" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    peft_model.save_pretrained(folder, **how)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "made, how, said",
+    [
+        (LoraConfig(init_lora_weights="pissa", target_modules=["q_proj"]), {}, "changes the model beneath it"),
+        (LoraConfig(init_lora_weights="olora", target_modules=["q_proj"]), {}, "changes the model beneath it"),
+        (LoraConfig(bias="lora_only", target_modules=["q_proj"]), {}, "changes the model beneath it"),
+        (LoraConfig(layer_replication=[[0, 2], [1, 2]], target_modules=["q_proj"]), {}, "changes the model beneath it"),
+        (LoraConfig(target_modules=["q_proj"]), {"save_embedding_layers": True}, "changes the model beneath it"),
+        (LoraConfig(alora_invocation_tokens=[7, 8], task_type="CAUSAL_LM"), {}, "works behind certain tokens only"),
+    ],
+    ids=["PiSSA", "OLoRA", "biases", "replicated layers", "embeddings of its own", "aLoRA"],
+)
+def test_an_adapter_that_leaves_another_model_when_it_is_switched_off_is_refused(tmp_path, made, how, said):
+    """The base policy reflects, and anchors the KL term: it must be the base."""
+    model = make_model(tmp_path / "base", "llama", attention_bias=True)
+    adapter = saved_adapter(model, tmp_path / "adapter", made, **how)
+    with pytest.raises(UserError, match=said) as refusal:
+        load(model, adapter=adapter)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_adapter_that_changes_nothing_is_told(qwen3, tmp_path, capsys):
+    """As one that a sharded trainer saved without its weights: the numbers would be those of the base model."""
+    load(qwen3).model.save_pretrained(tmp_path)
+    load(qwen3, adapter=str(tmp_path))
+    assert "the model is as without it" in capsys.readouterr().out
+    load(qwen3, adapter=saved_adapter(qwen3, tmp_path, LoraConfig(target_modules=["q_proj"])))
+    assert "the model is as without it" not in capsys.readouterr().out
+
+
+def test_an_adapter_of_a_kind_that_peft_does_not_know_gets_one_line(qwen3, tmp_path):
+    adapter = saved_adapter(qwen3, tmp_path, LoraConfig(target_modules=["q_proj"]))
+    edit_json(tmp_path / "adapter_config.json", peft_type="ITS_SUCCESSOR")
+    with pytest.raises(UserError, match="no adapter is there .*ITS_SUCCESSOR"):
+        load(qwen3, adapter=adapter)
+
+
+def test_an_adapter_beside_a_chat_template_that_writes_other_prompts_is_refused(qwen3, tmp_path):
+    """Other trainers save the tokenizer that they used, often with a chat template of their own."""
+    adapter = saved_adapter(qwen3, tmp_path, LoraConfig(target_modules=["q_proj"]))
+    make_tokenizer("{# another way to say the same #}" + CHAT_TEMPLATE).save_pretrained(tmp_path)
+    load(qwen3, adapter=adapter)
+    make_tokenizer(CHAT_TEMPLATE.replace("assistant", "model")).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the chat template beside it writes other prompts than that of --model"):
+        load(qwen3, adapter=adapter)
+
+
+@pytest.mark.parametrize("made", [VeraConfig(r=4, target_modules=["q_proj"]), OFTConfig(target_modules="all-linear")])
+def test_where_an_adapter_is_on_is_said_of_other_kinds_than_lora_too(qwen3, tmp_path, made, capsys):
+    load(qwen3, adapter=saved_adapter(qwen3, tmp_path, made))
+    said = capsys.readouterr().out
+    if isinstance(made, OFTConfig):
+        assert said == ""
+    else:
+        assert (
+            "the adapter is on 17% of the layers' weights, not model.layers.self_attn.o_proj" in said
+            and "vera" not in said
+        )
+
+
 def test_an_adapter_that_was_made_on_a_model_of_another_name_is_told(qwen3, tmp_path, capsys):
     """Another trainer's adapter has no mark of its base. It fits the base model of the same family, too."""
-    load(qwen3).model.save_pretrained(tmp_path / "adapter")
+    noise_adapter(load(qwen3)).model.save_pretrained(tmp_path / "adapter")
     capsys.readouterr()
     load(qwen3, adapter=str(tmp_path / "adapter"))
     assert "--adapter" not in capsys.readouterr().out
@@ -617,6 +715,12 @@ def test_a_chat_template_without_the_token_that_begins_a_text_is_told(tmp_path, 
     tokenizer = pretrained.load_tokenizer(str(folder))
     assert line not in capsys.readouterr().out
     assert encode_chat(tokenizer, [{"role": "user", "content": "7?"}])[:2] == [0, 1]  # and only once
+
+
+def test_a_chat_template_saved_by_an_editor_that_marks_texts_begins_as_it_is_written(tmp_path):
+    """Windows PowerShell and others begin a file in UTF-8 with U+FEFF. The prompt would begin with it."""
+    folder = make_model(tmp_path, chat_template="\ufeff" + CHAT_TEMPLATE)
+    assert pretrained.load_tokenizer(folder).chat_template == CHAT_TEMPLATE
 
 
 def test_of_several_chat_templates_the_default_has_its_day_fixed_too(tmp_path):
@@ -894,6 +998,13 @@ def test_a_rank_that_vllm_has_no_kernel_for_is_refused(tiny_policy, monkeypatch)
         started(tiny_policy, monkeypatch)
 
 
+def test_an_adapter_that_vllm_cannot_serve_is_refused(qwen3, tmp_path, monkeypatch):
+    made = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    policy = load(qwen3, adapter=saved_adapter(qwen3, tmp_path, made))
+    with pytest.raises(UserError, match="it serves LoRA adapters, and this one is IA3; --engine hf"):
+        started(policy, monkeypatch)
+
+
 @pytest.mark.parametrize("capability, dtype, invariant, said", [
     ((7, 5), torch.float16, "0", "a card is older than Ampere"),
     ((9, 0), torch.float32, "0", "adapters compute in 16 bits only"),
@@ -994,6 +1105,29 @@ def test_the_allocator_is_told_before_the_card_is_first_used(monkeypatch):
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     runpy.run_path(memory.__file__)
     assert [os.environ[name] for name in cublas] == [":16:8", "1"]
+
+
+def test_a_reflection_fits_into_learned_positions_or_the_run_is_refused_at_its_start(tmp_path, monkeypatch):
+    """60 of template, 2 x (60 + 8) quoted, 20 to answer, 512 around them. On a card, more would end the process."""
+    monkeypatch.setitem(CONFIGS, "gpt2", GPT2Config)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(8)))
+    cfg = dataclasses.replace(
+        p2o.Config(), model=make_model(tmp_path / "728", "gpt2", max_position_embeddings=728), train_data=str(data),
+        eval_data=(str(data),), runs=str(tmp_path), name="run", epochs=2, group_size=2, max_prompt_tokens=60,
+        max_response_tokens=8, hard_set_min=4, gepa_minibatch=2, gepa_budget="12", reflection_tokens=20,
+    )  # fmt: skip
+    p2o.train(cfg)
+    evolution = json.loads((tmp_path / "run" / "templates" / "epoch-1.json").read_text())
+    assert evolution["rejected_replies"] > 0 and "Error" not in str(evolution["stopped_early"])
+    cfg = dataclasses.replace(cfg, model=make_model(tmp_path / "727", "gpt2", max_position_embeddings=727))
+    with pytest.raises(
+        UserError, match="728 tokens of a reflection and what it quotes, and it knows 727 .*lower.*-quote"
+    ):
+        p2o.prepare(cfg)
+    p2o.prepare(dataclasses.replace(cfg, method="grpo"))  # which reflects on nothing
+    with pytest.raises(UserError, match="728 tokens of a reflection"):
+        p2o.prepare(dataclasses.replace(cfg, model=str(tmp_path / "728"), reflection_model=cfg.model))
 
 
 def test_what_a_reflection_quotes_is_short_enough_for_the_longest_sequence(tiny_policy):

@@ -672,6 +672,21 @@ def test_eval_measures_an_adapter_as_its_run_was_trained(run_with_a_reward, caps
     assert settings["reward"] == cfg.reward
 
 
+def test_eval_measures_a_run_in_its_number_format(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def load_policy(cfg, **_):
+        asked.append(cfg.dtype)
+        raise UserError("enough")
+
+    monkeypatch.setattr(grpo, "load_policy", load_policy)
+    (tmp_path / "config.json").write_text(json.dumps({"method": "p2o", "dtype": "float16"}))
+    argv = ["--adapter", str(tmp_path / "adapter"), "--model", "any", "--data", str(ROOT / "tiny/hard.jsonl")]
+    for options in ([], ["--dtype", "float32"]):
+        assert eval_of(capsys, *argv, *options)[0] == 2
+    assert asked == ["float16", "float32"]
+
+
 def test_eval_refuses_a_reward_that_cannot_work_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(grpo.pretrained, "load_base", pytest.fail)
     (tmp_path / "mine.py").write_text("def f(response, question):\n    return 1.0\n")
@@ -689,9 +704,22 @@ def test_an_adapter_of_the_other_tiny_world_is_refused(run_with_a_reward, tmp_pa
     )
     assert code == 2 and said.count("\n") == 1
     assert said.startswith(f"p2o: --adapter {carried}: trained on other weights (") and other in said
-    # Saved in another number format, the same weights are rounded: then there is no telling.
-    (carried / "base_model.txt").write_text("bfloat16 0123456789abcdef")
-    grpo.load_policy(grpo.PolicyConfig(model=other), adapter=str(carried))
+    # In another number format the same weights are rounded, and other weights differ by more.
+    for how in ({"dtype": "bfloat16"}, {"dtype": "float16"}, {"load_in_4bit": True}):
+        grpo.load_policy(grpo.PolicyConfig(**how), adapter=str(carried))
+        with pytest.raises(UserError, match="trained on other weights"):
+            grpo.load_policy(grpo.PolicyConfig(model=other, **how), adapter=str(carried))
+
+
+def test_an_adapter_is_refused_where_only_the_adapted_layers_of_its_base_differ(tmp_path):
+    """As those of a base into which another adapter has been merged; embeddings and norms are the same."""
+    checkpoint.save_adapter(load_tiny().model, tmp_path / "adapter")
+    shutil.copytree(grpo.TINY / "united" / "model", tmp_path / "merged")
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    merged = {name: weight * 1.001 if "q_proj" in name else weight for name, weight in weights.items()}
+    save_file(merged, tmp_path / "merged" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="trained on other weights"):
+        grpo.load_policy(grpo.PolicyConfig(model=str(tmp_path / "merged")), adapter=str(tmp_path / "adapter"))
 
 
 def test_the_base_of_an_adapter_is_the_same_in_4_bits(tmp_path):

@@ -26,7 +26,7 @@ from tools.report import read_json
 
 # The settings of a run that decide what is measured. The others decide how fast.
 TRAINED_AS = ("model", "system_prompt", "enable_thinking", "question_suffix", "reward", "temperature",
-              "max_prompt_tokens", "max_response_tokens", "load_in_4bit")  # fmt: skip
+              "max_prompt_tokens", "max_response_tokens", "load_in_4bit", "dtype")  # fmt: skip
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -107,6 +107,7 @@ def evaluate(
     max_prompt_tokens: int = 1024,
     max_response_tokens: int = 1024,
     load_in_4bit: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     engine: Literal["hf", "vllm"] = "hf",
     vllm_memory: float = 0.6,
     sample_batch: int = 256,
@@ -133,6 +134,7 @@ def evaluate(
         max_prompt_tokens: Longer questions are left out, with a line.
         max_response_tokens: Longer responses are cut off, and counted.
         load_in_4bit: NF4 with double quantization.
+        dtype: Number format of the layers, as in training.
         engine: Who samples: transformers, or vLLM, which takes minutes where transformers takes hours.
         vllm_memory: Share of the card for vLLM.
         sample_batch: Responses sampled at once.
@@ -156,7 +158,7 @@ def evaluate(
     cfg = grpo.PolicyConfig(
         model=model, system_prompt=system_prompt, enable_thinking=enable_thinking, temperature=temperature,
         max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens, load_in_4bit=load_in_4bit,
-        engine=engine, vllm_memory=vllm_memory, sample_batch=sample_batch, threads=threads,
+        dtype=dtype, engine=engine, vllm_memory=vllm_memory, sample_batch=sample_batch, threads=threads,
     )  # fmt: skip
     policy = grpo.load_policy(cfg, adapter=adapter or None)
     results = []
