@@ -34,7 +34,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from support import fast, pretrained
+from support import fast, pretrained, proofs
 from support.memory import LossScale, halve_when_out_of_memory, micro_batches, padded
 from support.messages import as_messages, encode_chat, response_texts
 from support.seams import checked_advantages, variant
@@ -466,16 +466,16 @@ def load_policy(
     # large numbers, and an optimizer step may be smaller than what 16 bits can add.
     pretrained.mix_precision(model)
     policy = Policy(model.eval(), tokenizer, cfg, stop_ids)
+    longest = longest_sequence or cfg.max_prompt_tokens + cfg.max_response_tokens
     # vLLM, if asked for, samples from a copy of the weights of its own. It is handed the adapter whenever that has
     # changed.
-    longest = longest_sequence or cfg.max_prompt_tokens + cfg.max_response_tokens
     if cfg.engine == "vllm":
         from support.vllm_engine import VllmEngine
 
         policy.engine = VllmEngine(policy.model, tokenizer, cfg, max_model_len=longest, seed=seed)
     # Before anything is trained: does the trainer compute what the sampler draws from? Some architectures scale or cap
     # their logits, or keep a state that our sampler does not know. They are handled, or refused in one line.
-    pretrained.prove(policy, [chat_ids(policy, text) for text in pretrained.PROBES], sample, logprobs_of, longest)
+    proofs.prove(policy, [chat_ids(policy, text) for text in pretrained.PROBES], sample, logprobs_of, longest)
     return policy
 
 
@@ -687,7 +687,7 @@ def logprobs_of(policy: Policy, contexts: list[list[int]], responses: list[list[
 def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
     """(mean, max) over tokens of |log pi_trainer - log pi_sampler|: do the two agree about the same policy?
 
-    A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here. (`pretrained.prove` has
+    A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here. (`proofs.prove` has
     checked the untrained policy at loading.)
     """
     # In the context that was sampled from: the one place where both sides say the same thing about the same text.

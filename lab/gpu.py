@@ -46,7 +46,7 @@ sys.path.insert(0, str(ROOT))
 
 import grpo  # noqa: E402
 from lab import chaos  # noqa: E402
-from support import fast, pretrained  # noqa: E402
+from support import fast, pretrained, proofs  # noqa: E402
 from support.data import load_questions  # noqa: E402
 from support.errors import UserError  # noqa: E402
 from support.memory import adamw  # noqa: E402
@@ -340,7 +340,7 @@ def agreement(setup: Setup, dtype: str = "float16") -> tuple[dict, bool]:
     settings, folder, name = real_settings(setup)
     policy = grpo.load_policy(grpo.PolicyConfig(dtype=dtype, vllm_memory=0.1, **settings))
     contexts, figures = contexts_for(policy, folder, 4 if setup.smoke else 48), {"model": name}
-    with pretrained.moved_adapter(policy.model):
+    with proofs.moved_adapter(policy.model):
         worst = figures["transformers"] = rms(policy, contexts)
         if ON_GPU and importlib.util.find_spec("vllm"):
             from support.vllm_engine import VllmEngine

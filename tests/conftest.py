@@ -46,9 +46,9 @@ def compare_known_models_once():
     """Loading a policy compares its sampler with its trainer. The tests load the tiny models two hundred times and the
     real one a few times, and the comparison would be the same each time. It is made once for the same settings."""
     import grpo
-    from support import pretrained
+    from support import proofs
 
-    compare, names, compared = pretrained.compare_sampler_and_trainer, vars(grpo.PolicyConfig()), set()
+    compare, names, compared = proofs.compare_sampler_and_trainer, vars(grpo.PolicyConfig()), set()
 
     @functools.wraps(compare)
     def compare_once(policy, *others):
@@ -59,7 +59,7 @@ def compare_known_models_once():
             compare(policy, *others)
             compared.add(case)
 
-    pretrained.compare_sampler_and_trainer = compare_once
+    proofs.compare_sampler_and_trainer = compare_once
 
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.

@@ -26,7 +26,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, BitsA
 
 import grpo
 import p2o
-from support import fast, pretrained
+from support import fast, pretrained, proofs
 from support.errors import UserError
 
 VOCABULARY, TEMPERATURE = 320, 0.8
@@ -458,11 +458,11 @@ def test_a_refused_model_leaves_nothing_behind(tmp_path, capsys):
 
 
 def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_policy, monkeypatch):
-    compare = inspect.unwrap(pretrained.compare_sampler_and_trainer)  # the fixture's model has been compared before
+    compare = inspect.unwrap(proofs.compare_sampler_and_trainer)  # the fixture's model has been compared before
     monkeypatch.setattr(pretrained, "compare_sampler_and_trainer", compare)
     before, weights = torch.get_rng_state(), flat_weights(tiny_policy.model)
     contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
-    pretrained.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
+    proofs.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(tiny_policy.model), weights)
 
 
@@ -471,7 +471,7 @@ def test_a_path_past_the_adapter_is_seen_although_a_fresh_one_adds_nothing(tmp_p
     policy = load(make_family(tmp_path / "base", "llama", {}))
     logprobs_of = partial(grpo.logprobs_of, adapter=False)
     with pytest.raises(UserError, match=DISAGREE):
-        pretrained.prove(policy, some_contexts()[:2], grpo.sample, logprobs_of, longest=76)
+        proofs.prove(policy, some_contexts()[:2], grpo.sample, logprobs_of, longest=76)
 
 
 # ----------------------------------------------------------------------------------------------- files that are refused

@@ -1,7 +1,8 @@
-"""What the studies run on: question files, tiny models with a dial turned, and functions that know too much.
+"""What the studies need: question files, tiny models with a dial turned, functions that know too much, the accent.
 
     python lab/studies/worlds.py questions   # runs/worlds/selection.jsonl, selection-held-out.jsonl, pattern.jsonl, ...
     python lab/studies/worlds.py models      # runs/dials/: two minutes of one core for each of the thirteen models
+    python lab/studies/worlds.py accent parts [RUNS]     # a table, from the runs of parts.toml in runs/ or RUNS/
 
 Question files, drawn from a fixed seed:
 
@@ -21,12 +22,17 @@ locked       The divided world, where no hint helps the clock.
 accented     The divided world, where hints work only in responses that open with a word that the bare model never
              writes.
 range        The divided world with bare success rates from about 0.9 to 0.01 on the questions that go to runs/range.
+
+The accent: in the divided world a hinted response opens with a word in four cases of five, as bare ones never do. The
+word does nothing for the answer. How much of it has leaked into the bare policy? It is counted in 400 bare responses to
+held-out hard questions, sampled at temperature 1 from the policy as each run left it.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -127,9 +133,39 @@ def any_hint(hard, search):
     return given(hard, templates, [[1.0] * len(hard) for _ in templates])
 
 
-COMMANDS = {"questions": write_questions, "models": train_models}
+# ----------------------------------------------------------------------------------------------------------- the accent
+
+
+def share_with_accent(adapter: Path, model: str, samples: int = 400) -> float:
+    """The share of sampled bare responses that open with a word."""
+    import grpo
+    from support.data import load_questions
+
+    policy = grpo.load_policy(grpo.PolicyConfig(model=model), adapter=str(adapter))
+    questions = load_questions(str(ROOT / "tiny" / "hard.jsonl"))
+    asked = [questions[i % len(questions)].text for i in range(samples)]
+    return statistics.fmean(s.text[:1].isalpha() for s in grpo.respond(policy, asked, seed=0))
+
+
+def accent(name: str, runs: str = str(ROOT / "runs")) -> None:
+    """The table of a study, of those of its runs whose folders are still there."""
+    from tools.study import folders_of, is_done, read_study
+
+    study = read_study(ROOT / "lab" / "studies" / f"{name}.toml")
+    shares: dict[str, list[float]] = {}
+    for (variant, seed), folder in folders_of(study, Path(runs) / name).items():
+        if is_done(folder):
+            share = share_with_accent(folder / "adapter", study.variants[variant]["model"])
+            shares.setdefault(variant, []).append(share)
+            print(f"{variant}, seed {seed}: {share:.2%}", flush=True)
+    lines = ["| variant | bare responses with the accent | by seed |", "| --- | --- | --- |"]
+    lines += [f"| {v} | {statistics.fmean(s):.2%} | {', '.join(f'{x:.2%}' for x in s)} |" for v, s in shares.items()]
+    print("\n".join(lines))
+
+
+COMMANDS = {"questions": write_questions, "models": train_models, "accent": accent}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
         sys.exit(__doc__)
-    COMMANDS[sys.argv[1]]()
+    COMMANDS[sys.argv[1]](*sys.argv[2:])
