@@ -206,7 +206,9 @@ _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 
 
-_INNER = re.compile(r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}")  # the conditions of cases, and what braces hold
+_INNER = re.compile(  # the conditions of cases, what braces hold, and the event in P(X = 4)
+    r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}|(?<=[A-Zf-hp-w}])\([^()]*\)"
+)
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -221,7 +223,7 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def _named_outside(text: str) -> tuple[str, str]:
-    """`_named` of a text whose braces hold no `=`."""
+    """`_named` of a text whose braces and arguments hold no `=`."""
     sign = _SIGN.search(text)
     if not sign:
         return "", text

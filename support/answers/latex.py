@@ -79,6 +79,14 @@ def _improper(match: re.Match) -> str:
     return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}" if 0 < top < bottom else match[0]
 
 
+def _line(match: re.Match) -> str:
+    """A point and a multiple of a direction as one point."""
+    start, direction = match[1].split(","), match[3].split(",")
+    if len(start) != len(direction):
+        return match[0]
+    return "(" + ",".join(rf"{a}+{match[2]}\cdot({b})" for a, b in zip(start, direction, strict=True)) + ")"
+
+
 _BRACKETS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|"}
 
 LAYOUT = [  # what changes the looks of an answer, not the answer
@@ -185,7 +193,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      lambda match: f"\\{match[1] or ''}{'cot' if match[2] else 'tan'} ", r"\tg x", r"\tan  x"),
     (r"\b(p)er (?=cent(?:age)?\b)", r"\1er", "5 per cent", "5 percent"),
     (r"\\([lgn]e)(?:q|qslant|qq)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
-    (r"!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),
+    (r"(?<!\d)!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),  # 5!=120 has a factorial
     (r"([=<>][^=<>]*?)\\(?:land|wedge)(?![a-zA-Z])", r"\1\\text{ and }", r"x=1\land y=2", r"x=1\text{ and } y=2"),
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"^ ?\*\*([^*]+)\*\* ?$", r"\1", "**5**", "5"),  # bold, in Markdown
@@ -224,7 +232,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
     (r"\\(sqrt(?: ?\[[^][]*\])?|overline) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
     (rf"\\(sqrt|frac) ?(\\(?:{_GREEK}))(?![a-zA-Z])", r"\\\1{\2}", r"\frac\pi2", r"\frac{\pi}2"),
-    (r"\\langle(?![a-zA-Z])([^<>]*)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
+    (r"\\langle(?![a-zA-Z])([^<>]*?)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
     (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\mid(?![a-zA-Z])|\||:)(.*)\\\}$",
      r"\1", r"\{x:x>1\}", "x>1"),
     (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
@@ -275,6 +283,7 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (rf"\\frac ?\{{{_ARG}\\(?:pm|mp){_ARG}\}} ?\{{{_ARG}\}}", r"\\frac{\1}{\3}\\pm\\frac{\2}{\3}",
      r"\frac{1\pm\sqrt5}{2}", r"\frac{1}{2}\pm\frac{\sqrt5}{2}"),
     (r"(?<![\\a-zA-Z])(?![ckm]m ?\^)([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # faster to parse
+    (r"\(([^()]*,[^()]*)\) ?\+ ?([a-z]) ?\(([^()]*,[^()]*)\)$", _line, "(1,2)+t(3,4)", r"(1+t\cdot(3),2+t\cdot(4))"),
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
     (r"\(((?:(?!\\pm)[^()])*)\\pm(?![a-zA-Z])((?:(?!\\pm)[^()])*)\)",
      lambda match: f"({match[1]}+{match[2]}),({match[1]}-{match[2]})" if "," in match[0] else match[0],

@@ -125,6 +125,9 @@ def _values(item) -> list:
 _OR = re.compile(r",? ?\\text ?\{ ?or ?\}|(?<![\\a-zA-Z]),? ?or(?![a-z])")
 
 
+_MEMBER = re.compile(r"^ ?([a-z]) ?\\in(?![a-z])(.*)$")
+
+
 _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
     r"(?<=[0-9}]) ?\\text ?\{[^{}]*\}(?: ?\^ ?\{[23]\})?(?= ?(?:[,;)\]]|\\\}|\\text ?\{ ?(?:and|or)))"
 )
@@ -138,11 +141,14 @@ def parse(text: str):
     """The answer as `_plain` has it; raises an exception if it cannot be read."""
     text = tidy(text)
     parts = _OR.split(text)
-    if len(parts) > 1 and all(map(RELATION.search, parts)):  # x < 1 or x > 2
-        relations = [parse(part) for part in parts]
-        if len({letter for relation in relations for letter in relation.free_symbols}) > 1:
-            raise ValueError("solutions for several unknowns")
-        return Union(*map(_solutions, relations))
+    if len(parts) > 1 and any(map(RELATION.search, parts)):  # x < 1 or x > 2, x < 1 or x \in [2, 3]
+        pieces = [parse(_MEMBER.sub(r"\2", part)) for part in parts]
+        unknowns = {member[1] for member in map(_MEMBER.match, parts) if member}
+        unknowns |= {str(letter) for piece in pieces if _is_relation(piece) for letter in piece.free_symbols}
+        if None not in (sets := list(map(_solutions, pieces))):
+            if len(unknowns) > 1:
+                raise ValueError("solutions for several unknowns")
+            return Union(*sets)
     if len(parts) > 1 and all(len(re.findall("=[^=]*,|=", part)) > 1 and "," in part for part in parts):
         text = ";".join(parts)  # x = 1, y = 2 or x = 3, y = 4
     if _NO_PRODUCT.search(text):
@@ -168,7 +174,12 @@ def same(answer: str, reference: str) -> bool:
     cases = [_CASES.fullmatch(text) for text in pair]
     if all(cases):
         return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
-    return _equal(*map(parse, _in_one_letter(*_in_one_constant(*_in_one_logarithm(*pair)))))
+    pair = _in_one_letter(*_in_one_constant(*_in_one_logarithm(*pair)))
+    if _equal(*map(parse, pair)):
+        return True
+    # The parser drops the sign: 50\%, 25\% is 50, 25. It is 0.5, 0.25, too.
+    values = [re.sub(r"\\?%", r"\\cdot\\frac{1}{100}", text) for text in pair]
+    return ("%" in pair[0]) != ("%" in pair[1]) and _equal(*map(parse, values))
 
 
 _CASES = re.compile(r"\\begin ?\{cases\} ?(.*?)(?: ?\\\\)? ?\\end ?\{cases\}")
