@@ -310,7 +310,9 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     answer, reference = _exact_part(answer, reference), _asked_part(answer, reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
-    if name and target_name:
+    if name and target_name:  # 0 = x - y may be 0 = y - x
+        if number(name):
+            return answer, reference
         return (value, target) if _same_name(canonical(name), canonical(target_name)) else (answer, reference)
     if target_name and not re.search(r"[-+0-9]", target_bare):
         return answer, target

@@ -67,10 +67,39 @@ def _matrix(items: str, next_row: str) -> str:
     return r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
 
 
-def _both_signs(match: re.Match) -> str:
-    """A point with linked signs: the upper ones, then the lower ones."""
-    upper, lower = (match[1].replace(r"\pm", one).replace(r"\mp", other) for one, other in ("+-", "-+"))
-    return f"({upper}),({lower})"
+def _items(text: str) -> list[str]:
+    """Split at the commas outside of all brackets."""
+    items, depth = [""], 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        items[-1] += char
+        if char == "," and depth == 0:
+            items[-1] = items[-1][:-1]
+            items.append("")
+    return items
+
+
+def _each_sign(text: str) -> str:
+    r"""Each item with \pm as two, and with \mp linked to it: the parser takes them in a few places only.
+
+    >>> _each_sign(r"0,\frac{1\pm x}{2}"), _each_sign(r"\{(\pm 1,\mp 2)\}"), _each_sign(r"\pm 1\pm 2")
+    ('0,\\frac{1+ x}{2},\\frac{1- x}{2}', '\\{(+ 1,- 2),(- 1,+ 2)\\}', '+ 1+ 2,+ 1- 2,- 1+ 2,- 1- 2')
+    """
+    if r"\pm" not in text or ";" in text:
+        return text
+    if one_set := re.fullmatch(r"\\\{((?:(?!\\[{}]).)*)\\\}", text):
+        return rf"\{{{_each_sign(one_set[1])}\}}"
+    items = []
+    for item in _items(text):
+        parts = re.split(r"\\pm(?![a-zA-Z])", item)
+        if r"\{" in item or len(parts) > 4:
+            items.append(item)
+        elif r"\mp" in item:
+            items += [item.replace(r"\pm", one).replace(r"\mp", other) for one, other in ("+-", "-+")]
+        else:
+            for signs in itertools.product("+-", repeat=len(parts) - 1):
+                items.append("".join(sign + part for sign, part in zip(("", *signs), parts, strict=True)))
+    return ",".join(items)
 
 
 def _improper(match: re.Match) -> str:
@@ -155,7 +184,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(:\d\d|\d(?= |\\)|^\d\d?(?=[ap]m$)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
      lambda match: rf"{match[1]}\text{{ {match[2].lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
     (r"([_^]) ?\{ ?\\text ?\{ ?(\w*) ?\} ?\}", r"\1{\2}", r"k_{\text{B}}", "k_{B}"),
-    (r"_ ?\{ ?\\(max|min) ?\}", r"_{\1}", r"I_{\max}", "I_{max}"),
+    (r"_ ?\{? ?\\(max|min|odot|oplus|perp|parallel|infty|star|ast)(?![a-zA-Z]) ?\}?", r"_{\1}", r"I_{\max}", "I_{max}"),
     (rf"(?<=[0-9A-F)]) ?_ ?\{{ ?({'|'.join(_BASES)}) ?\}}", lambda match: f"_{{{_BASES.index(match[1]) + 1}}}",
      "101_{two}", "101_{2}"),
     (r"\(([0-9A-F]+)\) ?(?=_ ?\{? ?\d)", r"\1", "(101)_2", "101_2"),
@@ -211,8 +240,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      lambda match: _matrix(match[1][1:-1], "] ?, ?."),
      "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
-    (r"(\[|\() ?([^][(),]+),([^][(),]+)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
-    (r"\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
+    (r"(\[|\() ?([^][(),]+),([^][(),]+)(?<!sqrt)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
+    (r"(?<!sqrt\[.)\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
      lambda match: f"({match[1]},{match[2]}{match[4] or ')'}", "]1,2[", "(1,2)"),
     (rf"{_TEXT_OPEN}(?:DNE|does not exist)\.?{_TEXT_CLOSE}", r"\\text{does not exist}", "DNE",
      r"\text{does not exist}"),
@@ -268,8 +297,6 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
     (r"\\vec ?\{(\w)\} ?\\times ?\\vec ?\{(\w)\}", r"b_{\1x\2}", r"\vec{a}\times\vec{b}", "b_{axb}"),  # not b x a
     (r"\\ne ?\\pm ?([^,;=]+)$", r"\\ne \1,-(\1)", r"x\ne \pm 5", r"x\ne 5,-(5)"),
-    (r"\(([^()]*\\mp[^()]*)\)",
-     _both_signs, r"(\pm 1,\mp 2)", "(+ 1,- 2),(- 1,+ 2)"),
     (r"([0-9)}])''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
     (r"([0-9)}])'", r"\1 b_{q}", "5'", "5 b_{q}"),
     (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
@@ -279,15 +306,9 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"I(?!m|ff)", r"\\iota ", "I_{1}", r"\iota _{1}"),  # no imaginary unit
     (r"(E|(?<![a-zA-Z\\])e) ?_ ?\{([\w +-]*)\}", lambda match: f"b_{{q{match[1]}{match[2].translate(_IN_A_NAME)}}}",
      "2E_{n+1}", "2b_{qEnp1}"),  # an energy, not 2.718
-    (rf"\\frac ?\{{ ?\\(pm|mp){_ARG}\}}", r"\\\1\\frac{\2}", r"\frac{\pm 1}{2}", r"\pm\frac{ 1}{2}"),
-    (rf"\\frac ?\{{{_ARG}\\(?:pm|mp){_ARG}\}} ?\{{{_ARG}\}}", r"\\frac{\1}{\3}\\pm\\frac{\2}{\3}",
-     r"\frac{1\pm\sqrt5}{2}", r"\frac{1}{2}\pm\frac{\sqrt5}{2}"),
     (r"(?<![\\a-zA-Z])(?![ckm]m ?\^)([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # faster to parse
     (r"\(([^()]*,[^()]*)\) ?\+ ?([a-z]) ?\(([^()]*,[^()]*)\)$", _line, "(1,2)+t(3,4)", r"(1+t\cdot(3),2+t\cdot(4))"),
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
-    (r"\(((?:(?!\\pm)[^()])*)\\pm(?![a-zA-Z])((?:(?!\\pm)[^()])*)\)",
-     lambda match: f"({match[1]}+{match[2]}),({match[1]}-{match[2]})" if "," in match[0] else match[0],
-     r"(\pm 1,2)", "(+ 1,2),(- 1,2)"),
     (r"(\^ ?\{[^{}]*)\} ?(\^ ?\{[^{}]*\})", r"\1\2}", "2^{3}^{2}", "2^{3^{2}}"),  # a tower, from the top
     (r"(?<![\d.!])(\d{1,3})!!(?!!)", lambda match: str(math.prod(range(int(match[1]), 1, -2))), "5!!", "15"),
     (r"(\d+|[a-zA-Z]|\([\w +-]*\)) ?!!(?!!)",  # no factorial of a factorial
@@ -411,7 +432,7 @@ def spelled(text: str) -> str:
     >>> spelled(r"f'(x) \text{ or } 2\gamma")
     'f_{q}(x),2\\lambda_{g}'
     """
-    return _rewrite(text, _SPELLING)
+    return _each_sign(_rewrite(text, _SPELLING))
 
 
 def canonical(text: str) -> str:

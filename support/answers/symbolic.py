@@ -403,6 +403,9 @@ def _expressions(x, y) -> bool | None:
     """Equal at the test points: exactly if both are fractions, else to 25 digits, or 6 decimals if one is rounded."""
     if not isinstance(x, Expr) or not isinstance(y, Expr):
         return None
+    series = isinstance(x, sympy.Sum) and isinstance(y, sympy.Sum) and x.limits == y.limits
+    if series and _equal(x.function, y.function):  # it may converge at no test point
+        return True
     unknowns = x.free_symbols | y.free_symbols
     rounded = not unknowns and x.has(Float) != y.has(Float) and not (x.is_Integer or y.is_Integer)
     points_seen = 0
