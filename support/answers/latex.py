@@ -37,6 +37,12 @@ _GREEK_WORDS = "alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|tau|phi|omega"
 _EVERY = "(?:real|rational|complex|natural|integers?|positive|non-?negative|numbers?|values|of)"  # not even, not large
 _FOR_ALL = r"(?:\\forall(?![a-zA-Z])|(?:\\text ?\{ ?)?for (?:all|any|every|each)(?![a-z]))"
 _IN_A_NAME = str.maketrans({"+": "p", "-": "m", "(": "", ")": "", " ": ""})
+_GAP = r"(?:[ }]|\\text ?\{)*"  # between two words, one of which may stand in \text
+_WHOLE = (  # where k is an integer; for any integer k; k \in Z; k = 0, \pm 1, \ldots
+    rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?(?:"
+    rf"(?:an?|any|all|every|each|some)?{_GAP}integers?{_GAP}[a-z]|[a-z]{_GAP}(?:(?:is|an|any|arbitrary){_GAP})*integer"
+    rf"|[a-z]{_GAP}\\in ?(?:\\mathbb ?)?\{{? ?Z|[a-z] ?= ?0(?: ?, ?\\pm ?\d)+ ?, ?\\ldots)"
+)
 _COUNT = r"\{? ?(\d+) ?\}?"
 _BASES = "one two three four five six seven eight nine ten eleven twelve".split()
 _EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|matrix|cases|center"
@@ -204,10 +210,10 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"\\emptyset ", r"\text{no solution}", r"\emptyset "),
     (rf"{_TEXT_OPEN}all real (?:numbers|values)(?: of)?{_TEXT_CLOSE}|\\(?:mathbb|Bbb|text) ?\{{? ?R ?\}}?$",
      r"\\mathbb{R}", "all real numbers", r"\mathbb{R}"),
+    (rf"{_TEXT_OPEN}all positive integers{_TEXT_CLOSE}|\\mathbb ?\{{? ?Z ?\}}? ?\^ ?\{{? ?\+ ?\}}?", r"\\mathbb{Z}^+",
+     "all positive integers", r"\mathbb{Z}^+"),
     (r"\\mathbb ?\{? ?R ?\}? ?(?:\^ ?\{? ?\+ ?\}?|_ ?\{ ?(?:>|\\gt) ?0 ?\})$", r"(0,\\infty)",
      r"\mathbb{R}^+", r"(0,\infty)"),
-    (r"(?:, ?|\\text ?\{ ?(?:for|where) ?\} ?)(?:\\text ?\{ ?(?:for|where) ?\} ?)?[a-z] ?\\in ?\\mathbb ?\{? ?Z ?\}?$",
-     "", r"n\pi, n\in\mathbb Z", r"n\pi"),
     (rf",? ?{_FOR_ALL}(?:[ }}]*{_EVERY})*[ }}]*[a-z]"
      r"(?: ?\\in ?\\mathbb ?\{? ?[RQZNC] ?\}?)?(?: ?\^ ?\{? ?\+ ?\}?| ?_ ?\{ ?> ?0 ?\})?[ }]*$", "",
      r"f(x)=2x\text{ for all real }x", "f(x)=2x"),
@@ -239,6 +245,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$",
      lambda match: _matrix(match[1][1:-1], "] ?, ?."),
      "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    (r"\\([ij])math(?![a-zA-Z])", r" \1", r"\hat\imath", r"\hat i"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
     (r"(\[|\() ?([^][(),]+),([^][(),]+)(?<!sqrt)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
     (r"(?<!sqrt\[.)\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
@@ -264,6 +271,9 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\langle(?![a-zA-Z])([^<>]*?)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
     (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\mid(?![a-zA-Z])|\||:)(.*)\\\}$",
      r"\1", r"\{x:x>1\}", "x>1"),
+    (r"^\\\{(.*)(?:\\mid(?![a-zA-Z])|\||:) ?[a-z] ?\\in ?(?:\\mathbb ?)?\{? ?Z ?\}? ?\\\}$", r"\1",
+     r"\{2k\pi\mid k\in\mathbb Z\}", r"2k\pi"),
+    (rf"(?:[ ,(]+|(?=\\text)){_WHOLE}[ }})]*$", "", r"n\pi, n\text{ is an integer}", r"n\pi"),
     (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
     (r"^ ?((?:[-+\d., /{}]|\\frac)+)(?:>|\\gt)((?:[-+\d., /{}]|\\frac)+)$", r"\2<\1", r"\frac{1}{2}>\frac{1}{3}",
      r"\frac{1}{3}<\frac{1}{2}"),  # two numbers compared
@@ -447,5 +457,6 @@ def canonical(text: str) -> str:
     """
     text = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", tidy(text))
     text = re.sub(" +", " ", text).strip(" .")
+    text = re.sub(r"(?<![\\a-zA-Z])[A-Z](?=[a-z]{3})", lambda match: match[0].lower(), text)  # a word, as in words
     text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", text)  # \le 0 is \le0
     return (_SPACE_IN_LIST if text.count(",") > 1 else _SPACE).sub("", text)

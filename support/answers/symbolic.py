@@ -94,6 +94,8 @@ def _plain(thing):
         return Equation(_plain(thing.lhs), _plain(thing.rhs))
     if isinstance(thing, And) and all(isinstance(part, Eq) for part in thing.args):
         return Equation(_plain(thing._unsorted_args[0].lhs), _plain(thing._unsorted_args[-1].rhs))
+    if (vector := _vector(thing)) is not None:
+        return vector
     names = {call: Symbol(str(call)) for call in thing.atoms(AppliedUndef)}
     names |= {call: sympy.zeta(*call.args) for call in names if str(call.func).endswith("zeta") and len(call.args) == 1}
     if not thing.has(sympy.I, Symbol("i")):  # the real root: (-8)^{1/3} is -2
@@ -109,6 +111,24 @@ def _plain(thing):
     if isinstance(thing, BooleanAtom):  # 1 < 2
         raise ValueError("a statement, not an answer")
     return thing
+
+
+def _vector(thing) -> tuple | None:
+    r"""2i + 3j - k, in any font, as (2, 3, -1). It has a j and one more of the three; 3 + 4i has none.
+
+    >>> _vector(sympy.sympify("2*i+3*j")), _vector(sympy.sympify("i+j+1"))
+    ((2, 3), None)
+    """
+    fonts = {Symbol(f"{mark}{{{letter}}}"): Symbol(letter) for mark in ("hat", "vec") for letter in "ijk"}
+    axes = [Symbol(letter) for letter in "ijk"]
+    if not isinstance(thing, Expr) or len({str(fonts.get(s, s)) for s in thing.free_symbols} & {"i", "j", "k"}) < 2:
+        return None
+    thing = thing.xreplace(fonts).expand()
+    i, j, k = values = [thing.coeff(axis) for axis in axes]
+    rest = thing - sum(value * axis for value, axis in zip(values, axes, strict=True))
+    if not j or rest.expand() != 0 or any(value.has(*axes) for value in values):
+        return None
+    return (i, j, k) if k else (i, j)
 
 
 def _inner(item):
@@ -144,7 +164,7 @@ def parse(text: str):
     if len(parts) > 1 and any(map(RELATION.search, parts)):  # x < 1 or x > 2, x < 1 or x \in [2, 3]
         pieces = [parse(_MEMBER.sub(r"\2", part)) for part in parts]
         unknowns = {member[1] for member in map(_MEMBER.match, parts) if member}
-        unknowns |= {str(letter) for piece in pieces if _is_relation(piece) for letter in piece.free_symbols}
+        unknowns |= {str(letter) for piece in pieces for letter in _unknowns(piece)}
         if None not in (sets := list(map(_solutions, pieces))):
             if len(unknowns) > 1:
                 raise ValueError("solutions for several unknowns")
@@ -336,13 +356,23 @@ def _is_relation(thing) -> bool:
     return isinstance(thing, Relational | And | sympy.Or)
 
 
+def _unknowns(thing) -> set:
+    return {thing.left} if isinstance(thing, Equation) else thing.free_symbols if _is_relation(thing) else set()
+
+
 def _solutions(thing):
-    """A set, an inequality in one unknown or several that hold at once: the set of numbers; None for anything else."""
+    """The set of numbers that a set, x = 2, an inequality in one unknown or several of these say; None for the rest."""
     if isinstance(thing, Set):
         return thing
-    if isinstance(thing, list) and all(map(_is_relation, thing)):
-        unknowns = {letter for relation in thing for letter in relation.free_symbols}
-        return sympy.Intersection(*map(_solutions, thing)) if len(unknowns) == 1 else None
+    if isinstance(thing, Equation):
+        is_value = isinstance(thing.left, Symbol) and isinstance(thing.right, Expr) and not thing.right.free_symbols
+        return FiniteSet(thing.right) if is_value else None
+    if isinstance(thing, list) and any(map(_is_relation, thing)):
+        pieces = list(map(_solutions, thing))
+        if None in pieces or len(set().union(*map(_unknowns, thing))) != 1:
+            return None
+        # x > 0, x < 2 hold at once; x < 0, x = 4 are two cases
+        return sympy.Intersection(*pieces) if all(map(_is_relation, thing)) else Union(*pieces)
     return thing.as_set() if _is_relation(thing) and len(thing.free_symbols) == 1 else None
 
 
