@@ -161,7 +161,7 @@ _CHOICE = re.compile(
     r"(?:\\text ?\{)? ?"
     r"(?:\(([A-Ha-h])\)|([A-Ha-h])[.)](?![A-Z]\b)|([A-H]): (?=[^ ]{2}|[0-9])|(?<=\{)([A-H]) ?- ?(?=[a-zA-Z][a-z]))"
     r" ?\}? ?"
-    r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z]))\S"
+    r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z])|\(?[A-H]\))\S"  # (A) or (B), (A)(B): no choice
 )
 
 
@@ -248,7 +248,7 @@ def _exact_part(answer: str, reference: str) -> str:
     '\\pi \\approx 3.1'
     """
     exact, sign, _ = answer.partition(r"\approx")
-    if not sign or r"\approx" in reference:
+    if not sign or r"\approx" in reference or re.fullmatch("[a-zA-Z]", exact.strip()):
         return answer
     asked, said = number(reference), number(exact.strip())
     fraction = asked and said and not asked.decimals and not said.decimals
@@ -290,6 +290,7 @@ def _same_name(one: str, other: str) -> bool:
     >>> _same_name("y(x)", "y"), _same_name("f(1)", "f"), _same_name("f(x)", "f(y)")
     (True, False, False)
     """
+    one, other = (name.replace("[", "(").replace("]", ")") for name in (one, other))  # E[X] is E(X)
     return one == other or re.sub(r"\([a-z]\)$", "", one) == other or re.sub(r"\([a-z]\)$", "", other) == one
 
 
@@ -481,6 +482,13 @@ def _money(text: str) -> set[str]:
 
 def quick(answer: str, reference: str) -> bool | None:
     """The verdict where text, numbers and words can tell, else None."""
+    verdict = _by_text(answer, reference)
+    # 12 \approx 5 would answer 12 and 5: whether that is true, sympy has to say
+    unsure = verdict and r"\approx" in tidy(answer) and canonical(answer) != canonical(reference)
+    return None if unsure else verdict
+
+
+def _by_text(answer: str, reference: str) -> bool | None:
     if (one := _money(answer)) and (other := _money(reference)) and not one & other:
         return False
     for share, other in ((answer, reference), (reference, answer)):

@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import sympy
 from antlr4.atn.PredictionMode import PredictionMode
@@ -23,7 +24,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
-from support.answers.equivalence import RELATION, bare
+from support.answers.equivalence import RELATION, bare, number
 from support.answers.latex import canonical, spelled, tidy
 from support.answers.units import split
 
@@ -187,7 +188,7 @@ def parse(text: str):
 def same(answer: str, reference: str) -> bool:
     """May take for ever and raise anything: for a worker."""
     pair = bare(tidy(answer), tidy(reference))
-    if not pair:
+    if not pair or not _is_rounding(tidy(answer)):
         return False
     if any(text.count(":") > 1 for text in pair):
         return _same_ratio(*(text.split(":") for text in pair))
@@ -198,8 +199,35 @@ def same(answer: str, reference: str) -> bool:
     if _equal(*map(parse, pair)):
         return True
     # The parser drops the sign: 50\%, 25\% is 50, 25. It is 0.5, 0.25, too.
-    values = [re.sub(r"\\?%", r"\\cdot\\frac{1}{100}", text) for text in pair]
-    return ("%" in pair[0]) != ("%" in pair[1]) and _equal(*map(parse, values))
+    values = [_SHARE.sub(r"\\frac{\1}{100}", text) for text in pair]
+    return (
+        ("%" in pair[0]) != ("%" in pair[1])
+        and values != pair
+        and "%" not in "".join(values)
+        and _equal(*map(parse, values))
+    )
+
+
+_SHARE = re.compile(r"(?<![^([{,= ])(-?[0-9.]+) ?\\?%(?=[])},\\ ]|$)")  # a plain number in a list or a point
+
+
+def _is_rounding(answer: str) -> bool:
+    r"""Is the number behind \approx what stands before it, to about its last digit? If not, they are two answers.
+
+    >>> _is_rounding(r"\frac{40}{3} \approx 13.33"), _is_rounding(r"12 \approx 5"), _is_rounding(r"x \approx 5")
+    (True, False, True)
+    """
+    exact, sign, rounded = answer.partition(r"\approx")
+    if not sign or not (shown := number(rounded.strip())):
+        return True
+    value = parse(exact.rpartition("=")[2])
+    if not isinstance(value, Expr):
+        return False
+    if value.free_symbols:  # a name, or a formula
+        return True
+    near = Fraction(10) ** -shown.decimals if "10^" not in rounded else abs(shown.value) / 100
+    gaps = [abs(value.evalf(30) - Rational(written)) for written in (shown.value, shown.value / 100)]
+    return bool(gaps[0] <= near or shown.percent and gaps[1] <= near / 100)
 
 
 _CASES = re.compile(r"\\begin ?\{cases\} ?(.*?)(?: ?\\\\)? ?\\end ?\{cases\}")
@@ -483,10 +511,10 @@ def _samples(x, y) -> Iterator[tuple]:
     unknowns = x.free_symbols | y.free_symbols
     enough = 4 * max(3, len(unknowns)) if any(parts) else 4  # points; more where few of them are real
     whole = _whole_points(unknowns) if x.has(sympy.floor, sympy.ceiling) or y.has(sympy.floor, sympy.ceiling) else []
-    for number, point in enumerate(itertools.chain(whole, _test_points(unknowns))):
-        if real >= 4 and number >= enough + len(whole):
+    for index, point in enumerate(itertools.chain(whole, _test_points(unknowns))):
+        if real >= 4 and index >= enough + len(whole):
             return
-        is_whole = number < len(whole)
+        is_whole = index < len(whole)
         a, b = (_value(side, point, exact=is_whole or not own) for side, own in zip((x, y), parts, strict=True))
         if point and a.is_finite is False and b.is_finite is False:
             continue  # a pole of both tells nothing
@@ -515,16 +543,16 @@ def _test_points(symbols) -> Iterator[dict]:
     """
     letters = sorted(symbols, key=str)
     many = len(letters)
-    for number in range(6 * max(many, 6) if letters else 1):
-        (top, step), bottom = _SIZES[number % len(_SIZES)], 101 + 2 * number
+    for index in range(6 * max(many, 6) if letters else 1):
+        (top, step), bottom = _SIZES[index % len(_SIZES)], 101 + 2 * index
         ranks = list(range(many))  # which letter is the smallest
-        if number >= 4:
-            random.Random(number).shuffle(ranks)
-        elif number >= 2:
+        if index >= 4:
+            random.Random(index).shuffle(ranks)
+        elif index >= 2:
             ranks.reverse()
-        signs = [-1 if number % 4 == 1 else 1] * many
-        if number % 4 == 3:
-            signs[number // 4 % many] = -1  # one letter after the other
+        signs = [-1 if index % 4 == 1 else 1] * many
+        if index % 4 == 3:
+            signs[index // 4 % many] = -1  # one letter after the other
         yield {
             letter: sign * Rational(top + step * rank, bottom)
             for letter, rank, sign in zip(letters, ranks, signs, strict=True)
@@ -540,7 +568,7 @@ def _whole_points(symbols) -> list[dict]:
 def _value(thing, point: dict, exact: bool):
     """Its value there: a Rational if it is one, else to 40 digits. Not exact: at once to 40 digits, where sympy would
     try to simplify the roots of large fractions."""
-    floats = {number: Rational(str(number)) for number in thing.atoms(Float)}
+    floats = {decimal: Rational(str(decimal)) for decimal in thing.atoms(Float)}
     if point and not exact:
         return thing.xreplace(floats).evalf(40, subs=point)
     value = thing.xreplace(floats | point).doit()
