@@ -161,18 +161,26 @@ _CHOICE = re.compile(
     r"(?:\\text ?\{)? ?"
     r"(?:\(([A-Ha-h])\)|([A-Ha-h])[.)](?![A-Z]\b)|([A-H]): (?=[^ ]{2}|[0-9])|(?<=\{)([A-H]) ?- ?(?=[a-zA-Z][a-z]))"
     r" ?\}? ?"
-    r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z])|\(?[A-H]\))\S"  # (A) or (B), (A)(B): no choice
+    # no choices: (A) or (B), (A)(B), (b)^2-4ac
+    r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z])|\(?[A-H]\)|[*/^_=!<>']|[-+](?!\d))(\S.*)",
+    re.DOTALL,
 )
 
 
-def choice(text: str) -> str | None:
-    """The letter of a choice with its text.
+def choice(text: str) -> tuple[str, str] | None:
+    """The letter of a choice and its text. What has the next letter, too, is an answer in parts.
 
-    >>> choice("(C) 12"), choice("c. 3"), choice(r"\\text{B: the sun}"), choice("(A) or (B)"), choice("12")
-    ('c', 'c', 'b', None, None)
+    >>> choice("(C) 12"), choice("c. 3"), choice(r"\\text{B: the sun}"), choice("12")
+    (('c', '12'), ('c', '3'), ('b', 'the sun'), None)
+    >>> choice("(A) or (B)"), choice("(a) 5; (b) 7"), choice("(b)^2-4ac")
+    (None, None, None)
     """
-    match = _CHOICE.match(text)
-    return "".join(filter(None, match.groups())).lower() if match else None
+    if not (match := _CHOICE.match(text)):
+        return None
+    *letters, said = match.groups()
+    letter = "".join(filter(None, letters)).lower()
+    in_parts = re.search(rf"(?<![a-zA-Z])\(?{chr(ord(letter) + 1)}[).:]", said, re.IGNORECASE)
+    return None if in_parts else (letter, said.removesuffix("}") if text.startswith(r"\text") else said)
 
 
 def _choices(text: str) -> list[str] | None:
@@ -189,8 +197,8 @@ def _choices(text: str) -> list[str] | None:
 def same_choice(answer: str, reference: str) -> bool | None:
     """The verdict on the letter of a choice against a letter with its text; None for anything else."""
     for text, letter in ((answer, words(reference)), (reference, words(answer))):
-        if letter and len(letter[0]) == 1 and (chosen := choice(text)):
-            return chosen == letter[0]
+        if letter and len(letter[0]) == 1 and (option := choice(text)):
+            return option[0] == letter[0]
     return None
 
 
@@ -364,6 +372,9 @@ def bare(answer: str, reference: str) -> tuple[str, str] | None:
     """
     if _RATIO.fullmatch(answer) or _RATIO.fullmatch(reference):  # 3 to 4 is 3:4; elsewhere it may be a range
         answer, reference = (_TO.sub(r"\1:\2", text) for text in (answer, reference))
+    named = words(answer)
+    if (option := choice(reference)) and not choice(answer) and not (named and len(named[0]) == 1):
+        reference = option[1]  # 12 answers (C) 12
     if (exact := _without_noise(reference)) != reference:  # a reference that a program has computed
         answer, reference = _without_noise(answer), exact
     return same_words(*unnamed(answer, reference))

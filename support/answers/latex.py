@@ -122,6 +122,12 @@ def _line(match: re.Match) -> str:
     return "(" + ",".join(rf"{a}+{match[2]}\cdot({b})" for a, b in zip(start, direction, strict=True)) + ")"
 
 
+def _parts(match: re.Match) -> str:
+    """(a) 5; (b) 7 as a point: its parts have an order."""
+    parts = re.split(r"[,;.]? ?\((?:[a-e]|[1-5]|i{1,3}|iv|v)\) ", match[0])[1:]
+    return match[0] if "," in "".join(parts) else f"({','.join(parts)})"
+
+
 _BRACKETS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|"}
 
 LAYOUT = [  # what changes the looks of an answer, not the answer
@@ -237,6 +243,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<![a-zA-Z])(?:np|numpy|math)\.(?=[a-z\\])", "", "np.arcsin(x)", "arcsin(x)"),
     (r"^ ?(\([a-z](?:, ?[a-z])+\)) ?= ?(.*)$", lambda match: f"{match[1]}={match[2].replace(match[1] + '=', '')}",
      "(x,y)=(1,2),(x,y)=(3,4)", "(x,y)=(1,2),(3,4)"),
+    (r"^ ?\((?:a|1|i)\) [-\w(\\].+\((?:b|2|ii)\) [-\w(\\].*$", _parts, "(a) 5; (b) 7", "(5,7)"),
     (r"^ ?((?:\( ?\d\d? ?\) ?){2,})$", lambda match: ", ".join(re.findall(r"\d+", match[1])), "(1)(3)", "1, 3"),
     (r"^ ?\[([^][;,]+,[^][;]*(?:;[^][;,]+,[^][;]*)+)\]$",
      lambda match: _matrix(match[1], ";"),

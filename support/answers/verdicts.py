@@ -101,7 +101,8 @@ def _names_both(answer: str, letter: str, text: str) -> bool:
 def _letter(text: str) -> str | None:
     """The letter of `B`, and of `(B) 11`."""
     word = words(tidy(text[:MAX_ANSWER]))
-    return word[0] if word and len(word[0]) == 1 else choice(tidy(text[:MAX_ANSWER]))
+    option = choice(tidy(text[:MAX_ANSWER]))
+    return word[0] if word and len(word[0]) == 1 else option[0] if option else None
 
 
 # --- what an answer is ------------------------------------------------------------------------------------------------
