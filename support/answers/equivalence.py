@@ -511,6 +511,8 @@ def _by_text(answer: str, reference: str) -> bool | None:
         return verdict
     if (verdict := _same_sizes(tidy(answer), tidy(reference))) is not None:
         return verdict
+    if (chosen := same_choice(tidy(answer), tidy(reference))) is not None:
+        return chosen
     if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):
         return False
     answer, reference = pair
@@ -526,6 +528,4 @@ def _by_text(answer: str, reference: str) -> bool | None:
     one, other = words(answer), words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         return _same_words(one[0], other[0], bool(re.search(r"\band\b", answer + " " + reference)))
-    if (chosen := same_choice(answer, reference)) is not None:
-        return chosen
     return False if one and one[1] and b or other and other[1] and a else None  # a word is not a number

@@ -43,6 +43,10 @@ _WHOLE = (  # where k is an integer; for any integer k; k \in Z; k = 0, \pm 1, \
     rf"(?:an?|any|all|every|each|some)?{_GAP}integers?{_GAP}[a-z]|[a-z]{_GAP}(?:(?:is|an|any|arbitrary){_GAP})*integer"
     rf"|[a-z]{_GAP}\\in ?(?:\\mathbb ?)?\{{? ?Z|[a-z] ?= ?0(?: ?, ?\\pm ?\d)+ ?, ?\\ldots)"
 )
+_ARBITRARY = (  # where C_1 and C_2 are arbitrary constants; C \in R
+    rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?(?:[cC](?: ?_ ?\{{?\d\}}?)?(?:, ?|{_GAP}and{_GAP})?)+{_GAP}"
+    rf"(?:\\in ?(?:\\mathbb ?)?\{{? ?R|(?:is|are){_GAP}(?:(?:an?|any|the|arbitrary|real){_GAP})*constants?)"
+)
 _COUNT = r"\{? ?(\d+) ?\}?"
 _BASES = "one two three four five six seven eight nine ten eleven twelve".split()
 _EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|matrix|cases|center"
@@ -193,8 +197,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"3\text{ and }7"),
     (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
-    (r"(:\d\d|\d(?= |\\)|^\d\d?(?=[ap]m$)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
-     lambda match: rf"{match[1]}\text{{ {match[2].lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
+    (r"(:\d\d|\d(?= |\\)|^\d\d?(?=[ap]m$)) ?(?:\\text ?\{ ?)?(?:([ap])(?:\. ?)?m|([AP])(?:\. ?)?M)\.?(?![a-zA-Z]) ?\}?",
+     lambda match: rf"{match[1]}\text{{ {(match[2] or match[3]).lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
     (r"([_^]) ?\{ ?\\text ?\{ ?(\w*) ?\} ?\}", r"\1{\2}", r"k_{\text{B}}", "k_{B}"),
     (r"_ ?\{? ?\\(max|min|odot|oplus|perp|parallel|infty|star|ast)(?![a-zA-Z]) ?\}?", r"_{\1}", r"I_{\max}", "I_{max}"),
     (rf"(?<=[0-9A-F)]) ?_ ?\{{ ?({'|'.join(_BASES)}) ?\}}", lambda match: f"_{{{_BASES.index(match[1]) + 1}}}",
@@ -206,6 +210,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
      r"\text{sin}x", r"\sin x"),
     (r"\\text ?\{ ?([ie]) ?\}", r"\1 ", r"\text{e}^2", "e ^2"),
+    (r"\\text ?\{ ?d ?\} ?(?=[a-z](?![a-z])|\})", "d", r"\text{d}x", "dx"),
     (rf"(?:{_WORD}|(?<=\d))({_GREEK_WORDS}){_END}(?= ?[-+*/^_=)])|(?<=[-+*/(=\d])({_GREEK_WORDS}){_END}",
      lambda match: f"\\{match[0]} ", "2*theta^2", r"2*\theta ^2"),  # alone it may be a word
     (rf"{_WORD}(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|sqrt|pi){_END}", r"\\\1 ", "2*pi", r"2*\pi "),
@@ -270,7 +275,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^(?: |=|\\approx|\\therefore|\\Rightarrow|\\implies)+(?![a-zA-Z])", "", "= 5", "5"),
     (r"[\\.,;: ]+$", "", r"5\\", "5"),
     (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?|`)$""", r"\1", '"yes"', "yes"),
-    (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
+    (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z*])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
     (r"_ ?(-\d+|[0-9a-zA-Z])", r"_{\1}", r"\log_28", r"\log_{2}8"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
     (r"\\(sqrt(?: ?\[[^][]*\])?|overline) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
@@ -281,6 +286,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^\\\{(.*)(?:\\mid(?![a-zA-Z])|\||:) ?[a-z] ?\\in ?(?:\\mathbb ?)?\{? ?Z ?\}? ?\\\}$", r"\1",
      r"\{2k\pi\mid k\in\mathbb Z\}", r"2k\pi"),
     (rf"(?:[ ,(]+|(?=\\text)){_WHOLE}[ }})]*$", "", r"n\pi, n\text{ is an integer}", r"n\pi"),
+    (rf"(?:[ ,(]+|(?=\\text)){_ARBITRARY}[ }})]*$", "", r"x+C, C\in\mathbb R", "x+C"),
     (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
     (r"^ ?((?:[-+\d., /{}]|\\frac)+)(?:>|\\gt)((?:[-+\d., /{}]|\\frac)+)$", r"\2<\1", r"\frac{1}{2}>\frac{1}{3}",
      r"\frac{1}{3}<\frac{1}{2}"),  # two numbers compared
@@ -314,6 +320,9 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
     (r"\\vec ?\{(\w)\} ?\\times ?\\vec ?\{(\w)\}", r"b_{\1x\2}", r"\vec{a}\times\vec{b}", "b_{axb}"),  # not b x a
     (r"\\ne ?\\pm ?([^,;=]+)$", r"\\ne \1,-(\1)", r"x\ne \pm 5", r"x\ne 5,-(5)"),
+    (r"^(?!.*\\int).*d ?\\[a-zA-Z].*",
+     lambda match: re.sub(r"(\\[a-zA-Z]+)|d ?(?=\\[a-zA-Z])", lambda part: part[1] or "{d}", match[0]),
+     r"2d\sin x", r"2{d}\sin x"),  # a distance; the parser knows differentials
     (r"([0-9)}])''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
     (r"([0-9)}])'", r"\1 b_{q}", "5'", "5 b_{q}"),
     (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
