@@ -147,6 +147,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<!\\)(?:\\\$|\$|\\[()\[\]])", " ", "$5$", " 5 "),
     (r"\.\.\.|\\[ch]?dots[bcmio]?(?![a-zA-Z])", r"\\ldots ", "0.33...", r"0.33\ldots "),
     (r"(,)\\! ?| ?\{ ?([,:]) ?\} ?", r"\1\2", "1{,}000", "1,000"),
+    (r"(=[^=]*[^=,;\s])(?<!and\})(?<!or\}) ?(?:\\q?quad(?![a-zA-Z]) ?)+(?=[a-zA-Z](?:_ ?\{?\w+\}?)?(?:\([a-z]\))? ?=)",
+     r"\1, ", r"x=1\quad y=2", "x=1, y=2"),
     (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
     (rf"\{{ ?\\rm(?![a-zA-Z]) ?{_ARG}\}}", r"\\text{\1}", r"{\rm cm}", r"\text{cm}"),
     (rf"\\!|\\(?:left|right|middle){_END}\.?|\\(?:{_SWITCHES}){_END}", "", r"\left(\bf 5\right)", "( 5)"),

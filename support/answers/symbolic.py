@@ -98,6 +98,7 @@ def _plain(thing):
     if (vector := _vector(thing)) is not None:
         return vector
     names = {call: Symbol(str(call)) for call in thing.atoms(AppliedUndef)}
+    names |= {part: Symbol(str(part)) for part in thing.atoms(sympy.Derivative) if _is_unknown(part)}
     names |= {call: sympy.zeta(*call.args) for call in names if str(call.func).endswith("zeta") and len(call.args) == 1}
     if not thing.has(sympy.I, Symbol("i")):  # the real root: (-8)^{1/3} is -2
         powers = [p for p in thing.atoms(sympy.Pow) if p.base.is_negative and p.exp.is_Rational and p.exp.q % 2]
@@ -112,6 +113,11 @@ def _plain(thing):
     if isinstance(thing, BooleanAtom):  # 1 < 2
         raise ValueError("a statement, not an answer")
     return thing
+
+
+def _is_unknown(derivative: sympy.Derivative) -> bool:
+    """dx/dt is no zero: x depends on t, without saying so."""
+    return derivative.expr.has(AppliedUndef) or not derivative.expr.free_symbols & set(derivative.variables)
 
 
 def _vector(thing) -> tuple | None:
