@@ -617,6 +617,8 @@ CHEAP = {
     "words": "5 " + "abcd" * 480 + "!",
     "exponent": "2e999999999",
     "commas": "1,000" * 300,
+    "constants": "C_{1} and " * 180,
+    "parentheses": "(" * 1_900,
     "format": "{0.__class__}%s%n",
 }
 

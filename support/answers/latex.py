@@ -43,8 +43,9 @@ _WHOLE = (  # where k is an integer; for any integer k; k \in Z; k = 0, \pm 1, \
     rf"(?:an?|any|all|every|each|some)?{_GAP}integers?{_GAP}[a-z]|[a-z]{_GAP}(?:(?:is|an|any|arbitrary){_GAP})*integer"
     rf"|[a-z]{_GAP}\\in ?(?:\\mathbb ?)?\{{? ?Z|[a-z] ?= ?0(?: ?, ?\\pm ?\d)+ ?, ?\\ldots)"
 )
+_CONSTANTS = rf"(?:[cC](?: ?_ ?(?:\{{ ?\d ?\}}|\d))?(?:, ?|{_GAP}and{_GAP})?)+"
 _ARBITRARY = (  # where C_1 and C_2 are arbitrary constants; C \in R
-    rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?(?:[cC](?: ?_ ?\{{?\d\}}?)?(?:, ?|{_GAP}and{_GAP})?)+{_GAP}"
+    rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?{_CONSTANTS}{_GAP}"
     rf"(?:\\in ?(?:\\mathbb ?)?\{{? ?R|(?:is|are){_GAP}(?:(?:an?|any|the|arbitrary|real){_GAP})*constants?)"
 )
 _COUNT = r"\{? ?(\d+) ?\}?"
@@ -138,6 +139,9 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<=\d) ?– ?(?=\d)", r"\\text{ to }", "10–12", r"10\text{ to }12"),  # a range is no difference
     ("–", "-", "–7", "-7"),
     (r"\s+", " ", "a \n b", "a b"),
+    (r"(=[^=]*[^=,;\s$])(?<!and\})(?<!or\})"
+     r" ?(?:(?:\\q?quad(?![a-zA-Z])|\$) ?)+(?=[a-zA-Z](?:_ ?\{?\w+\}?)?(?:\([a-z]\))? ?=)",
+     r"\1, ", r"x=1\quad y=2", "x=1, y=2"),
     (r"(?<![\d.,])([1-9]\d{0,2}(?:(?:\{,\}|,\\!) ?\d{3})+)(?!\d)", lambda match: re.sub(r"\D", "", match[1]),
      r"1{,}000\pi", r"1000\pi"),  # such a comma separates no list
     (r"\\{4}", r"\\\\", r"1\\\\2", r"1\\2"),  # escaped twice on its way into a file
@@ -147,8 +151,6 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<!\\)(?:\\\$|\$|\\[()\[\]])", " ", "$5$", " 5 "),
     (r"\.\.\.|\\[ch]?dots[bcmio]?(?![a-zA-Z])", r"\\ldots ", "0.33...", r"0.33\ldots "),
     (r"(,)\\! ?| ?\{ ?([,:]) ?\} ?", r"\1\2", "1{,}000", "1,000"),
-    (r"(=[^=]*[^=,;\s])(?<!and\})(?<!or\}) ?(?:\\q?quad(?![a-zA-Z]) ?)+(?=[a-zA-Z](?:_ ?\{?\w+\}?)?(?:\([a-z]\))? ?=)",
-     r"\1, ", r"x=1\quad y=2", "x=1, y=2"),
     (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
     (rf"\{{ ?\\rm(?![a-zA-Z]) ?{_ARG}\}}", r"\\text{\1}", r"{\rm cm}", r"\text{cm}"),
     (rf"\\!|\\(?:left|right|middle){_END}\.?|\\(?:{_SWITCHES}){_END}", "", r"\left(\bf 5\right)", "( 5)"),
@@ -287,8 +289,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"\1", r"\{x:x>1\}", "x>1"),
     (r"^\\\{(.*)(?:\\mid(?![a-zA-Z])|\||:) ?[a-z] ?\\in ?(?:\\mathbb ?)?\{? ?Z ?\}? ?\\\}$", r"\1",
      r"\{2k\pi\mid k\in\mathbb Z\}", r"2k\pi"),
-    (rf"(?:[ ,(]+|(?=\\text)){_WHOLE}[ }})]*$", "", r"n\pi, n\text{ is an integer}", r"n\pi"),
-    (rf"(?:[ ,(]+|(?=\\text)){_ARBITRARY}[ }})]*$", "", r"x+C, C\in\mathbb R", "x+C"),
+    (rf"(?:(?<![ ,(])[ ,(]+|(?=\\text)){_WHOLE}[ }})]*$", "", r"n\pi, n\text{ is an integer}", r"n\pi"),
+    (rf"(?:(?<![ ,(])[ ,(]+|(?=\\text)){_ARBITRARY}[ }})]*$", "", r"x+C, C\in\mathbb R", "x+C"),
     (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
     (r"^ ?((?:[-+\d., /{}]|\\frac)+)(?:>|\\gt)((?:[-+\d., /{}]|\\frac)+)$", r"\2<\1", r"\frac{1}{2}>\frac{1}{3}",
      r"\frac{1}{3}<\frac{1}{2}"),  # two numbers compared
@@ -317,6 +319,8 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      lambda match: rf"\frac{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", r"4/3\pi", r"\frac{4}{3}\pi"),
     (r"^([^=<>,;]*(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])[^=<>,;]*)\\approx(?![a-zA-Z])", r"\1=",
      r"2x\approx 5", "2x= 5"),  # the parser would drop what stands left of it
+    (r"(^|[,;]) ?([a-zA-Z](?: ?_ ?\{\w+\})?) ?\\approx(?![a-zA-Z])", r"\1\2=",
+     r"x\approx 5, y\approx 6", r"x= 5,y= 6"),
     (r"(\\pi|(?<![a-zA-Z\\])[ie]) ?\(", r"\1\\cdot (", r"\pi(x+1)", r"\pi\cdot (x+1)"),  # no functions
     (r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Z])",
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
