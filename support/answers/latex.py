@@ -289,8 +289,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"\1", r"\{x:x>1\}", "x>1"),
     (r"^\\\{(.*)(?:\\mid(?![a-zA-Z])|\||:) ?[a-z] ?\\in ?(?:\\mathbb ?)?\{? ?Z ?\}? ?\\\}$", r"\1",
      r"\{2k\pi\mid k\in\mathbb Z\}", r"2k\pi"),
-    (rf"(?:(?<![ ,(])[ ,(]+|(?=\\text)){_WHOLE}[ }})]*$", "", r"n\pi, n\text{ is an integer}", r"n\pi"),
-    (rf"(?:(?<![ ,(])[ ,(]+|(?=\\text)){_ARBITRARY}[ }})]*$", "", r"x+C, C\in\mathbb R", "x+C"),
+    (rf"(?:(?<=[^ ,(])[ ,(]+|(?<=[^ ])(?=\\text)){_WHOLE}[ }})]*$", "", r"n\pi, n\text{ is an integer}", r"n\pi"),
+    (rf"(?:(?<=[^ ,(])[ ,(]+|(?<=[^ ])(?=\\text)){_ARBITRARY}[ }})]*$", "", r"x+C, C\in\mathbb R", "x+C"),
     (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
     (r"^ ?((?:[-+\d., /{}]|\\frac)+)(?:>|\\gt)((?:[-+\d., /{}]|\\frac)+)$", r"\2<\1", r"\frac{1}{2}>\frac{1}{3}",
      r"\frac{1}{3}<\frac{1}{2}"),  # two numbers compared
