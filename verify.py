@@ -15,15 +15,16 @@ What counts as an answer, and by whose convention:
   follows counts, and thinking that is never finished earns nothing.
 - A copy of the question is no answer. An integral, a limit, a sum, a determinant that nobody worked out is refused, and
   so is an inequality that nobody solved, unless the reference is one, too. Given the question, `grade` also refuses a
-  formula that stands in it as it is, unless it is a plain number or the reference itself. Without the question plain
-  arithmetic (`17 \cdot 3` for 51) still pays.
+  formula that stands in it, in any order and with any brackets, unless it is a plain number or the reference itself.
+  Without the question plain arithmetic (`17 \cdot 3` for 51) still pays.
 - Numbers are compared exactly. A decimal with six or more decimals also equals what it rounds, to 5e-7 (math-verify's
   six decimals; relative below 0.1, so 1e-7 is not 2e-7). `0.333333` and `0.333...` are 1/3, `0.33` is not, nor is 1.41
   the root of 2. What is no fraction is compared to 25 digits.
 - Thousands: `1,000`, `1{,}000`, `1 000`; a comma *and* a space make a list. A lone comma that cannot be that is a
   decimal comma or a list, whichever the other side is: `1,22` equals `1.22` and `22,1` (math-verify has both).
   `1.234.567`, `1.234,5` and `1'000` are read as in Europe; `1.234` is not.
-- Percent: `50\%` equals `50` (Hendrycks MATH drops the sign) and `0.5` (its value); `0.5\%` is not `50`.
+- Percent: `50\%` equals `50` (Hendrycks MATH drops the sign) and `0.5` (its value), in lists and points, too; `0.5\%`
+  is not `50`.
 - A unit is dropped, not converted, where the other side has none (Hendrycks MATH, math-verify): `5 cm` is `5`,
   `9.8\ \mathrm{m/s^2}` is `9.8`, `90^\circ` is `90`, `5 apples` is `5`. Two units that differ make two answers: `5 cm`
   is neither `5 m` nor `50 mm`, `\$5` is not `5 cents`. Degrees count inside sin, cos and tan. A single letter is a unit
@@ -40,16 +41,18 @@ What counts as an answer, and by whose convention:
   `2\frac13\pi` is seven thirds of pi, and `4/3\pi` is four thirds, not `4/(3\pi)`. `5(2)` is 10.
 - A reference `7 \times 9`, of two or three plain numbers, is a size: neither 63 nor `9 \times 7` answers it. A longer
   product is a number.
-- A reference `\frac{40}{3} \approx 13.33` gives two values, and either answers it.
+- A reference `\frac{40}{3} \approx 13.33` gives two values, and either answers it. As an answer it says both, if one is
+  a rounding of the other: `12 \approx 5` answers neither 12 nor 5.
 - Words and choice letters: ignoring case, articles, `\text{}` and brackets, `(C)`, `(C) 12`, `C: 12` and `Option C` are
-  `c`, and `ACD` is `A, C, D`. Where the question lists the options, the text of option C alone is `C`, too. Words in
-  another order are others, unless `and` joins them, and so are capitals (`HTH`). In formulas case counts: `M-m` is not
-  0. Letters that make no word are a product: `ab` is `ba`, but `no` is not `on`.
+  `c`, and `ACD` is `A, C, D`. The text of option C alone is `C`, too, where the reference or the question says which
+  text that is. `(a) 5; (b) 7` is no choice, but a point with two parts. Words in another order are others, unless `and`
+  joins them, and so are capitals (`HTH`). In formulas case counts: `M-m` is not 0. Letters that make no word are a
+  product: `ab` is `ba`, but `no` is not `on`.
 - `(1)(3)` and `①③` are a list of statements by their numbers, not a product.
 - `x = 5` answers `5` and the other way round, and a chain counts by its last member (math-verify). `a+b = 5` answers
-  `5`, `2x+3 = 5` does not.
+  `5`, `2x+3 = 5` does not. Two names that differ are two answers: `P(X=5) = 0.2` is not `P(X=4) = 0.2`.
 - `(1,2)` is ordered; `1,2` and `\{1,2\}` are not. `(1,2)` is a point or an open interval, or answers the list `1,2`;
-  `[1,2]`, `[1,2)` and `(1,2)` differ. A column is a point. `x=2, y=3` is `(2,3)` by name, while
+  `[1,2]`, `[1,2)` and `(1,2)` differ. A column is a point, and so is `2i + 3j`. `x=2, y=3` is `(2,3)` by name, while
   `x_1=2, x_2=3` (roots) is a set. `2, 3` does not answer `2, 2, 3`; `2, 2, 3` answers `2, 3`.
 - `x \in [1,2]`, `1 \le x \le 2` and `[1,2]` are one set, either way round (math-verify, relations against sets).
 - Formulas are equal where both sides are real, with each root and logarithm in them: `\sqrt{x^2}` is `|x|`, not `x`;

@@ -35,6 +35,8 @@ REJECTED = [
      "tests rounding to 2 decimals; 0.33 is not 1/3"),
     ("$(0.6,2.6667]$", r"$(\frac{3}{5},\frac{8}{3}]$", True, "tests rounding to 4 decimals; 2.6667 is not 8/3"),
     (r"$-2 \\le x \\le 7$", r"$x \in [-2,7]$", False, "the same pair is also labelled right; they are one set"),
+    (r"$x = 5+5+1 = 1/3 \approx 11$", "$x = 1/3$", True, "1/3 is not about 11; who writes both would answer either"),
+    (r"$x=1/3\approx1.3$", "$1/3$", True, "the same with 1.3"),
 ]  # fmt: skip
 
 # Pairs that say the same, either way round and boxed or not.
@@ -133,7 +135,7 @@ def pairs(table: str) -> list[tuple[str, str]]:
 
 def test_public_cases():
     wrong = [case for case in CASES if equivalent(case[0], case[1]) != case[2]]
-    assert len(CASES) == 244 and not wrong
+    assert len(CASES) == 242 and not wrong
 
 
 def test_rejected_labels_are_still_rejected():
@@ -373,6 +375,10 @@ def test_grade_batch_asks_once_about_answers_that_differ_in_layout(monkeypatch):
         (r"17 \cdot 3", "51", r"Compute $17\cdot 3$.", True),
         ("(x+1)(x+2)", "x^2+3x+2", "Expand $(x+1)(x+2)$.", True),
         ("2x>4", "x>2", "Solve $2x > 4$.", True),
+        ("(x+2)(x+1)", "x^2+3x+2", "Expand $(x+1)(x+2)$.", True),
+        (r"\log_2 (8)", "3", r"Find \(\log_2 8\).", True),
+        ("6+5x+x^2", "(x+2)(x+3)", "Factor $x^2+5x+6$.", True),
+        ("(5,3)", r"\{x=5,y=3\}", "Reflect $(3,6)$.", False),
         ("51", "51", r"Compute $17\cdot 3$, which is 51.", False),
         ("0.5", r"\frac12", "Write $0.5$ as a fraction.", False),  # plain numbers stand in many questions
         ("x+1", "1+x", "Divide $x^2-1$ by $x-1$; compare with $x+1$.", False),
@@ -611,6 +617,8 @@ CHEAP = {
     "words": "5 " + "abcd" * 480 + "!",
     "exponent": "2e999999999",
     "commas": "1,000" * 300,
+    "constants": "C_{1} and " * 180,
+    "parentheses": "(" * 1_900,
     "format": "{0.__class__}%s%n",
 }
 

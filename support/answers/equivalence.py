@@ -161,18 +161,26 @@ _CHOICE = re.compile(
     r"(?:\\text ?\{)? ?"
     r"(?:\(([A-Ha-h])\)|([A-Ha-h])[.)](?![A-Z]\b)|([A-H]): (?=[^ ]{2}|[0-9])|(?<=\{)([A-H]) ?- ?(?=[a-zA-Z][a-z]))"
     r" ?\}? ?"
-    r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z]))\S"
+    # no choices: (A) or (B), (A)(B), (b)^2-4ac
+    r"(?!(?:\\text ?\{ ?)?(?:and|or|[,;/&])(?![a-zA-Z])|\(?[A-H]\)|[*/^_=!<>']|[-+](?!\d))(\S.*)",
+    re.DOTALL,
 )
 
 
-def choice(text: str) -> str | None:
-    """The letter of a choice with its text.
+def choice(text: str) -> tuple[str, str] | None:
+    """The letter of a choice and its text. What has the next letter, too, is an answer in parts.
 
-    >>> choice("(C) 12"), choice("c. 3"), choice(r"\\text{B: the sun}"), choice("(A) or (B)"), choice("12")
-    ('c', 'c', 'b', None, None)
+    >>> choice("(C) 12"), choice("c. 3"), choice(r"\\text{B: the sun}"), choice("12")
+    (('c', '12'), ('c', '3'), ('b', 'the sun'), None)
+    >>> choice("(A) or (B)"), choice("(a) 5; (b) 7"), choice("(b)^2-4ac")
+    (None, None, None)
     """
-    match = _CHOICE.match(text)
-    return "".join(filter(None, match.groups())).lower() if match else None
+    if not (match := _CHOICE.match(text)):
+        return None
+    *letters, said = match.groups()
+    letter = "".join(filter(None, letters)).lower()
+    in_parts = re.search(rf"(?<![a-zA-Z])\(?{chr(ord(letter) + 1)}[).:]", said, re.IGNORECASE)
+    return None if in_parts else (letter, said.removesuffix("}") if text.startswith(r"\text") else said)
 
 
 def _choices(text: str) -> list[str] | None:
@@ -189,8 +197,8 @@ def _choices(text: str) -> list[str] | None:
 def same_choice(answer: str, reference: str) -> bool | None:
     """The verdict on the letter of a choice against a letter with its text; None for anything else."""
     for text, letter in ((answer, words(reference)), (reference, words(answer))):
-        if letter and len(letter[0]) == 1 and (chosen := choice(text)):
-            return chosen == letter[0]
+        if letter and len(letter[0]) == 1 and (option := choice(text)):
+            return option[0] == letter[0]
     return None
 
 
@@ -206,7 +214,9 @@ _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 
 
-_INNER = re.compile(r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}")  # the conditions of cases, and what braces hold
+_INNER = re.compile(  # the conditions of cases, what braces hold, and the event in P(X = 4)
+    r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}|(?<=[A-Zf-hp-w}])\([^()]*\)"
+)
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -221,7 +231,7 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def _named_outside(text: str) -> tuple[str, str]:
-    """`_named` of a text whose braces hold no `=`."""
+    """`_named` of a text whose braces and arguments hold no `=`."""
     sign = _SIGN.search(text)
     if not sign:
         return "", text
@@ -246,7 +256,7 @@ def _exact_part(answer: str, reference: str) -> str:
     '\\pi \\approx 3.1'
     """
     exact, sign, _ = answer.partition(r"\approx")
-    if not sign or r"\approx" in reference:
+    if not sign or r"\approx" in reference or re.fullmatch("[a-zA-Z]", exact.strip()):
         return answer
     asked, said = number(reference), number(exact.strip())
     fraction = asked and said and not asked.decimals and not said.decimals
@@ -288,6 +298,7 @@ def _same_name(one: str, other: str) -> bool:
     >>> _same_name("y(x)", "y"), _same_name("f(1)", "f"), _same_name("f(x)", "f(y)")
     (True, False, False)
     """
+    one, other = (name.replace("[", "(").replace("]", ")") for name in (one, other))  # E[X] is E(X)
     return one == other or re.sub(r"\([a-z]\)$", "", one) == other or re.sub(r"\([a-z]\)$", "", other) == one
 
 
@@ -308,7 +319,9 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     answer, reference = _exact_part(answer, reference), _asked_part(answer, reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)
     bare, target_bare = _ATTACHED.sub("", name), _ATTACHED.sub("", target_name)
-    if name and target_name:
+    if name and target_name:  # 0 = x - y may be 0 = y - x
+        if number(name):
+            return answer, reference
         return (value, target) if _same_name(canonical(name), canonical(target_name)) else (answer, reference)
     if target_name and not re.search(r"[-+0-9]", target_bare):
         return answer, target
@@ -359,6 +372,9 @@ def bare(answer: str, reference: str) -> tuple[str, str] | None:
     """
     if _RATIO.fullmatch(answer) or _RATIO.fullmatch(reference):  # 3 to 4 is 3:4; elsewhere it may be a range
         answer, reference = (_TO.sub(r"\1:\2", text) for text in (answer, reference))
+    named = words(answer)
+    if (option := choice(reference)) and not choice(answer) and not (named and len(named[0]) == 1):
+        reference = option[1]  # 12 answers (C) 12
     if (exact := _without_noise(reference)) != reference:  # a reference that a program has computed
         answer, reference = _without_noise(answer), exact
     return same_words(*unnamed(answer, reference))
@@ -477,6 +493,13 @@ def _money(text: str) -> set[str]:
 
 def quick(answer: str, reference: str) -> bool | None:
     """The verdict where text, numbers and words can tell, else None."""
+    verdict = _by_text(answer, reference)
+    # 12 \approx 5 would answer 12 and 5: whether that is true, sympy has to say
+    unsure = verdict and r"\approx" in tidy(answer) and canonical(answer) != canonical(reference)
+    return None if unsure else verdict
+
+
+def _by_text(answer: str, reference: str) -> bool | None:
     if (one := _money(answer)) and (other := _money(reference)) and not one & other:
         return False
     for share, other in ((answer, reference), (reference, answer)):
@@ -488,6 +511,8 @@ def quick(answer: str, reference: str) -> bool | None:
         return verdict
     if (verdict := _same_sizes(tidy(answer), tidy(reference))) is not None:
         return verdict
+    if (chosen := same_choice(tidy(answer), tidy(reference))) is not None:
+        return chosen
     if not (pair := bare(tidy(answer), tidy(reference))) or not all(pair) or _unworked(*pair):
         return False
     answer, reference = pair
@@ -503,6 +528,4 @@ def quick(answer: str, reference: str) -> bool | None:
     one, other = words(answer), words(reference)
     if one and other and (one[0] == other[0] or one[1] or other[1]):
         return _same_words(one[0], other[0], bool(re.search(r"\band\b", answer + " " + reference)))
-    if (chosen := same_choice(answer, reference)) is not None:
-        return chosen
     return False if one and one[1] and b or other and other[1] and a else None  # a word is not a number

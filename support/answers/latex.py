@@ -37,6 +37,17 @@ _GREEK_WORDS = "alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|tau|phi|omega"
 _EVERY = "(?:real|rational|complex|natural|integers?|positive|non-?negative|numbers?|values|of)"  # not even, not large
 _FOR_ALL = r"(?:\\forall(?![a-zA-Z])|(?:\\text ?\{ ?)?for (?:all|any|every|each)(?![a-z]))"
 _IN_A_NAME = str.maketrans({"+": "p", "-": "m", "(": "", ")": "", " ": ""})
+_GAP = r"(?:[ }]|\\text ?\{)*"  # between two words, one of which may stand in \text
+_WHOLE = (  # where k is an integer; for any integer k; k \in Z; k = 0, \pm 1, \ldots
+    rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?(?:"
+    rf"(?:an?|any|all|every|each|some)?{_GAP}integers?{_GAP}[a-z]|[a-z]{_GAP}(?:(?:is|an|any|arbitrary){_GAP})*integer"
+    rf"|[a-z]{_GAP}\\in ?(?:\\mathbb ?)?\{{? ?Z|[a-z] ?= ?0(?: ?, ?\\pm ?\d)+ ?, ?\\ldots)"
+)
+_CONSTANTS = rf"(?:[cC](?: ?_ ?(?:\{{ ?\d ?\}}|\d))?(?:, ?|{_GAP}and{_GAP})?)+"
+_ARBITRARY = (  # where C_1 and C_2 are arbitrary constants; C \in R
+    rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?{_CONSTANTS}{_GAP}"
+    rf"(?:\\in ?(?:\\mathbb ?)?\{{? ?R|(?:is|are){_GAP}(?:(?:an?|any|the|arbitrary|real){_GAP})*constants?)"
+)
 _COUNT = r"\{? ?(\d+) ?\}?"
 _BASES = "one two three four five six seven eight nine ten eleven twelve".split()
 _EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|matrix|cases|center"
@@ -67,10 +78,39 @@ def _matrix(items: str, next_row: str) -> str:
     return r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
 
 
-def _both_signs(match: re.Match) -> str:
-    """A point with linked signs: the upper ones, then the lower ones."""
-    upper, lower = (match[1].replace(r"\pm", one).replace(r"\mp", other) for one, other in ("+-", "-+"))
-    return f"({upper}),({lower})"
+def _items(text: str) -> list[str]:
+    """Split at the commas outside of all brackets."""
+    items, depth = [""], 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        items[-1] += char
+        if char == "," and depth == 0:
+            items[-1] = items[-1][:-1]
+            items.append("")
+    return items
+
+
+def _each_sign(text: str) -> str:
+    r"""Each item with \pm as two, and with \mp linked to it: the parser takes them in a few places only.
+
+    >>> _each_sign(r"0,\frac{1\pm x}{2}"), _each_sign(r"\{(\pm 1,\mp 2)\}"), _each_sign(r"\pm 1\pm 2")
+    ('0,\\frac{1+ x}{2},\\frac{1- x}{2}', '\\{(+ 1,- 2),(- 1,+ 2)\\}', '+ 1+ 2,+ 1- 2,- 1+ 2,- 1- 2')
+    """
+    if r"\pm" not in text or ";" in text:
+        return text
+    if one_set := re.fullmatch(r"\\\{((?:(?!\\[{}]).)*)\\\}", text):
+        return rf"\{{{_each_sign(one_set[1])}\}}"
+    items = []
+    for item in _items(text):
+        parts = re.split(r"\\pm(?![a-zA-Z])", item)
+        if r"\{" in item or len(parts) > 4:
+            items.append(item)
+        elif r"\mp" in item:
+            items += [item.replace(r"\pm", one).replace(r"\mp", other) for one, other in ("+-", "-+")]
+        else:
+            for signs in itertools.product("+-", repeat=len(parts) - 1):
+                items.append("".join(sign + part for sign, part in zip(("", *signs), parts, strict=True)))
+    return ",".join(items)
 
 
 def _improper(match: re.Match) -> str:
@@ -79,12 +119,29 @@ def _improper(match: re.Match) -> str:
     return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}" if 0 < top < bottom else match[0]
 
 
+def _line(match: re.Match) -> str:
+    """A point and a multiple of a direction as one point."""
+    start, direction = match[1].split(","), match[3].split(",")
+    if len(start) != len(direction):
+        return match[0]
+    return "(" + ",".join(rf"{a}+{match[2]}\cdot({b})" for a, b in zip(start, direction, strict=True)) + ")"
+
+
+def _parts(match: re.Match) -> str:
+    """(a) 5; (b) 7 as a point: its parts have an order."""
+    parts = re.split(r"[,;.]? ?\((?:[a-e]|[1-5]|i{1,3}|iv|v)\) ", match[0])[1:]
+    return match[0] if "," in "".join(parts) else f"({','.join(parts)})"
+
+
 _BRACKETS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|"}
 
 LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<=\d) ?– ?(?=\d)", r"\\text{ to }", "10–12", r"10\text{ to }12"),  # a range is no difference
     ("–", "-", "–7", "-7"),
     (r"\s+", " ", "a \n b", "a b"),
+    (r"(=[^=]*[^=,;\s$])(?<!and\})(?<!or\})"
+     r" ?(?:(?:\\q?quad(?![a-zA-Z])|\$) ?)+(?=[a-zA-Z](?:_ ?\{?\w+\}?)?(?:\([a-z]\))? ?=)",
+     r"\1, ", r"x=1\quad y=2", "x=1, y=2"),
     (r"(?<![\d.,])([1-9]\d{0,2}(?:(?:\{,\}|,\\!) ?\d{3})+)(?!\d)", lambda match: re.sub(r"\D", "", match[1]),
      r"1{,}000\pi", r"1000\pi"),  # such a comma separates no list
     (r"\\{4}", r"\\\\", r"1\\\\2", r"1\\2"),  # escaped twice on its way into a file
@@ -144,10 +201,10 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"3\text{ and }7"),
     (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
-    (r"(:\d\d|\d(?= |\\)|^\d\d?(?=[ap]m$)) ?(?:\\text ?\{ ?)?([aApP])\.? ?[mM]\.?(?![a-zA-Z]) ?\}?",
-     lambda match: rf"{match[1]}\text{{ {match[2].lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
+    (r"(:\d\d|\d(?= |\\)|^\d\d?(?=[ap]m$)) ?(?:\\text ?\{ ?)?(?:([ap])(?:\. ?)?m|([AP])(?:\. ?)?M)\.?(?![a-zA-Z]) ?\}?",
+     lambda match: rf"{match[1]}\text{{ {(match[2] or match[3]).lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
     (r"([_^]) ?\{ ?\\text ?\{ ?(\w*) ?\} ?\}", r"\1{\2}", r"k_{\text{B}}", "k_{B}"),
-    (r"_ ?\{ ?\\(max|min) ?\}", r"_{\1}", r"I_{\max}", "I_{max}"),
+    (r"_ ?\{? ?\\(max|min|odot|oplus|perp|parallel|infty|star|ast)(?![a-zA-Z]) ?\}?", r"_{\1}", r"I_{\max}", "I_{max}"),
     (rf"(?<=[0-9A-F)]) ?_ ?\{{ ?({'|'.join(_BASES)}) ?\}}", lambda match: f"_{{{_BASES.index(match[1]) + 1}}}",
      "101_{two}", "101_{2}"),
     (r"\(([0-9A-F]+)\) ?(?=_ ?\{? ?\d)", r"\1", "(101)_2", "101_2"),
@@ -157,6 +214,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
      r"\text{sin}x", r"\sin x"),
     (r"\\text ?\{ ?([ie]) ?\}", r"\1 ", r"\text{e}^2", "e ^2"),
+    (r"\\text ?\{ ?d ?\} ?(?=[a-z](?![a-z])|\})", "d", r"\text{d}x", "dx"),
     (rf"(?:{_WORD}|(?<=\d))({_GREEK_WORDS}){_END}(?= ?[-+*/^_=)])|(?<=[-+*/(=\d])({_GREEK_WORDS}){_END}",
      lambda match: f"\\{match[0]} ", "2*theta^2", r"2*\theta ^2"),  # alone it may be a word
     (rf"{_WORD}(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|sqrt|pi){_END}", r"\\\1 ", "2*pi", r"2*\pi "),
@@ -167,10 +225,10 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"\\emptyset ", r"\text{no solution}", r"\emptyset "),
     (rf"{_TEXT_OPEN}all real (?:numbers|values)(?: of)?{_TEXT_CLOSE}|\\(?:mathbb|Bbb|text) ?\{{? ?R ?\}}?$",
      r"\\mathbb{R}", "all real numbers", r"\mathbb{R}"),
+    (rf"{_TEXT_OPEN}all positive integers{_TEXT_CLOSE}|\\mathbb ?\{{? ?Z ?\}}? ?\^ ?\{{? ?\+ ?\}}?", r"\\mathbb{Z}^+",
+     "all positive integers", r"\mathbb{Z}^+"),
     (r"\\mathbb ?\{? ?R ?\}? ?(?:\^ ?\{? ?\+ ?\}?|_ ?\{ ?(?:>|\\gt) ?0 ?\})$", r"(0,\\infty)",
      r"\mathbb{R}^+", r"(0,\infty)"),
-    (r"(?:, ?|\\text ?\{ ?(?:for|where) ?\} ?)(?:\\text ?\{ ?(?:for|where) ?\} ?)?[a-z] ?\\in ?\\mathbb ?\{? ?Z ?\}?$",
-     "", r"n\pi, n\in\mathbb Z", r"n\pi"),
     (rf",? ?{_FOR_ALL}(?:[ }}]*{_EVERY})*[ }}]*[a-z]"
      r"(?: ?\\in ?\\mathbb ?\{? ?[RQZNC] ?\}?)?(?: ?\^ ?\{? ?\+ ?\}?| ?_ ?\{ ?> ?0 ?\})?[ }]*$", "",
      r"f(x)=2x\text{ for all real }x", "f(x)=2x"),
@@ -185,7 +243,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      lambda match: f"\\{match[1] or ''}{'cot' if match[2] else 'tan'} ", r"\tg x", r"\tan  x"),
     (r"\b(p)er (?=cent(?:age)?\b)", r"\1er", "5 per cent", "5 percent"),
     (r"\\([lgn]e)(?:q|qslant|qq)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
-    (r"!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),
+    (r"(?<!\d)!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),  # 5!=120 has a factorial
     (r"([=<>][^=<>]*?)\\(?:land|wedge)(?![a-zA-Z])", r"\1\\text{ and }", r"x=1\land y=2", r"x=1\text{ and } y=2"),
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"^ ?\*\*([^*]+)\*\* ?$", r"\1", "**5**", "5"),  # bold, in Markdown
@@ -194,6 +252,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<![a-zA-Z])(?:np|numpy|math)\.(?=[a-z\\])", "", "np.arcsin(x)", "arcsin(x)"),
     (r"^ ?(\([a-z](?:, ?[a-z])+\)) ?= ?(.*)$", lambda match: f"{match[1]}={match[2].replace(match[1] + '=', '')}",
      "(x,y)=(1,2),(x,y)=(3,4)", "(x,y)=(1,2),(3,4)"),
+    (r"^ ?\((?:a|1|i)\) [-\w(\\].+\((?:b|2|ii)\) [-\w(\\].*$", _parts, "(a) 5; (b) 7", "(5,7)"),
     (r"^ ?((?:\( ?\d\d? ?\) ?){2,})$", lambda match: ", ".join(re.findall(r"\d+", match[1])), "(1)(3)", "1, 3"),
     (r"^ ?\[([^][;,]+,[^][;]*(?:;[^][;,]+,[^][;]*)+)\]$",
      lambda match: _matrix(match[1], ";"),
@@ -202,9 +261,10 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$",
      lambda match: _matrix(match[1][1:-1], "] ?, ?."),
      "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    (r"\\([ij])math(?![a-zA-Z])", r" \1", r"\hat\imath", r"\hat i"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
-    (r"(\[|\() ?([^][(),]+),([^][(),]+)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
-    (r"\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
+    (r"(\[|\() ?([^][(),]+),([^][(),]+)(?<!sqrt)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
+    (r"(?<!sqrt\[.)\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
      lambda match: f"({match[1]},{match[2]}{match[4] or ')'}", "]1,2[", "(1,2)"),
     (rf"{_TEXT_OPEN}(?:DNE|does not exist)\.?{_TEXT_CLOSE}", r"\\text{does not exist}", "DNE",
      r"\text{does not exist}"),
@@ -219,14 +279,18 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^(?: |=|\\approx|\\therefore|\\Rightarrow|\\implies)+(?![a-zA-Z])", "", "= 5", "5"),
     (r"[\\.,;: ]+$", "", r"5\\", "5"),
     (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?|`)$""", r"\1", '"yes"', "yes"),
-    (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
+    (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z*])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
     (r"_ ?(-\d+|[0-9a-zA-Z])", r"_{\1}", r"\log_28", r"\log_{2}8"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
     (r"\\(sqrt(?: ?\[[^][]*\])?|overline) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
     (rf"\\(sqrt|frac) ?(\\(?:{_GREEK}))(?![a-zA-Z])", r"\\\1{\2}", r"\frac\pi2", r"\frac{\pi}2"),
-    (r"\\langle(?![a-zA-Z])([^<>]*)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
+    (r"\\langle(?![a-zA-Z])([^<>]*?)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
     (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\mid(?![a-zA-Z])|\||:)(.*)\\\}$",
      r"\1", r"\{x:x>1\}", "x>1"),
+    (r"^\\\{(.*)(?:\\mid(?![a-zA-Z])|\||:) ?[a-z] ?\\in ?(?:\\mathbb ?)?\{? ?Z ?\}? ?\\\}$", r"\1",
+     r"\{2k\pi\mid k\in\mathbb Z\}", r"2k\pi"),
+    (rf"(?:(?<=[^ ,(])[ ,(]+|(?<=[^ ])(?=\\text)){_WHOLE}[ }})]*$", "", r"n\pi, n\text{ is an integer}", r"n\pi"),
+    (rf"(?:(?<=[^ ,(])[ ,(]+|(?<=[^ ])(?=\\text)){_ARBITRARY}[ }})]*$", "", r"x+C, C\in\mathbb R", "x+C"),
     (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
     (r"^ ?((?:[-+\d., /{}]|\\frac)+)(?:>|\\gt)((?:[-+\d., /{}]|\\frac)+)$", r"\2<\1", r"\frac{1}{2}>\frac{1}{3}",
      r"\frac{1}{3}<\frac{1}{2}"),  # two numbers compared
@@ -255,13 +319,16 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      lambda match: rf"\frac{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", r"4/3\pi", r"\frac{4}{3}\pi"),
     (r"^([^=<>,;]*(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])[^=<>,;]*)\\approx(?![a-zA-Z])", r"\1=",
      r"2x\approx 5", "2x= 5"),  # the parser would drop what stands left of it
+    (r"(^|[,;]) ?([a-zA-Z](?: ?_ ?\{\w+\})?) ?\\approx(?![a-zA-Z])", r"\1\2=",
+     r"x\approx 5, y\approx 6", r"x= 5,y= 6"),
     (r"(\\pi|(?<![a-zA-Z\\])[ie]) ?\(", r"\1\\cdot (", r"\pi(x+1)", r"\pi\cdot (x+1)"),  # no functions
     (r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Z])",
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
     (r"\\vec ?\{(\w)\} ?\\times ?\\vec ?\{(\w)\}", r"b_{\1x\2}", r"\vec{a}\times\vec{b}", "b_{axb}"),  # not b x a
     (r"\\ne ?\\pm ?([^,;=]+)$", r"\\ne \1,-(\1)", r"x\ne \pm 5", r"x\ne 5,-(5)"),
-    (r"\(([^()]*\\mp[^()]*)\)",
-     _both_signs, r"(\pm 1,\mp 2)", "(+ 1,- 2),(- 1,+ 2)"),
+    (r"^(?!.*\\int).*d ?\\[a-zA-Z].*",
+     lambda match: re.sub(r"(\\[a-zA-Z]+)|d ?(?=\\[a-zA-Z])", lambda part: part[1] or "{d}", match[0]),
+     r"2d\sin x", r"2{d}\sin x"),  # a distance; the parser knows differentials
     (r"([0-9)}])''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
     (r"([0-9)}])'", r"\1 b_{q}", "5'", "5 b_{q}"),
     (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
@@ -271,14 +338,9 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"I(?!m|ff)", r"\\iota ", "I_{1}", r"\iota _{1}"),  # no imaginary unit
     (r"(E|(?<![a-zA-Z\\])e) ?_ ?\{([\w +-]*)\}", lambda match: f"b_{{q{match[1]}{match[2].translate(_IN_A_NAME)}}}",
      "2E_{n+1}", "2b_{qEnp1}"),  # an energy, not 2.718
-    (rf"\\frac ?\{{ ?\\(pm|mp){_ARG}\}}", r"\\\1\\frac{\2}", r"\frac{\pm 1}{2}", r"\pm\frac{ 1}{2}"),
-    (rf"\\frac ?\{{{_ARG}\\(?:pm|mp){_ARG}\}} ?\{{{_ARG}\}}", r"\\frac{\1}{\3}\\pm\\frac{\2}{\3}",
-     r"\frac{1\pm\sqrt5}{2}", r"\frac{1}{2}\pm\frac{\sqrt5}{2}"),
     (r"(?<![\\a-zA-Z])(?![ckm]m ?\^)([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # faster to parse
+    (r"\(([^()]*,[^()]*)\) ?\+ ?([a-z]) ?\(([^()]*,[^()]*)\)$", _line, "(1,2)+t(3,4)", r"(1+t\cdot(3),2+t\cdot(4))"),
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
-    (r"\(((?:(?!\\pm)[^()])*)\\pm(?![a-zA-Z])((?:(?!\\pm)[^()])*)\)",
-     lambda match: f"({match[1]}+{match[2]}),({match[1]}-{match[2]})" if "," in match[0] else match[0],
-     r"(\pm 1,2)", "(+ 1,2),(- 1,2)"),
     (r"(\^ ?\{[^{}]*)\} ?(\^ ?\{[^{}]*\})", r"\1\2}", "2^{3}^{2}", "2^{3^{2}}"),  # a tower, from the top
     (r"(?<![\d.!])(\d{1,3})!!(?!!)", lambda match: str(math.prod(range(int(match[1]), 1, -2))), "5!!", "15"),
     (r"(\d+|[a-zA-Z]|\([\w +-]*\)) ?!!(?!!)",  # no factorial of a factorial
@@ -402,7 +464,7 @@ def spelled(text: str) -> str:
     >>> spelled(r"f'(x) \text{ or } 2\gamma")
     'f_{q}(x),2\\lambda_{g}'
     """
-    return _rewrite(text, _SPELLING)
+    return _each_sign(_rewrite(text, _SPELLING))
 
 
 def canonical(text: str) -> str:
@@ -417,5 +479,6 @@ def canonical(text: str) -> str:
     """
     text = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", tidy(text))
     text = re.sub(" +", " ", text).strip(" .")
+    text = re.sub(r"(?<![\\a-zA-Z])[A-Z](?=[a-z]{3})", lambda match: match[0].lower(), text)  # a word, as in words
     text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", text)  # \le 0 is \le0
     return (_SPACE_IN_LIST if text.count(",") > 1 else _SPACE).sub("", text)

@@ -15,9 +15,9 @@ from support.answers.equivalence import number, words
 from support.answers.latex import tidy
 
 _BOX_TOKEN = re.compile(r"\\\\?boxed\s*\{|\\.|[{}]", re.DOTALL)  # `\\.` skips the braces in \{ and \}
-_FORMULA = r"(?:(?<!\\)\$\$.+?\$\$|(?<!\\)\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
+FORMULA = r"(?:(?<!\\)\$\$.+?\$\$|(?<!\\)\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
 _PLAIN = r"[-+]?[$€£]?(?:\d[\d,. ]*\d|\d|\.\d+)(?:/\d+)?(?:\s?\\?%|\s(?:percent|pct)\b)?"
-_CANDIDATE = re.compile(rf"{_FORMULA}(?:\s*(?:,?\s*(?:and|or)|,)?\s*{_FORMULA})*|{_PLAIN}", re.DOTALL)
+_CANDIDATE = re.compile(rf"{FORMULA}(?:\s*(?:,?\s*(?:and|or)|,)?\s*{FORMULA})*|{_PLAIN}", re.DOTALL)
 _FINALLY = re.compile(r"(?is).*final (answer.*?\d.*?)(?:I hope it is correct.*)?$")
 
 
@@ -62,6 +62,6 @@ def _is_prose(text: str) -> bool:
 def locate(text: str) -> str:
     """The last formula or number of a sentence; all of what is no sentence."""
     text = re.sub(r"\\+boxed ?\{(?! ?\})", "", text.strip())  # never closed
-    if re.search(_FORMULA, text, re.DOTALL) or _is_prose(text):
+    if re.search(FORMULA, text, re.DOTALL) or _is_prose(text):
         return (_CANDIDATE.findall(text) or [text])[-1]
     return text

@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import sympy
 from antlr4.atn.PredictionMode import PredictionMode
@@ -23,7 +24,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
-from support.answers.equivalence import RELATION, bare
+from support.answers.equivalence import RELATION, bare, number
 from support.answers.latex import canonical, spelled, tidy
 from support.answers.units import split
 
@@ -94,7 +95,10 @@ def _plain(thing):
         return Equation(_plain(thing.lhs), _plain(thing.rhs))
     if isinstance(thing, And) and all(isinstance(part, Eq) for part in thing.args):
         return Equation(_plain(thing._unsorted_args[0].lhs), _plain(thing._unsorted_args[-1].rhs))
+    if (vector := _vector(thing)) is not None:
+        return vector
     names = {call: Symbol(str(call)) for call in thing.atoms(AppliedUndef)}
+    names |= {part: Symbol(str(part)) for part in thing.atoms(sympy.Derivative) if _is_unknown(part)}
     names |= {call: sympy.zeta(*call.args) for call in names if str(call.func).endswith("zeta") and len(call.args) == 1}
     if not thing.has(sympy.I, Symbol("i")):  # the real root: (-8)^{1/3} is -2
         powers = [p for p in thing.atoms(sympy.Pow) if p.base.is_negative and p.exp.is_Rational and p.exp.q % 2]
@@ -111,6 +115,29 @@ def _plain(thing):
     return thing
 
 
+def _is_unknown(derivative: sympy.Derivative) -> bool:
+    """dx/dt is no zero: x depends on t, without saying so."""
+    return derivative.expr.has(AppliedUndef) or not derivative.expr.free_symbols & set(derivative.variables)
+
+
+def _vector(thing) -> tuple | None:
+    r"""2i + 3j - k, in any font, as (2, 3, -1). It has a j and one more of the three; 3 + 4i has none.
+
+    >>> _vector(sympy.sympify("2*i+3*j")), _vector(sympy.sympify("i+j+1"))
+    ((2, 3), None)
+    """
+    fonts = {Symbol(f"{mark}{{{letter}}}"): Symbol(letter) for mark in ("hat", "vec") for letter in "ijk"}
+    axes = [Symbol(letter) for letter in "ijk"]
+    if not isinstance(thing, Expr) or len({str(fonts.get(s, s)) for s in thing.free_symbols} & {"i", "j", "k"}) < 2:
+        return None
+    thing = thing.xreplace(fonts).expand()
+    i, j, k = values = [thing.coeff(axis) for axis in axes]
+    rest = thing - sum(value * axis for value, axis in zip(values, axes, strict=True))
+    if not j or rest.expand() != 0 or any(value.has(*axes) for value in values):
+        return None
+    return (i, j, k) if k else (i, j)
+
+
 def _inner(item):
     """A set in a set stays one: {{1}, {2}} is not {1, 2}."""
     plain = _plain(item)
@@ -123,6 +150,9 @@ def _values(item) -> list:
 
 
 _OR = re.compile(r",? ?\\text ?\{ ?or ?\}|(?<![\\a-zA-Z]),? ?or(?![a-z])")
+
+
+_MEMBER = re.compile(r"^ ?([a-z]) ?\\in(?![a-z])(.*)$")
 
 
 _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
@@ -138,11 +168,14 @@ def parse(text: str):
     """The answer as `_plain` has it; raises an exception if it cannot be read."""
     text = tidy(text)
     parts = _OR.split(text)
-    if len(parts) > 1 and all(map(RELATION.search, parts)):  # x < 1 or x > 2
-        relations = [parse(part) for part in parts]
-        if len({letter for relation in relations for letter in relation.free_symbols}) > 1:
-            raise ValueError("solutions for several unknowns")
-        return Union(*map(_solutions, relations))
+    if len(parts) > 1 and any(map(RELATION.search, parts)):  # x < 1 or x > 2, x < 1 or x \in [2, 3]
+        pieces = [parse(_MEMBER.sub(r"\2", part)) for part in parts]
+        unknowns = {member[1] for member in map(_MEMBER.match, parts) if member}
+        unknowns |= {str(letter) for piece in pieces for letter in _unknowns(piece)}
+        if None not in (sets := list(map(_solutions, pieces))):
+            if len(unknowns) > 1:
+                raise ValueError("solutions for several unknowns")
+            return Union(*sets)
     if len(parts) > 1 and all(len(re.findall("=[^=]*,|=", part)) > 1 and "," in part for part in parts):
         text = ";".join(parts)  # x = 1, y = 2 or x = 3, y = 4
     if _NO_PRODUCT.search(text):
@@ -161,14 +194,46 @@ def parse(text: str):
 def same(answer: str, reference: str) -> bool:
     """May take for ever and raise anything: for a worker."""
     pair = bare(tidy(answer), tidy(reference))
-    if not pair:
+    if not pair or not _is_rounding(tidy(answer)):
         return False
     if any(text.count(":") > 1 for text in pair):
         return _same_ratio(*(text.split(":") for text in pair))
     cases = [_CASES.fullmatch(text) for text in pair]
     if all(cases):
         return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
-    return _equal(*map(parse, _in_one_letter(*_in_one_constant(*_in_one_logarithm(*pair)))))
+    pair = _in_one_letter(*_in_one_constant(*_in_one_logarithm(*pair)))
+    if _equal(*map(parse, pair)):
+        return True
+    # The parser drops the sign: 50\%, 25\% is 50, 25. It is 0.5, 0.25, too.
+    values = [_SHARE.sub(r"\\frac{\1}{100}", text) for text in pair]
+    return (
+        ("%" in pair[0]) != ("%" in pair[1])
+        and values != pair
+        and "%" not in "".join(values)
+        and _equal(*map(parse, values))
+    )
+
+
+_SHARE = re.compile(r"(?<![^([{,= ])(-?[0-9.]+) ?\\?%(?=[])},\\ ]|$)")  # a plain number in a list or a point
+
+
+def _is_rounding(answer: str) -> bool:
+    r"""Is the number behind \approx what stands before it, to about its last digit? If not, they are two answers.
+
+    >>> _is_rounding(r"\frac{40}{3} \approx 13.33"), _is_rounding(r"12 \approx 5"), _is_rounding(r"x \approx 5")
+    (True, False, True)
+    """
+    exact, sign, rounded = answer.partition(r"\approx")
+    if not sign or not (shown := number(rounded.strip())):
+        return True
+    value = parse(exact.rpartition("=")[2])
+    if not isinstance(value, Expr):
+        return False
+    if value.free_symbols:  # a name, or a formula
+        return True
+    near = Fraction(10) ** -shown.decimals if "10^" not in rounded else abs(shown.value) / 100
+    gaps = [abs(value.evalf(30) - Rational(written)) for written in (shown.value, shown.value / 100)]
+    return bool(gaps[0] <= near or shown.percent and gaps[1] <= near / 100)
 
 
 _CASES = re.compile(r"\\begin ?\{cases\} ?(.*?)(?: ?\\\\)? ?\\end ?\{cases\}")
@@ -325,13 +390,23 @@ def _is_relation(thing) -> bool:
     return isinstance(thing, Relational | And | sympy.Or)
 
 
+def _unknowns(thing) -> set:
+    return {thing.left} if isinstance(thing, Equation) else thing.free_symbols if _is_relation(thing) else set()
+
+
 def _solutions(thing):
-    """A set, an inequality in one unknown or several that hold at once: the set of numbers; None for anything else."""
+    """The set of numbers that a set, x = 2, an inequality in one unknown or several of these say; None for the rest."""
     if isinstance(thing, Set):
         return thing
-    if isinstance(thing, list) and all(map(_is_relation, thing)):
-        unknowns = {letter for relation in thing for letter in relation.free_symbols}
-        return sympy.Intersection(*map(_solutions, thing)) if len(unknowns) == 1 else None
+    if isinstance(thing, Equation):
+        is_value = isinstance(thing.left, Symbol) and isinstance(thing.right, Expr) and not thing.right.free_symbols
+        return FiniteSet(thing.right) if is_value else None
+    if isinstance(thing, list) and any(map(_is_relation, thing)):
+        pieces = list(map(_solutions, thing))
+        if None in pieces or len(set().union(*map(_unknowns, thing))) != 1:
+            return None
+        # x > 0, x < 2 hold at once; x < 0, x = 4 are two cases
+        return sympy.Intersection(*pieces) if all(map(_is_relation, thing)) else Union(*pieces)
     return thing.as_set() if _is_relation(thing) and len(thing.free_symbols) == 1 else None
 
 
@@ -392,6 +467,9 @@ def _expressions(x, y) -> bool | None:
     """Equal at the test points: exactly if both are fractions, else to 25 digits, or 6 decimals if one is rounded."""
     if not isinstance(x, Expr) or not isinstance(y, Expr):
         return None
+    series = isinstance(x, sympy.Sum) and isinstance(y, sympy.Sum) and x.limits == y.limits
+    if series and _equal(x.function, y.function):  # it may converge at no test point
+        return True
     unknowns = x.free_symbols | y.free_symbols
     rounded = not unknowns and x.has(Float) != y.has(Float) and not (x.is_Integer or y.is_Integer)
     points_seen = 0
@@ -439,10 +517,10 @@ def _samples(x, y) -> Iterator[tuple]:
     unknowns = x.free_symbols | y.free_symbols
     enough = 4 * max(3, len(unknowns)) if any(parts) else 4  # points; more where few of them are real
     whole = _whole_points(unknowns) if x.has(sympy.floor, sympy.ceiling) or y.has(sympy.floor, sympy.ceiling) else []
-    for number, point in enumerate(itertools.chain(whole, _test_points(unknowns))):
-        if real >= 4 and number >= enough + len(whole):
+    for index, point in enumerate(itertools.chain(whole, _test_points(unknowns))):
+        if real >= 4 and index >= enough + len(whole):
             return
-        is_whole = number < len(whole)
+        is_whole = index < len(whole)
         a, b = (_value(side, point, exact=is_whole or not own) for side, own in zip((x, y), parts, strict=True))
         if point and a.is_finite is False and b.is_finite is False:
             continue  # a pole of both tells nothing
@@ -471,16 +549,16 @@ def _test_points(symbols) -> Iterator[dict]:
     """
     letters = sorted(symbols, key=str)
     many = len(letters)
-    for number in range(6 * max(many, 6) if letters else 1):
-        (top, step), bottom = _SIZES[number % len(_SIZES)], 101 + 2 * number
+    for index in range(6 * max(many, 6) if letters else 1):
+        (top, step), bottom = _SIZES[index % len(_SIZES)], 101 + 2 * index
         ranks = list(range(many))  # which letter is the smallest
-        if number >= 4:
-            random.Random(number).shuffle(ranks)
-        elif number >= 2:
+        if index >= 4:
+            random.Random(index).shuffle(ranks)
+        elif index >= 2:
             ranks.reverse()
-        signs = [-1 if number % 4 == 1 else 1] * many
-        if number % 4 == 3:
-            signs[number // 4 % many] = -1  # one letter after the other
+        signs = [-1 if index % 4 == 1 else 1] * many
+        if index % 4 == 3:
+            signs[index // 4 % many] = -1  # one letter after the other
         yield {
             letter: sign * Rational(top + step * rank, bottom)
             for letter, rank, sign in zip(letters, ranks, signs, strict=True)
@@ -496,7 +574,7 @@ def _whole_points(symbols) -> list[dict]:
 def _value(thing, point: dict, exact: bool):
     """Its value there: a Rational if it is one, else to 40 digits. Not exact: at once to 40 digits, where sympy would
     try to simplify the roots of large fractions."""
-    floats = {number: Rational(str(number)) for number in thing.atoms(Float)}
+    floats = {decimal: Rational(str(decimal)) for decimal in thing.atoms(Float)}
     if point and not exact:
         return thing.xreplace(floats).evalf(40, subs=point)
     value = thing.xreplace(floats | point).doit()

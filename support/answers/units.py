@@ -73,7 +73,7 @@ _DEGREES = r"\^ ?\{? ?\\circ ?\}?(?: ?[CF](?![a-zA-Z]))?|\\degree(?![a-zA-Z])"
 _BARE = (
     r"(?<=[0-9} )])(?<![a-zA-Z\\])(?:[ckm]m|[km]g|m[lL]|ft|lbs?|[mk]ph|mi|hrs?|mins?|secs?|yrs?|USD|sq|old"
     r"|(?:in|of|per|the)(?= )|m(?=/s)|(?<=[0-9] )m(?=\^)|[a-zA-Z]{4,}\b|[一-鿿]+)"
-    rf"{_POWER}(?:/[a-zA-Z]+{_POWER})*"
+    rf"{_POWER}(?: ?/ ?[a-zA-Z]+{_POWER})*"
 )
 _TAIL = re.compile(
     rf"(?: |\\cdot(?![a-zA-Z])|/(?= ?\\text)|\\mu(?= ?\\text)|\\Omega|[¢€]|{_TEXT}|{_QUOTIENT}|{_DEGREES}|{_BARE})+$"

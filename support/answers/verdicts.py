@@ -101,7 +101,8 @@ def _names_both(answer: str, letter: str, text: str) -> bool:
 def _letter(text: str) -> str | None:
     """The letter of `B`, and of `(B) 11`."""
     word = words(tidy(text[:MAX_ANSWER]))
-    return word[0] if word and len(word[0]) == 1 else choice(tidy(text[:MAX_ANSWER]))
+    option = choice(tidy(text[:MAX_ANSWER]))
+    return word[0] if word and len(word[0]) == 1 else option[0] if option else None
 
 
 # --- what an answer is ------------------------------------------------------------------------------------------------
@@ -124,11 +125,22 @@ def is_copied(answer: str, reference: str, question: str) -> bool:
             return False
     if same_choice(tidy(answer), tidy(reference)):  # the letter and the text of an option
         return False
-    answer, reference = canonical(answer), canonical(reference)
-    if words(answer) or sorted(answer) == sorted(reference):  # 1+x is the reference's x+1
+    answer = canonical(answer)
+    if words(answer) or _symbols(answer) == _symbols(reference):  # 1+x is the reference's x+1
         return False
     spaced = " ?".join(map(re.escape, answer))
-    return bool(re.search(rf"(?<![\w\\^_.]){spaced}(?![\w^_]|\.\d)", tidy(question)))
+    if re.search(rf"(?<![\w\\^_.]){spaced}(?![\w^_]|\.\d)", tidy(question)):
+        return True
+    return any(_symbols(formula) == _symbols(answer) for formula in re.findall(places.FORMULA, question, re.DOTALL))
+
+
+def _symbols(formula: str) -> list[str]:
+    r"""What a formula is made of, in any order and without brackets: nobody has worked out `(x+3)(x+2)` or `\log_2(8)`.
+
+    >>> _symbols("$(x+2)(x+3)$") == _symbols("(x+3)(x+2)"), _symbols("2x+3") == _symbols("3x-2")
+    (True, False)
+    """
+    return sorted(re.sub(r"\\cdot|\\times|[(){} *]", "", canonical(formula)))
 
 
 def is_empty(text: str) -> bool:
