@@ -17,7 +17,7 @@ Log-probabilities are those of the sampling distribution everywhere: logits divi
 
 Shapes: B rollouts, G of each question, T response tokens, M response tokens of all rollouts together, L tokens of
 prompt and response, C distinct prompts, W their padded length, D hidden size, V vocabulary. T(x, z) is question x under
-template z. The students of the course in assignment/ write what stands behind `# --- solution: part N ---`.
+template z. What stands behind `# --- solution: part N ---` is taken out for the students of the course in assignment/.
 """
 
 from __future__ import annotations

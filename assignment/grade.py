@@ -82,6 +82,12 @@ NONES = {
     "assign_templates": " (cfg=None means EvolutionConfig().)",
     "policy_loss": " (token_weight and update_size may be None.)",
 }
+# What is wrong before any check is asked.
+NO_CHECK_IS_ASKED = {
+    r"(Syntax|Indentation|Tab)Error": "Python cannot read a file. Its functions have no points before that is mended.",
+    r"AttributeError: module '\w+' has no attribute": "adapters.py calls a function of that name. Did you rename it? "
+    "Then change the adapter.",
+}
 SHAPES = {
     "group_advantages": "The result is flat, [B], as the rewards are.",
     "aggregate": "The result is a scalar.",
@@ -381,6 +387,9 @@ class Grader:
                 error, trace = where_it_failed(error, trace), ""
             if error.startswith(("ValueChanged: ", "NoGradient: ")):  # by calls.py: the message is the hint
                 return outcome | {"message": error, "hint": error.partition(": ")[2], "traceback": trace}
+            before = next((said for pattern, said in NO_CHECK_IS_ASKED.items() if re.match(pattern, error)), None)
+            if before:
+                return outcome | {"message": error, "hint": before, "traceback": trace}
             if error.startswith("WrongKind: "):
                 hint = f"{error.partition(': ')[2]} The check asks: {case['hint']}"
                 return outcome | {"message": error, "hint": hint, "traceback": ""}

@@ -230,6 +230,20 @@ def test_a_result_of_another_type_is_named(grader, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("SyntaxError: '(' was never closed (grpo.py, line 172)", "Python cannot read a file."),
+        ("TabError", "Python cannot read a file."),
+        ("AttributeError: module 'gepa_loop' has no attribute 'greedy_cover'", "Did you rename it?"),
+    ],
+)
+def test_what_no_check_has_to_do_with_is_said_instead_of_the_checks_hint(error, said):
+    case = {"part": 5, "name": "one", "call": "greedy_cover", "hint": "First one on ties."}
+    hint = grade.Grader(None, [], None, None).outcome(case, {"error": error})["hint"]
+    assert said in hint and case["hint"] not in hint
+
+
 def test_a_report_says_nothing_twice():
     failed = {
         "call": "greedy_cover",
