@@ -62,8 +62,8 @@ def numbers_of(function, inputs: dict) -> list:
 
 def numbers(result) -> list:
     if not hasattr(result, "tolist"):
-        kind = "None: is a `return` missing" if result is None else f"a {type(result).__name__}"
-        raise WrongKind(f"it gives {kind}; a tensor is wanted.")
+        kind = "None (is a `return` missing?)" if result is None else f"a {type(result).__name__}"
+        raise WrongKind(f"It gives {kind} where a tensor is wanted.")
     return result.tolist()
 
 
@@ -200,7 +200,8 @@ def assign_templates(student, evolution, group_size, seed, options):
 
     templates = assigned(found, seed)
     if any(not isinstance(drawn, list | tuple) for drawn in templates.values()):
-        raise WrongKind(f"a question gets a {type(next(iter(templates.values()))).__name__}; a list of G is wanted.")
+        kind = type(next(iter(templates.values()))).__name__
+        raise WrongKind(f"A question gets a {kind} where a list of G templates is wanted.")
     some = dataclasses.replace(found, train_ids=found.train_ids[:200])  # of 5,000; no two draws of these are alike
     first, again, other = assigned(some, seed), assigned(some, seed), assigned(some, seed + 1)
     chance = {"same again": again == first, "others": other != first}

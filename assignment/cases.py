@@ -432,7 +432,8 @@ def runs(rng: random.Random) -> Iterator[Case]:
     # Stopped in the first epoch. The second one has to forget the templates, though no question need be hard for that.
     stopped |= {"old_templates": {row["id"]: ["Write every step."] * 3 for row in stopped["train"]}}
     yield "stopped and resumed", "train", stopped, resumed
-    alternating = "Evolution on last epoch's hard questions, rollouts under its templates, score_old, then the updates."
+    alternating = "Evolution on last epoch's hard questions (without ids that by_id does not have), rollouts under its "
+    alternating += "templates, score_old, then the updates."
     alternates = run(**p2o, soft_clip=True, scale_by_std=False)
     alternates |= {"old_templates": {row["id"]: ["Write every step."] * 3 for row in alternates["train"]}}
     yield "two epochs of P2O", "train", alternates, alternating

@@ -223,8 +223,8 @@ def test_a_result_of_another_type_is_named(grader, tmp_path):
     ]
     outcomes = grader.grade(submission(tmp_path / "student", files), (1, 2, 3, 6, 7))
     hints = {part: next(c["hint"] for c in checks if not c["passed"]) for part, checks in outcomes.items()}
-    assert hints[1].startswith("it gives a list; a tensor is wanted. The check asks: The mean and")
-    assert hints[6].startswith("a question gets a str; a list of G is wanted.")
+    assert hints[1].startswith("It gives a list where a tensor is wanted. The check asks: The mean and")
+    assert hints[6].startswith("A question gets a str where a list of G templates is wanted.")
     assert [hints[2], hints[3], hints[7]] == [
         grade.SHAPES[c] for c in ("policy_loss", "template_ratio_weight", "grade_batch")
     ]
