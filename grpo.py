@@ -340,7 +340,7 @@ def template_ratio_weight(
     bounded = template_ratio.clamp(ratio_min, ratio_max)
     if soft:
         return bounded / template_ratio
-    return (bounded == template_ratio).to(template_ratio.dtype)
+    return (bounded == template_ratio).to(template_ratio.dtype)  # 1 where the clamp has changed nothing
 
 
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
