@@ -490,6 +490,9 @@ def points(outcomes: Outcomes) -> dict[int, int]:
     }
 
 
+COPY = re.compile(r'File "[^"]*/grading-[^"]*/(\w+\.py)"')  # a submission runs from a copy, which is no more
+
+
 def report(outcomes: Outcomes, tracebacks: bool = False) -> str:
     """Points for each part, and of each check that failed the numbers and a hint."""
     earned, lines = points(outcomes), []
@@ -510,12 +513,12 @@ def report(outcomes: Outcomes, tracebacks: bool = False) -> str:
             hint = "as above" if check["hint"] == said else check["hint"]
             lines += [f"        hint: {hint}"] if hint else []
             said = check["hint"]
-            trace = check["traceback"].splitlines()
+            trace = COPY.sub(r'File "\1"', check["traceback"]).splitlines()
             if tracebacks and trace[:-1] != shown_trace:  # the same place again says nothing new
                 lines += ["        " + line for line in trace]
             shown_trace = trace[:-1]
         if not_asked:
-            lines.append(f"      - {len(not_asked)} more checks: {NOT_ASKED}")
+            lines.append(f"      - {len(not_asked)} more checks {NOT_ASKED}")
     lines.append(f"total   {sum(earned.values()):>26} of {sum(WORTH[part] for part in outcomes)}")
     return "\n".join(lines)
 

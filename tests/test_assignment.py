@@ -254,7 +254,10 @@ def test_a_report_says_nothing_twice():
     }
     checks = [failed | {"name": "one"}, failed | {"name": "two", "traceback": "  File x\nIndexError: 2"}]
     checks += [failed | {"name": name, "message": grade.NOT_ASKED, "traceback": ""} for name in ("three", "four")]
+    copy = '  File "/tmp/grading-ab_1/tmpcd/gepa_loop.py", line 3, in greedy_cover\nKeyError: 1'
+    checks.append(failed | {"name": "five", "traceback": copy})
     said = grade.report({5: checks}, tracebacks=True)
+    assert '  File "gepa_loop.py", line 3, in greedy_cover' in said and "/tmp" not in said
     assert said.count("File x") == 1 and "one: E" in said and "two: E" in said
     assert said.count(grade.NOT_ASKED) == 1 and "2 more checks" in said
 
