@@ -11,8 +11,8 @@ In goes the hard set of an epoch, out come G templates for each hard question:
 
 This module does not know how the policy is trained. It sees three functions: `respond` (user messages in, greedy
 responses of the current policy out), `judge` (responses in, verdicts out) and `reflect` (reflection prompts in, replies
-out). Equations and algorithms have the numbers of arXiv:2603.21877v3. The students of the course in assignment/ write
-what stands behind `# --- solution: part N ---`.
+out). Equations and algorithms have the numbers of arXiv:2603.21877v3. What stands behind `# --- solution: part N ---`
+is taken out for the students of the course in assignment/.
 """
 
 from __future__ import annotations

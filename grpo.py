@@ -17,7 +17,7 @@ Log-probabilities are those of the sampling distribution everywhere: logits divi
 
 Shapes: B rollouts, G of each question, T response tokens, M response tokens of all rollouts together, L tokens of
 prompt and response, C distinct prompts, W their padded length, D hidden size, V vocabulary. T(x, z) is question x under
-template z. The students of the course in assignment/ write what stands behind `# --- solution: part N ---`.
+template z. What stands behind `# --- solution: part N ---` is taken out for the students of the course in assignment/.
 """
 
 from __future__ import annotations
@@ -340,7 +340,7 @@ def template_ratio_weight(
     bounded = template_ratio.clamp(ratio_min, ratio_max)
     if soft:
         return bounded / template_ratio
-    return (bounded == template_ratio).to(template_ratio.dtype)
+    return (bounded == template_ratio).to(template_ratio.dtype)  # 1 where the clamp has changed nothing
 
 
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:

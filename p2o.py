@@ -57,7 +57,7 @@ from support.settings import QWEN3, at_least, require
 def train(cfg: Config) -> dict:
     """One run (Algorithm 1); returns its summary. `--method grpo` is the same loop without step 1."""
     # `run` keeps the run alive: its folder, checkpoints, log and progress bar. The algorithm can be read without it.
-    # A line `# --- solution: part N ---` is for the course in assignment/: its students write what stands behind it.
+    # What stands behind `# --- solution: part N ---` is taken out for the students of the course in assignment/.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
     # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be

@@ -12,15 +12,26 @@ import random
 import zlib
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
+from unittest import mock
 
 HERE = Path(__file__).resolve().parent
 
 
+class UpdateSize(NamedTuple):
+    """As grpo.UpdateSize, which a submission might have changed: by place or by name."""
+
+    rollouts: int
+    tokens: int
+    max_response_tokens: int
+
+
 def tensors(inputs: dict) -> dict:
-    """Lists as tensors; everything else as it is."""
+    """Lists as tensors, `update_size` as what its annotation says; everything else as it is."""
     import torch
 
-    return {k: torch.tensor(v) if isinstance(v, list) and k != "update_size" else v for k, v in inputs.items()}
+    given = {k: torch.tensor(v) if isinstance(v, list) and k != "update_size" else v for k, v in inputs.items()}
+    return given | ({"update_size": UpdateSize(*inputs["update_size"])} if inputs.get("update_size") else {})
 
 
 # -------------------------------------------------------------------------------------------------------- parts 1 to 3
@@ -40,10 +51,26 @@ class ValueChanged(Exception):
     """A function has written into its inputs."""
 
 
+class WrongKind(Exception):
+    """A function gives something of another type than its signature says."""
+
+
+def numbers_of(function, inputs: dict) -> list:
+    """The tensor that a function gives for these tensors, as lists."""
+    return numbers(called(function, tensors(inputs)))
+
+
+def numbers(result) -> list:
+    if not hasattr(result, "tolist"):
+        kind = "None (is a `return` missing?)" if result is None else f"a {type(result).__name__}"
+        raise WrongKind(f"It gives {kind} where a tensor is wanted.")
+    return result.tolist()
+
+
 def refusing(function, **inputs):
     """What comes out, or that the inputs were refused."""
     try:
-        return called(function, tensors(inputs)).tolist()
+        return numbers_of(function, inputs)
     except ValueError:
         return "ValueError"
 
@@ -57,11 +84,11 @@ def aggregate(student, **inputs):
 
 
 def log_importance_ratio(student, **inputs):
-    return called(student.log_importance_ratio, tensors(inputs)).tolist()
+    return numbers_of(student.log_importance_ratio, inputs)
 
 
 def surrogate(student, **inputs):
-    return called(student.surrogate, tensors(inputs)).tolist()
+    return numbers_of(student.surrogate, inputs)
 
 
 def half_ratio(logprobs, old_logprobs, mask):
@@ -76,19 +103,19 @@ def odd_loss(log_ratio, advantages, *, clip_low, clip_high, dual_clip, logprobs,
     return per_token + 0.1 * advantages.sum(dim=1, keepdim=True) * logprobs
 
 
-def policy_loss(student, variants=False, **inputs):
-    """Loss, metrics, and the gradient with respect to the new log-probs."""
+def policy_loss(student, variants=False, gradient=True, **inputs):
+    """Loss, metrics, and the gradient with respect to the new log-probs, unless it may be one or another (a tie)."""
     inputs = tensors(inputs) | ({"ratio": half_ratio, "loss": odd_loss} if variants else {})
     logprobs = inputs["logprobs"].requires_grad_()
     loss, metrics = called(student.policy_loss, inputs)
     loss.backward()
     # A metric that is a tensor is shown as its type: the log cannot write it down.
     metrics = {k: v if isinstance(v, int | float) else type(v).__name__ for k, v in metrics.items()}
-    return {"loss": loss.item(), "gradient": logprobs.grad.tolist(), "metrics": metrics}
+    return {"loss": loss.item(), "gradient": logprobs.grad.tolist() if gradient else None, "metrics": metrics}
 
 
 def template_ratio_weight(student, **inputs):
-    return called(student.template_ratio_weight, tensors(inputs)).tolist()
+    return numbers_of(student.template_ratio_weight, inputs)
 
 
 # -------------------------------------------------------------------------------------------------------------- part 4
@@ -135,6 +162,7 @@ def token_logprobs(student, contexts, responses, seed, temperature, dropout=0.0)
         layer.lora_dropout["default"] = torch.nn.Dropout(dropout)
     policy.model.train()
     logprobs = student.token_logprobs(policy, contexts, responses)
+    numbers(logprobs)
     if logprobs.requires_grad:
         logprobs.square().sum().backward()
     if any(weight.grad is None for weight in policy.trainable):
@@ -171,6 +199,9 @@ def assign_templates(student, evolution, group_size, seed, options):
         return student.assign_templates(evolution, group_size, random.Random(seed), cfg)
 
     templates = assigned(found, seed)
+    if any(not isinstance(drawn, list | tuple) for drawn in templates.values()):
+        kind = type(next(iter(templates.values()))).__name__
+        raise WrongKind(f"A question gets a {kind} where a list of G templates is wanted.")
     some = dataclasses.replace(found, train_ids=found.train_ids[:200])  # of 5,000; no two draws of these are alike
     first, again, other = assigned(some, seed), assigned(some, seed), assigned(some, seed + 1)
     chance = {"same again": again == first, "others": other != first}
@@ -278,7 +309,8 @@ def sample_groups(student, questions, templates, options, seed):
 def train(student, train, held_out, options, stop=None, old_templates=None):
     """What a run leaves behind. With `stop`, it is stopped there (Ctrl-C at the nth call of a seam) and resumed.
 
-    `old_templates`: those of the state that it is resumed from, as if an epoch before had found them.
+    `old_templates`: those of the state that it is resumed from, as if an epoch before had found them. Without `stop`
+    the run begins with them, and with a hard question that the data do not have.
     """
     leave_it_to_the_grader()
     work = Path.cwd()
@@ -288,7 +320,11 @@ def train(student, train, held_out, options, stop=None, old_templates=None):
     options = data | options | {"runs": str(work), "name": "run"}
     (work / "calls.json").write_text(json.dumps({"stop": stop}))
     if not stop:
-        summary = student.train(config(**options))
+        import p2o
+
+        begins = {"hard": ["gone"], "templates": old_templates} if old_templates else {}
+        with mock.patch.object(p2o, "State", functools.partial(p2o.State, **begins)):
+            summary = student.train(config(**options))
         return left_behind(work) | {"summary": summary_of(summary)}
     try:
         student.train(config(**options))

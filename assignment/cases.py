@@ -90,6 +90,9 @@ def advantages(rng: random.Random) -> Iterator[Case]:
     yield "successes and failures", call, {"rewards": binary, "group_size": 6}, same
     undivided = "Without scale_by_std only the division is left out: the mean is subtracted, too."
     yield "mean only", call, settings | {"scale_by_std": False}, undivided
+    yield "one question", call, settings | {"rewards": rewards[-size:]}, hint
+    below_0 = [round(value - 2, 4) for value in rewards]
+    yield "rewards below 0", call, settings | {"rewards": below_0}, hint
     equal = {"rewards": [0.0] * size + [1.0] * size, "group_size": size}
     yield (
         "collapse",
@@ -177,8 +180,11 @@ def whole_losses(rng: random.Random) -> Iterator[Case]:
     for aggregation in AGGREGATIONS:
         inputs = common | settings | weights | {"aggregation": aggregation, "update_size": [9, 31, 13]}
         yield f"weighted, {aggregation}, part of a whole", "policy_loss", inputs, hint
-    exact = common | {"old_logprobs": new, "dual_clip": 1.0}
+    exact = common | {"old_logprobs": new}
     yield "on policy", "policy_loss", exact, "With new = old the ratio is 1, the loss -A, and no clip is active."
+    # Of two equal losses, min may take either one's gradient.
+    tie = exact | {"dual_clip": 1.0, "gradient": False}
+    yield "a tie at the dual clip", "policy_loss", tie, "A loss of just -A c is not above it: a tie is no dual clip."
     replaced = "`ratio` and `loss` replace log_importance_ratio and surrogate; loss gets logprobs and mask, too."
     yield "another ratio and loss", "policy_loss", common | settings | {"variants": True}, replaced
 
@@ -248,7 +254,11 @@ def covers(rng: random.Random) -> Iterator[Case]:
     for number in range(14):
         rows, columns = rng.randint(3, 8), rng.randint(4, 10)
         share = rng.uniform(0.15, 0.6)
-        scores = [[rng.choice([0.25, 0.5, 1]) * (rng.random() < share) for _ in range(columns)] for _ in range(rows)]
+        # A --reward may be negative. 0 and below are not solved.
+        scores = [
+            [rng.choice([0.25, 0.5, 1] if rng.random() < share else [0, 0, -0.5]) for _ in range(columns)]
+            for _ in range(rows)
+        ]
         yield f"scores {number + 1}", "greedy_cover", {"dev_scores": scores}, hint
     yield "nothing solved", "greedy_cover", {"dev_scores": [[0.0] * 3] * 4}, "Nothing solved, nothing chosen."
     tied = [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
@@ -256,10 +266,11 @@ def covers(rng: random.Random) -> Iterator[Case]:
 
 
 def assignments(rng: random.Random) -> Iterator[Case]:
-    # Candidates 1, 2 and 4 are the cover. Candidate 3 solves much and was not chosen; d5 is solved by nothing chosen.
+    # Candidates 1, 2 and 4 are the cover. Candidate 3 solves much and was not chosen. d5 is solved by nothing chosen:
+    # its score below 0 (a --reward may be negative) is no success.
     # Some pool has shares that differ by 0.12 or more (the tolerance is half of that) from those of no weights, the
     # number of solved questions, the question's own scores, the first so many weights, or powers of the right ones.
-    scores = [[0] * 6, [0.2, 1, 0.2, 0.2, 1, 0], [1, 0, 0, 0, 0.5, 0], [1] * 6, [0.2, 0.2, 0, 0, 0, 0]]
+    scores = [[0] * 6, [0.2, 1, 0.2, 0.2, 1, 0], [1, 0, 0, 0, 0.5, 0], [1] * 6, [0.2, 0.2, 0, 0, 0, -0.04]]
     order = rng.sample(range(6), 6)
     names = rng.sample(["Add.", "Double.", "Count.", "Go on.", "Check."], 5)
     dev_scores = [[row[n] * rng.uniform(0.95, 1) for n in order] for row in scores]
@@ -341,6 +352,10 @@ def rewards(rng: random.Random) -> Iterator[Case]:
     asked = [f"What is ${a}+{b}$?", f"What is ${a}+{b}$?", f"What is ${b}+{a}$?"]
     inputs = {"responses": copied, "references": [f"{a + b}"] * 3, "questions": asked}
     yield "copies", "grade_batch", inputs, "With the question given, what is copied from it is no answer."
+    options = f"Which is it? (A) {a} (B) {b} (C) {c}"
+    inputs = {"responses": [rf"\boxed{{{b}}}", rf"\boxed{{{a}}}"], "references": ["B", "C"], "questions": [options] * 2}
+    lettered = "same_answers(pairs, questions): the questions tell it which option a letter stands for."
+    yield "a letter for an option", "grade_batch", inputs, lettered
     formula = f"{a}x+{b}y"
     inputs = {"responses": [rf"\boxed{{{formula}}}"], "references": [rf"So \boxed{{{formula}}}"]}
     inputs |= {"questions": [f"Expand ${formula}$, if you can."]}
@@ -417,8 +432,11 @@ def runs(rng: random.Random) -> Iterator[Case]:
     # Stopped in the first epoch. The second one has to forget the templates, though no question need be hard for that.
     stopped |= {"old_templates": {row["id"]: ["Write every step."] * 3 for row in stopped["train"]}}
     yield "stopped and resumed", "train", stopped, resumed
-    alternating = "Evolution on last epoch's hard questions, rollouts under its templates, score_old, then the updates."
-    yield "two epochs of P2O", "train", run(**p2o, soft_clip=True, scale_by_std=False), alternating
+    alternating = "Evolution on last epoch's hard questions (without ids that by_id does not have), rollouts under its "
+    alternating += "templates, score_old, then the updates."
+    alternates = run(**p2o, soft_clip=True, scale_by_std=False)
+    alternates |= {"old_templates": {row["id"]: ["Write every step."] * 3 for row in alternates["train"]}}
+    yield "two epochs of P2O", "train", alternates, alternating
 
 
 PARTS = (advantages, losses, weights, logprobs, covers, assignments, rewards, loops)

@@ -52,9 +52,9 @@ DRAWN = (
 )
 # The first figure in which an answer differs says most about what was left out. Of a run:
 FIGURES = {
-    "hard_set": "state.hard holds the hard questions of this epoch, bare and templated ones: what mine_hard finds in "
-    "all rollouts of each batch; emptied at the epoch's first batch, no question twice.",
-    "hard": "state.hard holds the hard questions of this epoch, in the order in which they were found, none twice.",
+    "hard_set": "state.hard holds the ids of this epoch's hard questions, bare and templated ones: what mine_hard "
+    "finds in all rollouts of each batch; emptied at the epoch's first batch, no question twice.",
+    "hard": "state.hard holds the ids of this epoch's hard questions, in the order they were found in, none twice.",
     "templated": "Hard questions are sampled under state.templates, which each epoch's first batch replaces: by what "
     "evolve_templates gives, or by {} for GRPO.",
     "gepa_calls": "Templates are evolved at an epoch's first batch, on last epoch's hard questions, for P2O only.",
@@ -82,6 +82,12 @@ NONES = {
     "assign_templates": " (cfg=None means EvolutionConfig().)",
     "policy_loss": " (token_weight and update_size may be None.)",
 }
+# What is wrong before any check is asked.
+NO_CHECK_IS_ASKED = {
+    r"(Syntax|Indentation|Tab)Error": "Python cannot read a file. Its functions have no points before that is mended.",
+    r"AttributeError: module '\w+' has no attribute": "adapters.py calls a function of that name. Did you rename it? "
+    "Then change the adapter.",
+}
 SHAPES = {
     "group_advantages": "The result is flat, [B], as the rewards are.",
     "aggregate": "The result is a scalar.",
@@ -91,6 +97,7 @@ SHAPES = {
     "template_ratio_weight": "The result is [B, T], of floats.",
     "token_logprobs": "The result is [B, T], and T the length of the longest response.",
     "assign_templates": "The result is {question id: its G templates}, and a template is a string.",
+    "grade_batch": "A Grade for each response: `correct` and `well_formed` are bools, `reward` is a float.",
 }
 # A function that stands on others of its part: mend these first.
 STANDS_ON = {"policy_loss": ("aggregate", "log_importance_ratio", "surrogate"), "train": ("mine_hard", "sample_groups")}
@@ -126,6 +133,7 @@ FIGURES_OF = {
         "kinds of questions get templates.",
         "questions": "Each question of dev_ids and of train_ids gets templates, those that nothing solves, too.",
         "templates of each": "G templates for each question, with either option, too.",
+        "one more": "A question too many: those of dev_ids and train_ids get templates, and none does without a cover.",
         "same again": "The same rng state must give the same draws: draw from `rng` and from nothing else.",
         "others": "Another rng gives other draws: draw from `rng`, not in turn, nor from a generator of your own.",
         "shares": "Right pools, wrong shares: rng.choices, with evolution.weights of the pool's members.",
@@ -263,7 +271,8 @@ def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
     other_shape = (
         r"\(how many\)|got \[|expected \[" if case["call"] != "assign_templates" else r"expected '.*', got -?\d"
     )
-    if case["call"] in SHAPES and re.search(other_shape, message) and "ValueError" not in message:
+    other_type = r"expected (True|False), got -?\d|expected -?\d\S*, got (True|False)$|got 'Tensor'$"
+    if case["call"] in SHAPES and re.search(f"{other_shape}|{other_type}", message) and "ValueError" not in message:
         return SHAPES[case["call"]]
     if case["call"] in IN_COMMON:
         have_it_in_common, hint = IN_COMMON[case["call"]]
@@ -378,6 +387,12 @@ class Grader:
                 error, trace = where_it_failed(error, trace), ""
             if error.startswith(("ValueChanged: ", "NoGradient: ")):  # by calls.py: the message is the hint
                 return outcome | {"message": error, "hint": error.partition(": ")[2], "traceback": trace}
+            before = next((said for pattern, said in NO_CHECK_IS_ASKED.items() if re.match(pattern, error)), None)
+            if before:
+                return outcome | {"message": error, "hint": before, "traceback": trace}
+            if error.startswith("WrongKind: "):
+                hint = f"{error.partition(': ')[2]} The check asks: {case['hint']}"
+                return outcome | {"message": error, "hint": hint, "traceback": ""}
             hint = f"An exception ended this check, which asks: {case['hint']}{NONES.get(case['call'], '')}"
             return outcome | {"message": error, "hint": hint, "traceback": trace}
         message = difference(case["expected"], reply["output"], case["tol"], closed)
@@ -475,6 +490,9 @@ def points(outcomes: Outcomes) -> dict[int, int]:
     }
 
 
+COPY = re.compile(r'File "[^"]*/grading-[^"]*/(\w+\.py)"')  # a submission runs from a copy, which is no more
+
+
 def report(outcomes: Outcomes, tracebacks: bool = False) -> str:
     """Points for each part, and of each check that failed the numbers and a hint."""
     earned, lines = points(outcomes), []
@@ -486,13 +504,21 @@ def report(outcomes: Outcomes, tracebacks: bool = False) -> str:
         if failed and all(check["message"].startswith(UNWRITTEN) for check in checks):
             lines.append(f"        {UNWRITTEN}")
             continue
-        said = ""
+        said = shown_trace = ""
+        not_asked = [check for check in failed if check["message"] == NOT_ASKED]
         for check in failed:
+            if check in not_asked:
+                continue
             lines.append(f"      - {check['call']}, {check['name']}: {check['message'][:200]}")
             hint = "as above" if check["hint"] == said else check["hint"]
             lines += [f"        hint: {hint}"] if hint else []
             said = check["hint"]
-            lines += ["        " + line for line in check["traceback"].splitlines() if tracebacks]
+            trace = COPY.sub(r'File "\1"', check["traceback"]).splitlines()
+            if tracebacks and trace[:-1] != shown_trace:  # the same place again says nothing new
+                lines += ["        " + line for line in trace]
+            shown_trace = trace[:-1]
+        if not_asked:
+            lines.append(f"      - {len(not_asked)} more checks {NOT_ASKED}")
     lines.append(f"total   {sum(earned.values()):>26} of {sum(WORTH[part] for part in outcomes)}")
     return "\n".join(lines)
 
@@ -632,8 +658,8 @@ def grade_all(grader: Grader, folder: Path, scratch: Path) -> None:
         except OSError as error:
             graded[path.name] = str(error)
         write_junit(graded[path.name], folder / f"{path.stem}.xml")
+        write_csv(graded, folder / "grades.csv")  # after each one: a class takes long, and may be interrupted
         print(line(path.name, graded[path.name]), flush=True)
-    write_csv(graded, folder / "grades.csv")
     write_similar(sources, ROOT, folder / "similar.csv")
     print(f"{folder / 'grades.csv'} and {folder / 'similar.csv'} written")
 

@@ -238,6 +238,10 @@ MISTAKES = [
         "Only a full score counts as solved: any above 0 does.",
     ),
     Mistake(
+        5, "gepa_loop.py", "enumerate(scores) if score > 0}", "enumerate(scores) if score}",
+        "A score below 0 counts as solved: only one above 0 does.",
+    ),
+    Mistake(
         5, "gepa_loop.py", "gains = [len(solved - covered) for solved in solves]",
         "gains = [sum(dev_scores[k][n] for n in solved - covered) for k, solved in enumerate(solves)]",
         "Scores were added up: a gain is the number of questions, whatever their scores above 0.",
@@ -277,6 +281,10 @@ MISTAKES = [
     Mistake(
         6, "gepa_loop.py", "[weights[i] for i in pool], k=draws)", "weights[: len(pool)], k=draws)",
         "The weights of the first so many templates were taken: each template of a pool has its own, weights[i].",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "if evolution.dev_scores[chosen[i]][n] > 0]", "if evolution.dev_scores[chosen[i]][n]]",
+        "A score below 0 counts as solved: a dev question draws from templates with a score above 0 on it.",
     ),
     Mistake(6, "gepa_loop.py", "    cfg = cfg or EvolutionConfig()\n    chosen", "    chosen", ""),
     Mistake(
@@ -349,6 +357,10 @@ MISTAKES = [
         "A box among the thoughts is no answer: _after_thinking(response) is what counts.",
     ),
     Mistake(
+        7, "verify.py", "same_answers(pairs, questions)", "same_answers(pairs)",
+        "The questions are not handed on: same_answers(pairs, questions) learns from them what a letter stands for.",
+    ),
+    Mistake(
         7, "verify.py", " and not is_copied(answer, reference, question)", "",
         "A formula that was copied from the question earns the reward: is_copied tells.",
     ),
@@ -391,6 +403,8 @@ MISTAKES = [
         "`batch` is the whole batch, not the group: an advantage may compare groups.",
     ),
     # What only a run shows: the hint is then that of the first figure that differs.
+    Mistake(8, "p2o.py", "state.templates = evolve_", "state.templates |= evolve_", ""),
+    Mistake(8, "p2o.py", " if question_id in by_id]", "]", ""),
     Mistake(8, "p2o.py", "            state.hard = []\n", "", ""),
     Mistake(8, "p2o.py", "grpo.learning_rate_at((step + 1) / ", "grpo.learning_rate_at(step / ", ""),
     Mistake(8, "p2o.py", 'seed_for(cfg, "rollout", step)', 'seed_for(cfg, "rollout", batch)', ""),

@@ -19,7 +19,6 @@ import gc
 import importlib
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -31,6 +30,11 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows, which has no fork either
+    sys.exit("the grader needs Linux or macOS; on Windows run it in WSL (HANDOUT.md, How to work)")
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent  # the repository, or a student's folder
@@ -160,7 +164,8 @@ def answer(request: dict) -> str:
         return json.dumps({"unwritten": str(error)})
     except BaseException as error:  # exit() and Ctrl-C are a student's mistakes, too
         lines = traceback.format_exc().splitlines()[-LAST_LINES:]
-        return json.dumps({"error": f"{type(error).__name__}: {error}", "traceback": "\n".join(lines)})
+        first = next((n for n, line in enumerate(lines) if line.startswith("  File ")), 0)  # no frame without its place
+        return json.dumps({"error": f"{type(error).__name__}: {error}", "traceback": "\n".join(lines[first:])})
 
 
 def import_below(below: Path) -> None:

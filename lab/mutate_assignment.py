@@ -39,7 +39,6 @@ EQUIVALENT = (  # (function, its line holds this, the change; "" for every chang
     ("token_logprobs", "chunk = max(1,", "", "how many tokens the head takes at once: memory, no number"),
     ("token_logprobs", "torch.is_grad_enabled()", "", "checkpointing or not: memory, no number"),
     ("token_logprobs", "use_reentrant=False", "-> `True`", "another implementation of checkpointing, same numbers"),
-    ("train", "if question_id in by_id", "", "only a run that is resumed on other questions has ids that are no more"),
     ("mine_hard", "group[0].question_id", "`0` -> `1`", "all rollouts of a group have its question's id"),
     ("grade_batch", 'questions or [""]', "`'_'`", "no answer is copied from an underscore either"),
     ("grade_batch", '(answer or ""', "`'_'`", "what stands for no box is never right: `bool(found)` comes behind it"),

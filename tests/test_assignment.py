@@ -175,6 +175,93 @@ def test_a_token_that_is_left_at_0_is_named(left_out, grader, tmp_path):
     assert set(hints[1:]) == {'Mend "one response" first, which is the simpler check.'}
 
 
+@pytest.mark.parametrize(
+    ("right", "otherwise"),
+    [
+        (  # by name, as the annotation UpdateSize invites
+            "    rollouts, tokens, max_length = update_size or (",
+            "    size = update_size\n    if size:\n"
+            "        update_size = size.rollouts, size.tokens, size.max_response_tokens\n"
+            "    rollouts, tokens, max_length = update_size or (",
+        ),
+        (  # at a tie, clamp passes all of the gradient on, and min a half
+            "bounded = torch.min(-advantages * dual_clip, pessimistic)",
+            "bounded = pessimistic.clamp(max=-advantages * dual_clip)",
+        ),
+        (  # the same for every c above 1 + clip_high
+            "unclipped = -advantages * rho\n    clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)\n",
+            "unclipped = -advantages * rho.clamp(max=dual_clip).where(advantages < 0, rho)\n"
+            "    clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)\n",
+        ),
+    ],
+    ids=["update_size by name", "clamp", "dual clip first"],
+)
+def test_right_code_that_is_written_otherwise_has_all_points(right, otherwise, grader, tmp_path):
+    outcomes = grader.grade(submission(tmp_path / "student", changed("grpo.py", right, otherwise)), (2,))
+    assert grade.points(outcomes) == {2: FULL[2]}, grade.report(outcomes)
+
+
+def test_a_forgotten_check_of_the_sizes_costs_half(grader, tmp_path):
+    files = changed("grpo.py", "if group_size < 2 or rewards.numel() % group_size:", "if False:")
+    outcomes = grader.grade(submission(tmp_path / "student", files), (1,))
+    assert grade.points(outcomes) == {1: 5}
+
+
+def test_a_result_of_another_type_is_named(grader, tmp_path):
+    files = changed("grpo.py", "    return centred.view(-1)\n", "    return centred.view(-1).tolist()\n")
+    files["grpo.py"] = files["grpo.py"].replace(
+        "(bounded == template_ratio).to(template_ratio.dtype)", "bounded == template_ratio"
+    )
+    files["grpo.py"] = files["grpo.py"].replace(
+        'value, mask, "token-mean", update_size).item()', 'value, mask, "token-mean", update_size)'
+    )
+    files["gepa_loop.py"] = changed(
+        "gepa_loop.py", "[evolution.candidates[chosen[i]] for i in picks]", "evolution.candidates[chosen[picks[0]]]"
+    )["gepa_loop.py"]
+    files["verify.py"] = changed("verify.py", "correct = same and bool(found)", "correct = int(same) and bool(found)")[
+        "verify.py"
+    ]
+    outcomes = grader.grade(submission(tmp_path / "student", files), (1, 2, 3, 6, 7))
+    hints = {part: next(c["hint"] for c in checks if not c["passed"]) for part, checks in outcomes.items()}
+    assert hints[1].startswith("It gives a list where a tensor is wanted. The check asks: The mean and")
+    assert hints[6].startswith("A question gets a str where a list of G templates is wanted.")
+    assert [hints[2], hints[3], hints[7]] == [
+        grade.SHAPES[c] for c in ("policy_loss", "template_ratio_weight", "grade_batch")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("SyntaxError: '(' was never closed (grpo.py, line 172)", "Python cannot read a file."),
+        ("TabError", "Python cannot read a file."),
+        ("AttributeError: module 'gepa_loop' has no attribute 'greedy_cover'", "Did you rename it?"),
+    ],
+)
+def test_what_no_check_has_to_do_with_is_said_instead_of_the_checks_hint(error, said):
+    case = {"part": 5, "name": "one", "call": "greedy_cover", "hint": "First one on ties."}
+    hint = grade.Grader(None, [], None, None).outcome(case, {"error": error})["hint"]
+    assert said in hint and case["hint"] not in hint
+
+
+def test_a_report_says_nothing_twice():
+    failed = {
+        "call": "greedy_cover",
+        "passed": False,
+        "hint": "",
+        "traceback": "  File x\nIndexError: 1",
+        "message": "E",
+    }
+    checks = [failed | {"name": "one"}, failed | {"name": "two", "traceback": "  File x\nIndexError: 2"}]
+    checks += [failed | {"name": name, "message": grade.NOT_ASKED, "traceback": ""} for name in ("three", "four")]
+    copy = '  File "/tmp/grading-ab_1/tmpcd/gepa_loop.py", line 3, in greedy_cover\nKeyError: 1'
+    checks.append(failed | {"name": "five", "traceback": copy})
+    said = grade.report({5: checks}, tracebacks=True)
+    assert '  File "gepa_loop.py", line 3, in greedy_cover' in said and "/tmp" not in said
+    assert said.count("File x") == 1 and "one: E" in said and "two: E" in said
+    assert said.count(grade.NOT_ASKED) == 1 and "2 more checks" in said
+
+
 def test_what_stands_on_a_mistake_says_so(grader, tmp_path):
     files = changed("grpo.py", "return sums.sum() / max_length", "return sums.sum() / max_length / rollouts")
     hints = {
@@ -522,6 +609,20 @@ def test_a_function_may_have_holes_in_what_is_given():
         'def f(x):\n    "Doubles."\n    if x:\n        raise NotImplementedError("part 3: f, hole 1 of 2")\n    y = x\n'
         '    raise NotImplementedError("part 3: f, hole 2 of 2")\n\n    return y\n'
     )
+
+
+def test_the_handout_has_the_graders_points():
+    handout = (ROOT / "assignment" / "HANDOUT.md").read_text()
+    assert {
+        int(part): int(worth) for part, worth in re.findall(r"^## Part (\d) .*?\((\d+) points", handout, re.M)
+    } == FULL
+
+
+def test_where_the_grader_cannot_run_it_says_so():
+    """Windows has no `resource`, and no fork."""
+    code = "import sys; sys.modules['resource'] = None; sys.path[:0] = [sys.argv[1]]; import grade"
+    result = subprocess.run([sys.executable, "-c", code, str(ROOT / "assignment")], capture_output=True, text=True)
+    assert result.returncode == 1 and "in WSL" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_every_part_has_a_marker_an_adapter_and_a_file():
