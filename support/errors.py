@@ -43,6 +43,9 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
             raise
         return 128 + 13  # as of a program that SIGPIPE ends: `p2o.py --help | head`
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a text, or a list of files, where a file's name is wanted
+            print(f"p2o: {str(error.filename)[:60]}...: no file's name is so long", file=sys.stderr)
+            return 2
         if error.errno not in FULL + FORBIDDEN:
             raise
         cure = "make room on that disk, and" if error.errno in FULL else "once it may be written,"

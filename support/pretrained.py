@@ -420,7 +420,7 @@ def refuse_if_beyond_its_positions(model: torch.nn.Module, longest: int) -> None
 @torch.no_grad()
 def refuse_if_it_reads_ahead(model: torch.nn.Module, ids: list[int]) -> None:
     """UserError for a masked model such as BERT: with another last token, the logits in front of it change."""
-    another = next(token for token in ids if token != ids[-1])
+    another = next((token for token in ids if token != ids[-1]), int(ids[-1] == 0))
     tokens = torch.tensor([ids, ids[:-1] + [another]], device=next(model.parameters()).device)
     one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
     change = (one - other).norm() / one.norm()  # 0 for a causal model but for rounding; 0.02 for a random BERT

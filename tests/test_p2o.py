@@ -403,6 +403,12 @@ def test_the_line_that_is_told_is_in_the_users_own_file_wherever_one_stands(tmp_
             variant("mine", Config(mine=name), None)([])
 
 
+def test_too_short_a_prompt_limit_is_told_of_the_questions_and_not_of_the_model(small):
+    """The model's own checks look at a prompt cut to that length: a single token has no token in front of it."""
+    with pytest.raises(UserError, match="no question fits into --max-prompt-tokens 1$"):
+        p2o.train(dataclasses.replace(small, max_prompt_tokens=1))
+
+
 def test_a_selection_gives_at_most_as_many_questions_as_a_batch_has(tmp_path):
     """The whole order is a natural slip, and an epoch that asks all questions in each batch."""
     (tmp_path / "own.py").write_text("def own(order, history, count, rng):\n    return order\n")

@@ -817,6 +817,7 @@ def test_eval_refuses_what_it_cannot_do_before_the_model_is_loaded(tmp_path, cap
     (tmp_path / "empty").mkdir()
     for argv, complaint in [
         (["--out", str(tmp_path / "no" / "such" / "out.json")], "there is no folder"),
+        (["--data", "a text where a file is wanted " * 10], "no file's name is so long"),
         (["--out", str(tmp_path)], "cannot be written"),
         (["--adapter", str(tmp_path / "run")], f"a run's folder; its adapter is {tmp_path / 'run' / 'adapter'}"),
         (["--adapter", str(tmp_path / "nowhere")], "no adapter is there"),
