@@ -241,7 +241,7 @@ def other_options(folder: Path, options: dict) -> str:
             f"an earlier text of {options[name]}" for name in files if now.get(name, files[name]) != files[name]
         ]
     # An option that was taken out of the study file means its default again.
-    means = settings_meant(json.dumps(options))
+    means = settings_meant(json.dumps(options, default=str))
     before = without_places({name: recorded[name] for name in means if name in recorded})
     changed += [
         f"{name} {value}, now {means[name]}"
