@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR)  # a text where a file's name is wanted; a folder that is a file
 
 
 class UserError(Exception):
@@ -43,8 +44,8 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
             raise
         return 128 + 13  # as of a program that SIGPIPE ends: `p2o.py --help | head`
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # a text, or a list of files, where a file's name is wanted
-            print(f"p2o: {str(error.filename)[:60]}...: no file's name is so long", file=sys.stderr)
+        if error.errno in NO_PATH:
+            print(f"p2o: {str(error.filename)[:60]}: no file can be called so ({error.strerror})", file=sys.stderr)
             return 2
         if error.errno not in FULL + FORBIDDEN:
             raise

@@ -381,6 +381,8 @@ def test_runs_called_alike_are_told_apart_by_as_many_folders_as_it_takes(tmp_pat
     assert names == ["a/x/run", "b/x/run", "y/run", "alone"]
     assert p2o.main(["report", str(folders[0]), "--out", str(folders[0] / "config.json")]) == 2
     assert "config.json: a file; name a folder" in capsys.readouterr().err
+    assert p2o.main(["report", str(folders[0]), "--out", str(folders[0] / "config.json" / "below")]) == 2
+    assert "no file can be called so (Not a directory)" in capsys.readouterr().err
 
 
 def test_a_page_holds_so_many_transcripts_and_no_more(tmp_path):
@@ -817,7 +819,8 @@ def test_eval_refuses_what_it_cannot_do_before_the_model_is_loaded(tmp_path, cap
     (tmp_path / "empty").mkdir()
     for argv, complaint in [
         (["--out", str(tmp_path / "no" / "such" / "out.json")], "there is no folder"),
-        (["--data", "a text where a file is wanted " * 10], "no file's name is so long"),
+        (["--data", "a text where a file is wanted " * 10], "no file can be called so (File name too long)"),
+        (["--data"], "--data: name at least one file"),
         (["--out", str(tmp_path)], "cannot be written"),
         (["--adapter", str(tmp_path / "run")], f"a run's folder; its adapter is {tmp_path / 'run' / 'adapter'}"),
         (["--adapter", str(tmp_path / "nowhere")], "no adapter is there"),
