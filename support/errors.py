@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Callable
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what one file may hold
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR)  # a text where a file's name is wanted; a folder that is a file
 
 
 class UserError(Exception):
@@ -43,9 +44,13 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
             raise
         return 128 + 13  # as of a program that SIGPIPE ends: `p2o.py --help | head`
     except OSError as error:
+        if error.errno in NO_PATH:
+            print(f"p2o: {str(error.filename)[:60]}: no file can be called so ({error.strerror})", file=sys.stderr)
+            return 2
         if error.errno not in FULL + FORBIDDEN:
             raise
         cure = "make room on that disk, and" if error.errno in FULL else "once it may be written,"
+        cure = "let files grow (ulimit -f), and" if error.errno == errno.EFBIG else cure
         print(f"p2o: {error}; {cure} {again}", file=sys.stderr)
         return 2
     finally:

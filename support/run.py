@@ -6,10 +6,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -29,6 +31,18 @@ GROWING_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # a checkpoin
 def seed_for(cfg, *what: object) -> int:
     """A seed of its own for every draw of a run, from the run's seed: so no generator's state has to be kept."""
     return int.from_bytes(hashlib.sha256(repr((cfg.seed, *what)).encode()).digest()[:6])
+
+
+def seed_libraries(cfg, *what: object) -> None:
+    """Seed `random`, NumPy and torch for the draws that a function of the user's own makes without a generator.
+
+    Nothing here draws from them. Seeded anew in each batch, and once more where a batch whose rollouts were on disk
+    goes on, such a function gives a resumed run the draws of the uninterrupted one.
+    """
+    seed = seed_for(cfg, "libraries", *what) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)  # the one that np.random.rand() draws from
+    torch.manual_seed(seed)
 
 
 class Run(RunLog):
@@ -158,6 +172,11 @@ class Run(RunLog):
         except OSError as error:
             self.warn(f"checkpoint {self.saved + 1} was not written ({error}); the older ones are as they were")
 
+    def progress(self, steps: range, per_epoch: int) -> Iterator[int]:
+        for step in super().progress(steps, per_epoch):
+            seed_libraries(self.cfg, step)
+            yield step
+
     def load_rollouts(self, step: int, kind: type) -> list | None:
         """The rollouts (dataclasses `kind`) that a killed run had sampled for this step under the same settings, or
         None."""
@@ -167,12 +186,14 @@ class Run(RunLog):
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["settings"] != self._identity():
             return None
+        seed_libraries(self.cfg, step, "sampled")
         return [kind(**fields) for fields in record["made"]]
 
     def save_rollouts(self, step: int, rollouts: list) -> None:
         """Write the rollouts of a step to disk. The next checkpoint removes them."""
         record = {"settings": self._identity(), "made": [dataclasses.asdict(rollout) for rollout in rollouts]}
         checkpoint.write_whole(self.folder / f"rollouts-{step}.json", json.dumps(record))
+        seed_libraries(self.cfg, step, "sampled")
 
     def journal(self, name: str) -> Callable:
         """`wrap(name, call)` for calls that are to be answered from a file when they come again; see journaled.

@@ -16,7 +16,22 @@ import torch
 from support.errors import FULL, UserError
 
 SEAMS = ("select", "evolve", "mine", "reward", "advantage", "keep", "ratio", "loss")
+# Where the run is, which a function may ask for by name: the epoch, from 0, and the share of all batches that are done.
+# support/log.py says it at each batch.
+NOW = {"epoch": 0, "done": 0.0}
+# How many arguments a function of each seam is called with, and what it may ask for by name, beside options. (A reward
+# is asked for neither: `checked_reward` calls it.)
+CALLED_WITH = {
+    "select": (4, ("policy", "templated")),
+    "evolve": (2, ("folder",)),
+    "mine": (1, ()),
+    "advantage": (1, ("batch", "policy", "questions")),
+    "keep": (1, ("policy", "questions")),
+    "ratio": (3, ("sampled_logprobs",)),
+    "loss": (2, ("logprobs", "mask")),
+}
 VARIANTS = Path(__file__).resolve().parent.parent / "variants"
+BOOLS = ("bool", "torch.bool")  # of NumPy and of torch
 
 
 def variant(seam: str, cfg, default: Callable | None, **available) -> Callable | None:
@@ -32,7 +47,7 @@ def variant(seam: str, cfg, default: Callable | None, **available) -> Callable |
     function = find(seam, getattr(cfg, seam))
     if function is None:
         return default
-    name, known = getattr(cfg, seam), vars(cfg) | available
+    name, known = getattr(cfg, seam), vars(cfg) | NOW | available
     parameters = inspect.signature(function).parameters.values()
     wanted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     filled = functools.partial(function, **{option: known[option] for option in wanted if option in known})
@@ -44,8 +59,8 @@ def variant(seam: str, cfg, default: Callable | None, **available) -> Callable |
         at_hand = {option: value for option, value in at_hand.items() if takes_all or option in declared}
         try:
             given = filled(*inputs, **at_hand)
-            if seam in ("select", "keep") and hasattr(given, "__iter__"):
-                given = list(given)  # a generator can be read only once
+            if seam in ("select", "keep") and hasattr(given, "__iter__") and not isinstance(given, set | frozenset):
+                given = list(given)  # a generator can be read only once; a set has another order in each process
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -71,21 +86,83 @@ def checked(seam: str, name: str, given, inputs: tuple, at_hand: dict):
     if seam == "select":
         asked = [getattr(question, "id", None) for question in given] if isinstance(given, list) else []
         if not asked or len(set(asked)) < len(asked) or not {q.id for q in inputs[0]}.issuperset(asked):
-            wanted = "questions of the order, at least one and none twice"
-    elif seam == "evolve" and not hasattr(given, "dev_scores"):
-        wanted = "a gepa_loop.Evolution"
-    elif seam == "mine" and not isinstance(given, bool | int) and shape != ():
+            wanted = "questions of the order in a list, at least one and none twice"
+        elif inputs[2] and len(asked) > inputs[2]:
+            wanted = f"a batch of at most {inputs[2]} questions"
+    elif seam == "evolve" and not is_evolution(given):
+        wanted = (
+            "a gepa_loop.Evolution: candidates that are texts, parents and dev_scores of each, a finite score for each "
+            "of dev_ids, and in chosen numbers of candidates"
+        )
+    elif seam == "mine" and not isinstance(given, bool | int) and str(getattr(given, "dtype", "")) not in BOOLS:
         wanted = "yes or no: True or False"
     elif seam == "keep" and not (isinstance(given, list) and all(hasattr(r, "trained_context") for r in given)):
         wanted = "a list of rollouts"
+    elif seam == "keep":
+        check_numbers(name, given)
     elif seam in ("ratio", "loss") and not (isinstance(given, torch.Tensor) and shape == inputs[0].shape):
         wanted = f"a number for each token, [B, T] = {list(inputs[0].shape)}"
     elif seam == "loss" and not given.requires_grad and at_hand.get("logprobs", inputs[0]).requires_grad:
         wanted = "a loss that depends on log_ratio or logprobs, not detached"
     if wanted:
-        what = _shown(given) if shape is None else f"a tensor of shape {list(shape)}"
+        kind = "a tensor" if isinstance(given, torch.Tensor) else f"no tensor but a {type(given).__name__}"
+        what = _shown(given) if shape is None else f"{kind} of shape {list(shape)}"
         raise UserError(f"--{seam} {name}: it gave {what}; what is wanted is {wanted}")
     return given
+
+
+def is_evolution(given) -> bool:
+    """Has it all that assigning templates, the log and the report read, in equal numbers?"""
+    try:
+        candidates, dev = len(given.candidates), len(given.dev_ids)
+        rows = [row for row in given.dev_scores if len(row) == dev > 0 and all(map(is_number, row))]
+        numbers_fit = len(given.parents) == len(given.dev_scores) == len(rows) == candidates
+        chosen_fit = all(k in range(candidates) for k in given.chosen)
+        return numbers_fit and chosen_fit and all(isinstance(text, str) for text in given.candidates)
+    except (AttributeError, TypeError):
+        return False
+
+
+def check_numbers(name: str, rollouts: list) -> None:
+    """`--keep` may set numbers of a rollout anew, and cut its response: UserError if they no longer fit together."""
+    for r in rollouts:
+        tokens = len(r.response_ids)
+        for field in ("advantage", "token_weight"):
+            plain = plain_numbers(getattr(r, field), tokens)
+            if plain is None:
+                raise UserError(
+                    f"--keep {name}: it left {_shown(getattr(r, field))} as the {field} of a rollout of question "
+                    f"{r.question_id}; what is wanted is a finite number, or one for each of its {tokens} tokens"
+                )
+            setattr(r, field, plain)
+        for field in ("sampled_logprobs", "old_logprobs"):
+            logprobs = getattr(r, field)
+            if not tokens or (logprobs is not None and len(logprobs) != tokens):
+                raise UserError(
+                    f"--keep {name}: it left a rollout of question {r.question_id} with {tokens} response_ids and "
+                    f"{len(logprobs or [])} {field}; cut both alike, and leave at least one token"
+                )
+
+
+def is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def plain_numbers(value, tokens: int) -> float | list[float] | None:
+    """A finite number, or one for each of so many tokens, as Python's own, which JSON can hold; None if it is neither.
+
+    >>> plain_numbers(torch.tensor(0.5), 2), plain_numbers([True, torch.tensor(2)], 2), plain_numbers([1.0], 2)
+    (0.5, [1.0, 2.0], None)
+    """
+
+    def plain(value):
+        return value.tolist() if hasattr(value, "tolist") else value
+
+    value = plain(value)
+    if not isinstance(value, list | tuple):
+        return float(value) if is_number(value) else None
+    each = [plain(number) for number in value]
+    return [float(number) for number in each] if len(each) == tokens and all(map(is_number, each)) else None
 
 
 @functools.cache
@@ -138,20 +215,10 @@ def checked_advantages(name: str, given, group: list) -> list[float] | list[list
     It may be a list, a tensor or an array: a number for each rollout, or one for each token of each response.
     """
 
-    def plain(value):
-        return value.tolist() if hasattr(value, "tolist") else value
-
-    def is_number(value) -> bool:
-        return isinstance(value, numbers.Real) and math.isfinite(value)
-
-    def is_advantage(value, rollout) -> bool:
-        if isinstance(value, list | tuple):
-            return len(value) == len(rollout.response_ids) and all(map(is_number, value))
-        return is_number(value)
-
-    found = plain(given)
-    found = [plain(value) for value in found] if isinstance(found, list | tuple) else []
-    if len(found) != len(group) or not all(map(is_advantage, found, group)):
+    rows = given.tolist() if hasattr(given, "tolist") else given
+    rows = list(rows) if isinstance(rows, list | tuple) else []
+    found = [plain_numbers(row, len(r.response_ids)) for row, r in zip(rows, group, strict=False)]
+    if len(rows) != len(group) or None in found:
         raise UserError(
             f"--advantage {name}: it gave {_shown(given)} for the {len(group)} rollouts of question "
             f"{group[0].question_id}; what is wanted is a finite number for each, or one for each of its tokens"
@@ -174,8 +241,9 @@ def _told(error: Exception, name: str) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
 
 
+@functools.cache
 def load_file(file: Path):
-    """The module in a Python file, wherever it is."""
+    """The module in a Python file, wherever it is; once, so that its functions for several seams share its globals."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -193,13 +261,35 @@ def needs(**settings) -> Callable[[Callable], Callable]:
 
 
 def check_variants(cfg) -> None:
-    """Every variant that is named exists, and has beside it what it needs; or UserError, in one line."""
+    """Every variant that is named exists, can be called, and has beside it what it needs; or UserError, in one line."""
     for seam in SEAMS:
         name = getattr(cfg, seam)
-        for option, value in getattr(find(seam, name), "needs", {}).items():
+        function = find(seam, name)
+        for option, value in getattr(function, "needs", {}).items():
             if getattr(cfg, option) != value:
                 raise UserError(f"--{seam} {name} needs {as_option(option, value)}")
+        if function and seam in CALLED_WITH:
+            check_signature(seam, name, function, cfg)
     try_out_loss(cfg)
+
+
+def check_signature(seam: str, name: str, function: Callable, cfg) -> None:
+    """Can it be called as it will be? `--evolve` is first called after an epoch, which may take hours."""
+    inputs, at_hand = CALLED_WITH[seam]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of a function written in C nobody knows
+        return
+    known = {*vars(cfg), *NOW, *at_hand}
+    asked = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in known]
+    try:
+        inspect.signature(function).bind(*range(inputs), **dict.fromkeys(asked))
+    except TypeError as error:
+        there = ", ".join([*at_hand, *NOW])
+        raise UserError(
+            f"--{seam} {name}: {error}; it is called with {inputs} argument{'s' * (inputs > 1)}, and behind `*` it may "
+            f"ask for options, by their names with _ for -, and for {there}"
+        ) from None
 
 
 def try_out_loss(cfg) -> None:
@@ -208,10 +298,16 @@ def try_out_loss(cfg) -> None:
     old_logprobs, advantages = logprobs.detach() - 0.1, torch.tensor([[1.0], [-1.0]]).expand(2, 3)
     mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     ratio = variant("ratio", cfg, default=lambda new, old, mask: new - old, sampled_logprobs=old_logprobs)
-    log_ratio = ratio(logprobs, old_logprobs, mask)
+    made_up = {"ratio": ratio(logprobs, old_logprobs, mask)}
     if loss := variant("loss", cfg, default=None):
         clips = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
-        loss(log_ratio, advantages, **clips, logprobs=logprobs, mask=mask)
+        made_up["loss"] = loss(made_up["ratio"], advantages, **clips, logprobs=logprobs, mask=mask)
+    for seam, values in made_up.items():
+        if not values[mask > 0].isfinite().all():
+            raise UserError(
+                f"--{seam} {getattr(cfg, seam)}: it gave {_shown(values.tolist())} for made-up log-probs from -1 to "
+                "-6; what is wanted is a finite number for each token"
+            )
 
 
 def as_option(option: str, value) -> str:

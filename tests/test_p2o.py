@@ -301,6 +301,44 @@ def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
         ("keep", "def own(group):\n    yield group[2]\n", "IndexError: list index out of range (/"),
         ("select", "def own(order, history):\n    return order\n", "TypeError: own() takes 2 positional arguments but"),
         ("evolve", "def own(hard, search):\n    return open('/no/such/file')\n", "/no/such/file' (/"),
+        ("select", "def own(order, history, count, rng):\n    return set(order)\n", "questions of the order in a list"),
+        (
+            "mine",
+            "import torch\ndef own(group):\n    return torch.tensor(0.3)\n",
+            "a tensor of shape []; what is wanted",
+        ),
+        ("loss", "def own(x, a):\n    return (-a * x.exp()).detach().numpy()\n", "it gave no tensor but a ndarray"),
+        (
+            "keep",
+            "def own(group):\n    group[1].advantage = float('nan')\n    return group\n",
+            "it left nan as the adv",
+        ),
+        (
+            "keep",
+            "def own(group):\n    group[0].token_weight = [1.0] * 3\n    return group\n",
+            "as the token_weight of",
+        ),
+        (
+            "keep",
+            "def own(group):\n    group[0].response_ids = [1, 2]\n    return group\n",
+            "2 response_ids and 1 sampled_logprobs",
+        ),
+        (
+            "keep",
+            "def own(group):\n    group[0].old_logprobs = []\n    return group\n",
+            "1 response_ids and 0 old_logp",
+        ),
+        (
+            "evolve",
+            "import dataclasses\nfrom variants.evolve import given\ndef own(hard, search):\n"
+            "    return dataclasses.replace(given(hard, ['Add.'], [[1, 1]]), candidates=['', 'Add.', 'Count.'])\n",
+            "dev_scores of each",
+        ),
+        (
+            "evolve",
+            "from variants.evolve import given\ndef own(hard, search):\n    return given(hard, ['Add.'], [[1]])\n",
+            "a finite score for each of dev_ids",
+        ),
     ],
 )
 def test_a_function_that_gives_something_else_is_told_so(seam, body, complaint, tmp_path):
@@ -324,6 +362,29 @@ def test_the_line_that_is_told_is_in_the_users_own_file_wherever_one_stands(tmp_
     for name in ("own.py:own", "./own.py:own", "link/own.py:own"):
         with pytest.raises(UserError, match=f"^--mine {name}: StatisticsError: .*own.py, line 3"):
             variant("mine", Config(mine=name), None)([])
+
+
+def test_too_short_a_prompt_limit_is_told_of_the_questions_and_not_of_the_model(small):
+    """The model's own checks look at a prompt cut to that length: a single token has no token in front of it."""
+    with pytest.raises(UserError, match="no question fits into --max-prompt-tokens 1$"):
+        p2o.train(dataclasses.replace(small, max_prompt_tokens=1))
+
+
+def test_a_selection_gives_at_most_as_many_questions_as_a_batch_has(tmp_path):
+    """The whole order is a natural slip, and an epoch that asks all questions in each batch."""
+    (tmp_path / "own.py").write_text("def own(order, history, count, rng):\n    return order\n")
+    own = variant("select", Config(select=f"{tmp_path / 'own.py'}:own"), None)
+    assert len(own(asked("a", "b"), {}, 2, None)) == 2
+    with pytest.raises(UserError, match="what is wanted is a batch of at most 1 questions"):
+        own(asked("a", "b"), {}, 1, None)
+
+
+def test_numbers_that_keep_sets_become_plain(tmp_path):
+    """Of a tensor or an array a checkpoint and the transcripts cannot say in JSON what it holds."""
+    body = "    group[0].advantage, group[1].advantage = torch.tensor(0.5), np.array([-0.5])\n    return group\n"
+    (tmp_path / "own.py").write_text(f"import numpy as np, torch\ndef own(group):\n{body}")
+    kept = variant("keep", Config(keep=f"{tmp_path / 'own.py'}:own"), None)(rewarded(1, 0))
+    assert json.dumps([r.advantage for r in kept]) == "[0.5, [-0.5]]"
 
 
 def test_a_generator_is_as_good_as_a_list_and_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
@@ -360,10 +421,15 @@ def test_updates_without_a_finite_loss_name_the_function_that_may_be_at_fault(ru
         ),
         ("loss", "def own(log_ratio, advantages, *, logprob):\n    return -advantages * logprob\n"),
         ("ratio", "def own(logprobs, old_logprobs, mask):\n    return (logprobs - old_logprobs) @ mask\n"),
+        ("loss", "def own(log_ratio, advantages):\n    return -advantages * (-log_ratio).sqrt()\n"),
+        ("ratio", "def own(logprobs, old_logprobs, mask):\n    return logprobs / 0\n"),
+        ("evolve", "def own(hard, search, run):\n    return search(hard)\n"),
+        ("keep", "def own(group, *, batch):\n    return group\n"),
+        ("select", "def own(order, history, count):\n    return order[:count]\n"),
     ],
 )
-def test_a_loss_that_cannot_work_is_refused_before_the_model_is_loaded(small, monkeypatch, tmp_path, option, body):
-    """It is first called in the first update with contrast: here after an epoch and a search for templates."""
+def test_a_function_that_cannot_work_is_refused_before_the_model_is_loaded(small, monkeypatch, tmp_path, option, body):
+    """A loss is first called in the first update with contrast: here after an epoch and a search for templates."""
     (tmp_path / "own.py").write_text(body)
     monkeypatch.setattr(grpo, "load_policy", pytest.fail)
     with pytest.raises(UserError, match=f"--{option} .*own.py:own: "):

@@ -277,6 +277,28 @@ def test_a_warning_is_said_once_and_a_baseline_may_collapse(tmp_path):
     assert page.text.count(collapse[0]) == 1 and "grpo, epoch 1, 2" in page.text
 
 
+def test_shades_and_numbers_of_many_runs_do_not_hide_what_lies_below_them():
+    """Six shades of 0.13 upon each other would be 0.57 of grey. What the mouse reads has each run's number."""
+
+    def drawn(runs):
+        curves = [(f"run {i}", [(0, 0.0), (2, 1.0)]) for i in range(runs)]
+        bands, jumps = [(i, 1, 2, "templated") for i in range(runs)], [(i, 1, 0.25, 0.75) for i in range(runs)]
+        return svg.chart("reward", "updates", curves, bands=bands, jumps=jumps)
+
+    for runs, opacity, numbers in ((1, 0.13, 1), (2, 0.13, 2), (6, 0.04, 0)):
+        chart = drawn(runs)
+        assert chart.count(f'opacity="{opacity}"') == runs and chart.count(">+0.50</text>") == numbers
+        assert all(f"<title>run {i}: +0.50</title>" in chart for i in range(runs))
+
+
+def test_curves_differ_by_more_than_their_colour():
+    """About one man in twelve does not tell red from green: those that he may confuse have dashes or dots."""
+    style = (report.PAGE / "base.html").read_text()
+    for rule in (".curve:is({}) polyline {{ stroke-dasharray", ".legend :is({})::before {{ height"):
+        for group in (".c3, .c5, .c7", ".c4, .c6"):
+            assert rule.format(group) in style
+
+
 def test_templated_epochs_are_shaded_and_the_rewards_jump_is_marked(tmp_path):
     [run] = runs = report.read_runs([made_up(tmp_path / "run")])
     *_, by_responses = report.learning_curves(runs)
@@ -370,6 +392,8 @@ def test_runs_called_alike_are_told_apart_by_as_many_folders_as_it_takes(tmp_pat
     assert names == ["a/x/run", "b/x/run", "y/run", "alone"]
     assert p2o.main(["report", str(folders[0]), "--out", str(folders[0] / "config.json")]) == 2
     assert "config.json: a file; name a folder" in capsys.readouterr().err
+    assert p2o.main(["report", str(folders[0]), "--out", str(folders[0] / "config.json" / "below")]) == 2
+    assert "no file can be called so (Not a directory)" in capsys.readouterr().err
 
 
 def test_a_page_holds_so_many_transcripts_and_no_more(tmp_path):
@@ -790,6 +814,8 @@ def test_eval_refuses_what_it_cannot_do_before_the_model_is_loaded(tmp_path, cap
     (tmp_path / "empty").mkdir()
     for argv, complaint in [
         (["--out", str(tmp_path / "no" / "such" / "out.json")], "there is no folder"),
+        (["--data", "a text where a file is wanted " * 10], "no file can be called so (File name too long)"),
+        (["--data"], "--data: name at least one file"),
         (["--out", str(tmp_path)], "cannot be written"),
         (["--adapter", str(tmp_path / "run")], f"a run's folder; its adapter is {tmp_path / 'run' / 'adapter'}"),
         (["--adapter", str(tmp_path / "nowhere")], "no adapter is there"),

@@ -461,6 +461,8 @@ def test_a_file_that_may_not_be_written_gets_one_line_and_other_faults_a_traceba
     assert exit_code_of(lambda: fail(errno.EROFS)) == 2
     said = capsys.readouterr().err
     assert said.startswith("p2o: [Errno 30] Read-only file system: 'results/x.json'; ") and said.count("\n") == 1
+    assert exit_code_of(lambda: fail(errno.EFBIG)) == 2  # `ulimit -f`, or a FAT disk's 4 GB
+    assert "let files grow" in capsys.readouterr().err
     with pytest.raises(OSError, match="Invalid argument"):
         exit_code_of(lambda: fail(errno.EINVAL))
 

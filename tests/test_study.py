@@ -18,6 +18,7 @@ from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
 from support.log import read_lines
+from support.run import files_of
 from support.seams import check_variants
 from tools import cli, compare, studies, study
 
@@ -254,6 +255,24 @@ def test_a_finished_run_is_told_from_one_with_other_options(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     assert study.other_options(tmp_path, {"epochs": 2, "gepa_budget": 60, "temperature": 1, "of_a_diff": True}) == ""
     assert "epochs 2, now 3" in study.other_options(tmp_path, {"epochs": 3})
+    taken_out = study.other_options(tmp_path, {"epochs": 2})  # what is no longer said means its default again
+    assert "gepa_budget 60, now 500" in taken_out and "temperature" not in taken_out
+
+
+def test_a_finished_run_is_told_from_one_with_another_text_of_the_users_own_file(tmp_path):
+    """Otherwise seed 0 of the function as it was would stand in the table beside seed 1 of the function as it is."""
+    own = tmp_path / "own.py"
+    own.write_text("def mine(group):\n    return [0.0] * len(group)\n")
+    options = {"epochs": 2, "advantage": f"{own}:mine"}
+    for name, record in {
+        "config.json": options, "summary.json": {}, "inputs.json": {"files": files_of(p2o.Config(**options))}
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(json.dumps(record))
+    assert study.other_options(tmp_path, options) == ""
+    own.write_text("def mine(group):\n    return [1.0] * len(group)\n")
+    assert f"made with an earlier text of {own}:mine. Remove {tmp_path} to" in study.other_options(tmp_path, options)
+    own.unlink()
+    assert study.other_options(tmp_path, options) == ""  # a file that is gone says nothing of the run
 
 
 # ------------------------------------------------------------------------------------------------------------ comparing

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_jsonl
@@ -25,7 +26,7 @@ from p2o import Config
 from support.data import Question, load_questions
 from support.errors import UserError
 from support.log import read_lines
-from support.seams import check_variants, checked_advantages, variant
+from support.seams import CALLED_WITH, NOW, check_variants, checked_advantages, find, variant
 from tiny.problems import FAMILIES
 from tiny.worlds import WORLDS
 from tools import study
@@ -250,11 +251,14 @@ def test_keep_takes_list_advantages():
     [
         (torch.tensor([0.5, -0.5]), [0.5, -0.5]),
         ([torch.tensor([1.0, 2.0]), 0.5], [[1.0, 2.0], 0.5]),
-        (([0, 1], [2, 3]), [[0, 1], [2, 3]]),
+        (([0, 1], [2, 3]), [[0.0, 1.0], [2.0, 3.0]]),
+        ([True, False], [1.0, 0.0]),  # of which torch would make a tensor that has no minus
+        (list(np.float32([0.5, -0.5])), [0.5, -0.5]),
     ],
 )
 def test_advantages_of_ones_own_may_be_lists_or_tensors(given, plain):
-    assert checked_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2)) == plain
+    found = checked_advantages("mine.py:mine", given, advantaged(0.0, 0.0, length=2))
+    assert json.dumps(found) == json.dumps(plain)
 
 
 @pytest.mark.parametrize("given", [None, 0.5, [0.5], [0.5, math.nan], [[0.5], [0.5]], ["a", "b"], torch.tensor(1.0)])
@@ -468,10 +472,26 @@ def test_the_list_of_variants_is_whole():
         assert own - helpers - partners == set(NAMES[seam])
 
 
-@pytest.mark.parametrize("name", ["greso", "mopps", "gps", "unlockable"])
-def test_a_selection_by_history_resumes_to_the_same_run(small, name, monkeypatch, tmp_path, capsys):
+OWN = """
+import random
+import numpy as np
+import torch
+
+def drawn(group):
+    return [r.reward + random.random() + torch.rand(1).item() + np.random.rand() for r in group]
+
+def some(group):
+    return random.sample(group, 3)
+"""
+
+
+@pytest.mark.parametrize("name", ["greso", "mopps", "gps", "unlockable", "own.py"])
+def test_what_looks_back_or_draws_resumes_to_the_same_run(small, name, monkeypatch, tmp_path, capsys):
     """From a copy of its folder, taken in the second of the second epoch's three batches: all that a kill leaves."""
-    cfg = dataclasses.replace(small, select=name, questions_per_batch=3, questions_per_update=3)
+    (tmp_path / "own.py").write_text(OWN)  # draws as people do, from the libraries' own generators
+    own = {"advantage": f"{tmp_path / 'own.py'}:drawn", "keep": f"{tmp_path / 'own.py'}:some"}
+    settings = own if name == "own.py" else {"select": name}
+    cfg = dataclasses.replace(small, **settings, questions_per_batch=3, questions_per_update=3)
     real, done = grpo.update_policy, itertools.count()
 
     def copying(*args):
@@ -482,11 +502,33 @@ def test_a_selection_by_history_resumes_to_the_same_run(small, name, monkeypatch
     monkeypatch.setattr(grpo, "update_policy", copying)
     p2o.train(cfg)
     whole = (cfg.folder / "metrics.jsonl").read_text()
-    shutil.rmtree(cfg.folder)
-    (tmp_path / "killed").rename(cfg.folder)
-    p2o.train(dataclasses.replace(cfg, resume=True))
-    assert "resumed from checkpoint 000004" in capsys.readouterr().out
-    assert (cfg.folder / "metrics.jsonl").read_text() == whole
+    for rollouts_are_there in (True, False):  # a kill before they are written leaves the checkpoint alone
+        shutil.rmtree(cfg.folder)
+        shutil.copytree(tmp_path / "killed", cfg.folder)
+        assert (cfg.folder / "rollouts-4.json").exists()
+        if not rollouts_are_there:
+            (cfg.folder / "rollouts-4.json").unlink()
+        p2o.train(dataclasses.replace(cfg, resume=True))
+        assert "resumed from checkpoint 000004" in capsys.readouterr().out
+        assert (cfg.folder / "metrics.jsonl").read_text() == whole
+
+
+def test_a_function_may_ask_for_what_the_page_says_and_for_where_the_run_is(small, tmp_path, monkeypatch):
+    """What `check_signature` lets pass is there where the function is called."""
+    arguments = {seam: ", ".join("abcd"[:n]) + ", *, " + ", ".join([*names, *NOW]) for seam, (n, names) in
+                 CALLED_WITH.items()}  # fmt: skip
+    gives = {"select": "a[:c]", "mine": "True", "advantage": "[1.0, 0.0, 0.0, 0.0]", "keep": "a", "ratio": "a - b",
+             "loss": "-b * a.exp()", "evolve": "b(a)"}  # fmt: skip
+    lines = [f"def {s}({arguments[s]}):\n    seen.append(('{s}', epoch, done))\n    return {gives[s]}" for s in gives]
+    (tmp_path / "own.py").write_text("seen = []\n" + "\n".join(lines))
+    cfg = dataclasses.replace(small, **{seam: f"{tmp_path / 'own.py'}:{seam}" for seam in gives})
+    monkeypatch.undo()  # templates are evolved here, with a search that is short
+    monkeypatch.setattr(gepa_loop, "evolve", lambda hard, *_, **__: evolve.given(hard, ["Add."], [[1.0] * len(hard)]))
+    p2o.train(cfg)
+    seen = find("loss", cfg.loss).__globals__["seen"]
+    places = {(0, 0.0), (0, 0.25), (1, 0.5), (1, 0.75)}  # a loss is tried out before, too
+    found = {seam: {place[1:] for place in seen if place[0] == seam} & places for seam in gives}
+    assert found == dict.fromkeys(gives, places) | {"evolve": {(1, 0.5)}}
 
 
 # ------------------------------------------------------------------------------------------ what does not go together

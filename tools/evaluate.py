@@ -144,6 +144,8 @@ def evaluate(
     """
     # Before the model: what is bad shows at once.
     check_out(out)
+    if not data:
+        raise UserError("--data: name at least one file")
     checker = None if reward else verify.unparseable  # of answers; a function of the user's own may not look at them
     files = {
         name: load_questions(path, question_suffix, checker, empty_answers=bool(reward))

@@ -16,6 +16,7 @@ first variant, or one named among the variant's options.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -31,12 +32,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import tyro
 from tqdm import tqdm
 
 from support.checkpoint import write_whole
 from support.errors import UserError
+from support.run import INPUTS, PLACES, files_of, settings_of, without_places
+from support.seams import SEAMS
 from tools import cli, compare
 from tools.compare import Cell
 from tools.report import read_json, read_run, spent
@@ -219,7 +223,8 @@ def is_done(folder: Path) -> bool:
 
 
 def other_options(folder: Path, options: dict) -> str:
-    """What is wrong with a finished run whose options are no longer those of the study file; else an empty text."""
+    """What is wrong with a finished run whose options, or whose file of the user's own, have changed since; else an
+    empty text."""
     if not is_done(folder):
         return ""  # to be resumed, which refuses other options by itself
     recorded = read_json(folder / "config.json")
@@ -228,7 +233,33 @@ def other_options(folder: Path, options: dict) -> str:
         for name, value in options.items()
         if name in recorded and value != recorded[name] and str(value) != str(recorded[name])
     ]
+    inputs = folder / "inputs.json"
+    files = read_json(inputs).get("files", {}) if inputs.exists() else {}
+    with contextlib.suppress(OSError):  # a file that is gone says nothing of the run
+        now = files_of(SimpleNamespace(**dict.fromkeys((*SEAMS, "reflection_prompt"), "") | options))
+        changed += [
+            f"an earlier text of {options[name]}" for name in files if now.get(name, files[name]) != files[name]
+        ]
+    # An option that was taken out of the study file means its default again.
+    means = settings_meant(json.dumps(options, default=str))
+    before = without_places({name: recorded[name] for name in means if name in recorded})
+    changed += [
+        f"{name} {value}, now {means[name]}"
+        for name, value in before.items()
+        if name not in options and value != means[name]
+    ]
     return f"left out, it was made with {'; '.join(changed)}. Remove {folder} to run it again" if changed else ""
+
+
+@functools.cache
+def settings_meant(options: str) -> dict:
+    """All settings that a variant's options (as JSON) mean, but for seed and places; {} if p2o.py refuses them."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            cfg = cli.parse_config(as_arguments({"threads": 1} | json.loads(options)))
+    except (SystemExit, UserError):
+        return {}
+    return without_places(settings_of(cfg, but=(*PLACES, *INPUTS, "seed")))
 
 
 def command_of(options: dict, seed: int, folder: Path) -> list[str]:

@@ -82,13 +82,18 @@ def chart(
         right = LEFT + (RIGHT - LEFT) * (x - across[0]) / (across[-1] - across[0])
         return f"{right:.1f}", f"{BOTTOM + (TOP - BOTTOM) * (y - up[0]) / (up[-1] - up[0]):.1f}"
 
+    # The bands of several runs lie upon each other. Together they must not hide the curves; nor numbers each other.
+    bands, jumps = list(bands), list(jumps)
+    runs_with_jumps = len({i for i, *_ in jumps})
+    opacity = min(0.13, 0.26 / max(1, len({i for i, *_ in bands})))
     shaded = []
     for i, start, stop, said in bands:
         left, right = (float(place(max(x, across[0]), 0)[0]) for x in (start, stop))
         shaded.append(
-            Markup('<rect class="band c{}" x="{}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>').format(
-                i % COLOURS, left, TOP, right - left, BOTTOM - TOP, said
-            )
+            Markup(
+                '<rect class="band c{}" opacity="{:.2f}" x="{}" y="{}" width="{:.1f}" height="{}">'
+                "<title>{}</title></rect>"
+            ).format(i % COLOURS, opacity, left, TOP, right - left, BOTTOM - TOP, said)
         )
     grid = [
         Markup('<path class="grid" d="M{} {}H{}"/><text class="y" x="{}" y="{}" dy="4">{}</text>').format(
@@ -114,10 +119,11 @@ def chart(
         )
     for i, x, before, after in jumps:
         (at, start), (_, stop), (_, middle) = (place(x, y) for y in (before, after, (before + after) / 2))
+        number = Markup('<text x="{}" y="{}" dx="4" dy="4">{:+.2f}</text>').format(at, middle, after - before)
         drawn.append(
-            Markup(
-                '<g class="jump c{}"><path d="M{} {}V{}"/><text x="{}" y="{}" dx="4" dy="4">{:+.2f}</text></g>'
-            ).format(i % COLOURS, at, start, stop, at, middle, after - before)
+            Markup('<g class="jump c{}"><path d="M{} {}V{}"><title>{}: {:+.2f}</title></path>{}</g>').format(
+                i % COLOURS, at, start, stop, curves[i][0], after - before, number if runs_with_jumps < 3 else ""
+            )
         )
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"><text class="title" x="{}" y="14">{}</text>'
