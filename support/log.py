@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from tqdm import tqdm
 
-from support import checkpoint, seams
+from support import checkpoint
 from support.errors import UserError
 
 SHOWN_TOKENS = 500  # of each transcript come with their log-probs; its whole text is there anyway
@@ -50,7 +50,6 @@ class RunLog:
         first = label(steps.start)
         with tqdm(steps, first, initial=steps.start, total=steps.stop, unit="batch", leave=False) as bar:
             for step in bar:
-                seams.NOW.update(epoch=step // per_epoch, done=step / steps.stop)
                 if step % per_epoch == 0:  # once an epoch: each time it is set, the bar is drawn again
                     bar.set_description(label(step))
                 yield step

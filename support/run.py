@@ -20,7 +20,7 @@ from support.data import Question, digest
 from support.errors import UserError
 from support.log import RunLog, start_tracker
 from support.pretrained import fingerprint
-from support.seams import SEAMS
+from support.seams import NOW, SEAMS
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"
 # Where a run and its inputs are is no part of what it computes. What the inputs hold is, and that is in inputs.json.
@@ -173,7 +173,9 @@ class Run(RunLog):
             self.warn(f"checkpoint {self.saved + 1} was not written ({error}); the older ones are as they were")
 
     def progress(self, steps: range, per_epoch: int) -> Iterator[int]:
+        """The steps, with a bar on the screen. At each, functions of the user's own get seeds, and where the run is."""
         for step in super().progress(steps, per_epoch):
+            NOW.update(epoch=step // per_epoch, done=step / steps.stop)
             seed_libraries(self.cfg, step)
             yield step
 

@@ -17,7 +17,7 @@ from support.errors import FULL, UserError
 
 SEAMS = ("select", "evolve", "mine", "reward", "advantage", "keep", "ratio", "loss")
 # Where the run is, which a function may ask for by name: the epoch, from 0, and the share of all batches that are done.
-# support/log.py says it at each batch.
+# support/run.py says it at each batch.
 NOW = {"epoch": 0, "done": 0.0}
 # How many arguments a function of each seam is called with, and what it may ask for by name, beside options. (A reward
 # is asked for neither: `checked_reward` calls it.)
