@@ -42,7 +42,7 @@ What counts as an answer, and by whose convention:
 - A reference `7 \times 9`, of two or three plain numbers, is a size: neither 63 nor `9 \times 7` answers it. A longer
   product is a number.
 - A reference `\frac{40}{3} \approx 13.33` gives two values, and either answers it. As an answer it says both, if one is
-  a rounding of the other: `12 \approx 5` answers neither 12 nor 5.
+  a rounding of the other: `12 \approx 5` answers 12 only.
 - Words and choice letters: ignoring case, articles, `\text{}` and brackets, `(C)`, `(C) 12`, `C: 12` and `Option C` are
   `c`, and `ACD` is `A, C, D`. The text of option C alone is `C`, too, where the reference or the question says which
   text that is. `(a) 5; (b) 7` is no choice, but a point with two parts. Words in another order are others, unless `and`

@@ -35,8 +35,6 @@ REJECTED = [
      "tests rounding to 2 decimals; 0.33 is not 1/3"),
     ("$(0.6,2.6667]$", r"$(\frac{3}{5},\frac{8}{3}]$", True, "tests rounding to 4 decimals; 2.6667 is not 8/3"),
     (r"$-2 \\le x \\le 7$", r"$x \in [-2,7]$", False, "the same pair is also labelled right; they are one set"),
-    (r"$x = 5+5+1 = 1/3 \approx 11$", "$x = 1/3$", True, "1/3 is not about 11; who writes both would answer either"),
-    (r"$x=1/3\approx1.3$", "$1/3$", True, "the same with 1.3"),
 ]  # fmt: skip
 
 # Pairs that say the same, either way round and boxed or not.
@@ -135,7 +133,7 @@ def pairs(table: str) -> list[tuple[str, str]]:
 
 def test_public_cases():
     wrong = [case for case in CASES if equivalent(case[0], case[1]) != case[2]]
-    assert len(CASES) == 242 and not wrong
+    assert len(CASES) == 244 and not wrong
 
 
 def test_rejected_labels_are_still_rejected():

@@ -494,7 +494,7 @@ def _money(text: str) -> set[str]:
 def quick(answer: str, reference: str) -> bool | None:
     """The verdict where text, numbers and words can tell, else None."""
     verdict = _by_text(answer, reference)
-    # 12 \approx 5 would answer 12 and 5: whether that is true, sympy has to say
+    # 12 \approx 5 would answer 12 and 5: whether one is the other's rounding, sympy has to say
     unsure = verdict and r"\approx" in tidy(answer) and canonical(answer) != canonical(reference)
     return None if unsure else verdict
 

@@ -193,8 +193,11 @@ def parse(text: str):
 
 def same(answer: str, reference: str) -> bool:
     """May take for ever and raise anything: for a worker."""
-    pair = bare(tidy(answer), tidy(reference))
-    if not pair or not _is_rounding(tidy(answer)):
+    answer = tidy(answer)
+    if not _is_rounding(answer):  # then these are two answers, of which the first one counts
+        answer = answer.partition(r"\approx")[0]
+    pair = bare(answer, tidy(reference))
+    if not pair:
         return False
     if any(text.count(":") > 1 for text in pair):
         return _same_ratio(*(text.split(":") for text in pair))
