@@ -303,7 +303,10 @@ def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[
 def load_reflector(cfg: Config) -> grpo.Policy:
     """The model of --reflection-model, beside the policy, once for the whole run. Its adapter is never used."""
     cfg = dataclasses.replace(cfg, model=cfg.reflection_model, reflection_model="", engine="hf")
-    return grpo.load_policy(cfg, longest_sequence=longest_sequence(cfg))
+    try:
+        return grpo.load_policy(cfg, longest_sequence=longest_sequence(cfg))
+    except UserError as error:
+        raise UserError(str(error).replace("--model ", "--reflection-model ", 1)) from error
 
 
 def choose_questions(questions: list[Question], state: State, step: int, cfg: Config, policy=None) -> list[Question]:

@@ -546,6 +546,8 @@ def test_another_local_model_reflects_in_its_place(fresh_policy):
     assert told == p2o.reflection_model(itself, Config(), 1)([prompt] * 3, 0)
     assert told != p2o.reflection_model(fresh_policy, Config(), 1)([prompt] * 3, 0)
     assert p2o.load_reflector(cfg) is p2o.load_reflector(cfg)  # loaded once
+    with pytest.raises(UserError, match="^--reflection-model .*docs: that folder holds no config.json"):
+        p2o.load_reflector(Config(reflection_model=str(ROOT / "docs")))
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
