@@ -1,4 +1,4 @@
-"""What is proved of a model before it is trained. It asks no name of an architecture: it looks at what the model does.
+"""What is proved of a model before it is trained. No check asks for an architecture's name: it tries what a model does.
 
 Does the sampler draw from what the trainer computes? Do gradients reach every layer? Is an adapter found again? What
 does not hold is refused in one line. Otherwise it would show as a run that learns nothing, or something else.

@@ -36,8 +36,8 @@ def seed_for(cfg, *what: object) -> int:
 def seed_libraries(cfg, *what: object) -> None:
     """Seed `random`, NumPy and torch for the draws that a function of the user's own makes without a generator.
 
-    Nothing here draws from them. Seeded anew in each batch, and once more where a batch whose rollouts were on disk
-    goes on, such a function gives a resumed run the draws of the uninterrupted one.
+    Nothing of this code draws from them. They are seeded when a batch begins, and again when its rollouts are there,
+    sampled now or read from the disk. So a resumed run gets the draws of the uninterrupted one.
     """
     seed = seed_for(cfg, "libraries", *what) % 2**32
     random.seed(seed)
@@ -173,7 +173,7 @@ class Run(RunLog):
             self.warn(f"checkpoint {self.saved + 1} was not written ({error}); the older ones are as they were")
 
     def progress(self, steps: range, per_epoch: int) -> Iterator[int]:
-        """The steps, with a bar on the screen. At each, functions of the user's own get seeds, and where the run is."""
+        """The steps, with a bar on the screen. At each one, functions of the user's own may ask where the run is."""
         for step in super().progress(steps, per_epoch):
             NOW.update(epoch=step // per_epoch, done=step / steps.stop)
             seed_libraries(self.cfg, step)

@@ -19,8 +19,8 @@ SEAMS = ("select", "evolve", "mine", "reward", "advantage", "keep", "ratio", "lo
 # Where the run is, which a function may ask for by name: the epoch, from 0, and the share of all batches that are done.
 # support/run.py says it at each batch.
 NOW = {"epoch": 0, "done": 0.0}
-# How many arguments a function of each seam is called with, and what it may ask for by name, beside options. (A reward
-# is asked for neither: `checked_reward` calls it.)
+# How many arguments a function of each seam is called with, and what it may ask for by name, beside options. A reward
+# is not among them: `checked_reward` calls it, with a response and its question.
 CALLED_WITH = {
     "select": (4, ("policy", "templated")),
     "evolve": (2, ("folder",)),
