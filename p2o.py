@@ -220,10 +220,9 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # what the other groups of options require
         batch, update = self.questions_per_batch, self.questions_per_update
-        require(0 <= self.seed < 2**32, f"--seed {self.seed}: from 0 to 4294967295 (2^32 - 1)")
         require(self.group_size >= 2, f"--group-size {self.group_size}: a group needs at least 2 rollouts to compare")
         at_least(1, self, "epochs")
-        at_least(0, self, "train_questions")
+        at_least(0, self, "train_questions", "seed")
         require(1 <= update <= batch, f"--questions-per-update {update}: from 1 to --questions-per-batch {batch}")
         has_ratios = self.distill or not self.soft_clip
         require(has_ratios, "--soft-clip --no-distill: without distillation every template ratio is 1")

@@ -39,6 +39,13 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
     except UserError as error:
         print(f"p2o: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's, on a CPU
+            raise
+        print(
+            f"p2o: out of memory; lower --group-size, --sample-batch or --max-response-tokens; {again}", file=sys.stderr
+        )
+        return 2
     except BrokenPipeError:
         if not _nobody_reads_on():
             raise

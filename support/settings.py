@@ -29,10 +29,12 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
-        """The end of the chain. Every comparison with NaN is false, so no rule would see one."""
+        """The end of the chain. Every comparison with NaN is false, so no rule would see one; and torch holds no count
+        of more than 64 bits."""
         for name, value in vars(self).items():
-            if isinstance(value, float) and math.isnan(value):
-                raise UserError(f"--{name.replace('_', '-')} {value}: not a number")
+            option = f"--{name.replace('_', '-')} {value}"
+            require(not isinstance(value, float) or not math.isnan(value), f"{option}: not a number")
+            require(not isinstance(value, int) or value < 2**32, f"{option}: at most {2**32 - 1}")
 
 
 # ---------------------------------------------------------------------------------------------------------- presets

@@ -638,8 +638,9 @@ def refused(capsys, *argv):
         (["--gepa-budget", "-5"], "--gepa-budget -5: a number"),
         (["--gepa-budget", "0"], "scored on 6 dev questions or more"),
         (["--gepa-budget", "6"], "--gepa-budget 6: the first template alone is scored on 6 dev questions or more"),
-        (["--seed", str(2**70)], "--seed 1180591620717411303424: from 0"),
-        (["--seed", "-1"], "--seed -1: from 0"),
+        (["--seed", str(2**70)], "--seed 1180591620717411303424: at most 4294967295"),
+        (["--seed", "-1"], "--seed -1: at least 0"),
+        (["--max-response-tokens", str(10**20)], "--max-response-tokens 100000000000000000000: at most 4294967295"),
         (["--sample-batch", "0"], "--sample-batch 0: at least 1"),
         (["--micro-batch-tokens", "0"], "--micro-batch-tokens 0: at least 1"),
         (["--lora-rank", "0"], "--lora-rank 0: at least 1"),
@@ -677,6 +678,14 @@ def refused(capsys, *argv):
 def test_bad_settings_get_one_line_and_exit_code_2(argv, complaint, capsys, tmp_path):
     assert complaint in refused(capsys, "--runs", str(tmp_path / "runs"), *argv)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("ask", [lambda: [""] * 10**15, lambda: torch.empty(10**15)], ids=["Python", "torch on a CPU"])
+def test_too_little_memory_gets_one_line_and_exit_code_2(ask, capsys):
+    assert exit_code_of(ask) == 2
+    assert capsys.readouterr().err.startswith("p2o: out of memory; lower --group-size")
+    with pytest.raises(RuntimeError):
+        exit_code_of(Mock(side_effect=RuntimeError("a bug of ours")))
 
 
 def test_reference_answers_that_nobody_can_parse_are_counted_unless_the_reward_is_ones_own(small, tmp_path, capsys):
