@@ -94,13 +94,11 @@ class EvolutionConfig(Settings):
         at_least(1, self, "teacher_max_calls", "teacher_max_tokens")
         at_least(0, self, "gepa_tokens")
         check_budget(self.gepa_budget, dev_set_size(self.hard_set_min, self.gepa_dev_size))
-        temperature, is_self = self.reflection_temperature, self.reflection == "self"
+        temperature, reflection, model = self.reflection_temperature, self.reflection, self.reflection_model
         require(0 < temperature < float("inf"), f"--reflection-temperature {temperature}: must be positive")
-        replaces_self = is_self or not self.reflection_model
-        require(replaces_self, f"--reflection-model {self.reflection_model}: not beside --reflection {self.reflection}")
-        teacher = [self.reflection == "teacher", bool(self.teacher_url), bool(self.teacher_model)]
-        complete = all(teacher) or not any(teacher)
-        require(complete, "--reflection teacher, --teacher-url (OpenAI-compatible) and --teacher-model need each other")
+        require(reflection == "self" or not model, f"--reflection-model {model}: not beside --reflection {reflection}")
+        teacher = {reflection == "teacher", bool(self.teacher_url), bool(self.teacher_model)}
+        require(len(teacher) == 1, "--reflection teacher, --teacher-url and --teacher-model need each other")
 
 
 def apply_template(template: str, question: str) -> str:
@@ -229,6 +227,7 @@ def split_hard_set(
     >>> len(train), len(dev)
     (6, 6)
     """
+    require(len(hard) >= 2, f"prompt evolution on {len(hard)} hard questions: it shows one, and another one scores")
     # At random, or the dev set would hold the questions of the first batches only. With few hard questions both parts
     # get half: a dev set of 300 and a train part of 2 would leave reflection nothing to see.
     shuffled = rng.sample(list(hard), len(hard))

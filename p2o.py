@@ -45,7 +45,7 @@ import grpo
 import verify
 from support.data import Question, load_data, that_fit
 from support.errors import UserError
-from support.gepa_glue import text_limits
+from support.gepa_glue import TextLimits, leave_out_long_templates, text_limits
 from support.memory import adamw, longest_sequence
 from support.messages import need_system_role
 from support.reflection import read_wording, teacher
@@ -254,9 +254,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         # Greedy: a dev score should say how good a template is, not how lucky its samples were.
         return [(sample.text, sample.truncated) for sample in grpo.respond(policy, messages, seed=None)]
 
-    # A template stands in front of a question, so it must leave room for the longest one.
-    longest_question = max(len(grpo.chat_ids(policy, question.text)) for question in hard)
-    limits = text_limits(policy.tokenizer, cfg.max_prompt_tokens - longest_question, cfg.reflection_quote)
+    limits = limits_beside(hard, policy, cfg)
 
     def search(questions: list[Question]) -> gepa_loop.Evolution:
         return gepa_loop.evolve(
@@ -268,12 +266,19 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
     # variant of the user's own may call `search`, too.
     own_evolve = variant("evolve", cfg, default=None, folder=cfg.folder, epoch=epoch)
     evolution = own_evolve(hard, search) if own_evolve else search(hard)
+    leave_out_long_templates(evolution, limits, run.note)  # those of an `--evolve`: the search has none
     # Algorithm 2, step 2: one template for each *rollout*, not for each question. Where one template solves a question
     # and another does not, the group has rewards that differ.
     rng = random.Random(seed_for(cfg, "assign", epoch))
     templates = gepa_loop.assign_templates(evolution, cfg.group_size, rng, cfg)
     run.log_evolution(epoch, evolution, templates)
     return templates
+
+
+def limits_beside(questions: list[Question], policy: grpo.Policy, cfg: Config) -> TextLimits:
+    """How long a template may be: it stands in front of a question, so it must leave room for the longest of these."""
+    longest = max(len(grpo.chat_ids(policy, question.text)) for question in questions)
+    return text_limits(policy.tokenizer, cfg.max_prompt_tokens - longest, cfg.reflection_quote)
 
 
 def reflection_model(policy: grpo.Policy, cfg: Config, epoch: int) -> Callable[[list[str], int], list]:
@@ -475,6 +480,7 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     limit = cfg.max_prompt_tokens
     questions = that_fit(cfg.train_data, questions, prompt_length, limit, needed)
     held_out = {name: that_fit(name, asked, prompt_length, limit) for name, asked in held_out.items()}
+    limits_beside(questions, policy, cfg).require_room_for_seed(cfg.gepa_seed_template)
     optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
     return policy, optimizer, questions, held_out

@@ -68,11 +68,31 @@ class TextLimits:
     def fits(self, template: str) -> bool:
         return self.count(template) < self.room
 
+    def require_room_for_seed(self, template: str) -> None:
+        if template and not self.fits(template):
+            raise UserError(
+                f"--gepa-seed-template: it has {self.count(template)} tokens, and beside the longest question there is "
+                f"room for {max(self.room - 1, 0)}; shorten it, or raise --max-prompt-tokens"
+            )
+
 
 def text_limits(tokenizer, room: int, quoted_tokens: int) -> TextLimits:
     """The limits in tokens of a tokenizer."""
     count, quote = partial(count_tokens, tokenizer), partial(shortened, tokenizer, limit=quoted_tokens)
     return TextLimits(count, room, quote)
+
+
+def leave_out_long_templates(evolution, limits: TextLimits, log: Callable[[str], None]) -> None:
+    """Choose no template that leaves no room for the longest question.
+
+    The search has none. But `--evolve frozen` gives those that an earlier epoch found beside other questions, and a
+    function of the user's own gives what it likes.
+    """
+    texts = [evolution.candidates[k] for k in evolution.chosen]
+    short = [k for k, text in zip(evolution.chosen, texts, strict=True) if not text or limits.fits(text)]
+    if len(short) < len(texts):
+        log(f"{len(texts) - len(short)} of {len(texts)} templates leave no room for the longest question: left out")
+        evolution.chosen = short
 
 
 @dataclass

@@ -4,6 +4,7 @@ Teacher reflection runs against a real OpenAI-compatible server on loopback: `tr
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -27,6 +28,7 @@ import verify
 from gepa_loop import EvolutionConfig
 from support import checkpoint, gepa_glue
 from support.data import Question
+from support.errors import UserError
 from support.messages import as_messages
 from support.reflection import teacher
 
@@ -279,6 +281,20 @@ def test_a_reflection_model_that_fails_ends_the_search_with_its_reason():
 def test_a_template_that_leaves_no_room_is_not_adopted():
     found = evolve(lambda p: "```\nRED BLUE\n```", gepa_budget="5000", limits=gepa_loop.TextLimits(room=5))
     assert found.candidates == [""] and "no room" in found.stopped_early
+
+
+def test_a_given_template_that_leaves_no_room_is_left_out_with_a_word():
+    found, said = evolve(lambda prompt: "```\nnothing\n```", gepa_budget="40"), []
+    found = dataclasses.replace(found, candidates=["", "RED", "RED BLUE GREEN"], chosen=[0, 2, 1])
+    limits = gepa_glue.TextLimits(count=lambda text: len(text.split()), room=3)
+    gepa_glue.leave_out_long_templates(found, limits, said.append)
+    assert found.chosen == [0, 1]
+    assert said == ["1 of 3 templates leave no room for the longest question: left out"]
+
+
+def test_one_question_is_too_few_to_search_on():
+    with pytest.raises(UserError, match="prompt evolution on 1 hard questions: it shows one, and another one scores"):
+        gepa_loop.split_hard_set([Question("a", "", "")], 10, random.Random(0))
 
 
 def test_an_answer_function_that_raises_ends_the_run():

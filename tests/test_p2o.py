@@ -660,6 +660,7 @@ def refused(capsys, *argv):
         (["--teacher-max-tokens", "0"], "--teacher-max-tokens 0: at least 1"),
         (["--eval-data", "a/test.jsonl", "a/test.jsonl"], "a/test.jsonl: given twice"),
         (["--gepa-tokens", "-1"], "--gepa-tokens -1"),
+        (["--gepa-seed-template", "Add." * 300], "--gepa-seed-template: it has "),
         (["--soft-clip", "--no-ratio-mask"], "soft clip is a ratio mask"),
         (["--clip-low", "1.5"], "clip-low"),
         (["--soft-clip", "--no-distill"], "every template ratio is 1"),
