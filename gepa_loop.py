@@ -2,7 +2,7 @@
 
 In goes the hard set of an epoch, out come G templates for each hard question:
 
-    split        at random into a GEPA train half and a dev set                        split_hard_set
+    split        at random into a part to reflect on and a dev set to score with      split_hard_set
     evolve       GEPA from the empty template: sample parents by Pareto weight,        evolve
                  run a minibatch, reflect on the transcripts, keep the child if it
                  beats its parent, then score it on the whole dev set

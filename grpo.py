@@ -193,7 +193,7 @@ def advantages_of(group: list[Rollout], cfg: UpdateConfig, **available) -> list[
 
 
 class UpdateSize(NamedTuple):
-    """How large the whole update is. A micro-batch is divided by these numbers, so that micro-batches add up to it."""
+    """The size of a whole update. A micro-batch's sums are divided by it, so that the shares of all add up."""
 
     rollouts: int
     tokens: int
@@ -223,8 +223,8 @@ def aggregate(
     # Every token weighs the same, so a long response weighs more than a short one.
     if aggregation == "token-mean":
         return sums.sum() / tokens
-    # Every response weighs the same, so a token of a long response weighs less. A wrong answer gets cheaper by getting
-    # longer: the length bias that Dr. GRPO (arXiv:2503.20783) removes.
+    # Every response weighs the same, so a token of a long response weighs less. A wrong response gets cheaper by
+    # getting longer: the length bias that Dr. GRPO (arXiv:2503.20783) removes.
     if aggregation == "seq-mean-token-mean":
         return (sums / counts.clamp(min=1)).sum() / rollouts
     if aggregation == "seq-mean-token-sum":

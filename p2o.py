@@ -7,7 +7,7 @@ repeats, epoch by epoch:
     1. prompt evolution     GEPA searches for templates z under which the hard questions of the last epoch are solved
     2. rollouts             y ~ pi(. | T(x, z)) for a hard question x, one template a rollout; others y ~ pi(. | x)
        hard-sample mining   a question whose G rollouts all failed, or all but one, is hard in the next epoch
-    3. policy optimization  GRPO on these rewards, but it trains log pi(y | x): the answer to the bare question
+    3. policy optimization  GRPO on these rewards, but it trains log pi(y | x): the response to the bare question
     4. measure              accuracy on held-out questions, bare prompt, greedy decoding
 
 Step 1 is in gepa_loop.py. The equations of step 3, from the advantage to the loss, are in grpo.py. verify.py gives the
@@ -187,9 +187,9 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     group_size: int = 6
     # Count a question with exactly one success as hard, too.
     near_hard: bool = True
-    # Context distillation: train the bare question. Without it, train the context that was sampled from.
+    # Context distillation: train the response to the bare question. Without it, to the prompt that was sampled from.
     distill: bool = True
-    # Leave rollouts out of the loss that failed although they had a template.
+    # Leave the rollouts that failed under a template out of the loss.
     drop_failed_templated: bool = False
     # Function that selects the questions of a batch, from variants/select.py or my_file.py:name. Default: all in turn.
     select: str = ""
@@ -210,7 +210,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     # Go on from the newest checkpoint, to the same end as if the run had never stopped.
     resume: bool = False
-    # Let a resumed run have other settings than those it was started with.
+    # Let a resumed run have other settings, or other data, than it was started with.
     allow_changes: bool = False
 
     @property
@@ -247,7 +247,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         return {}  # a score on a handful of dev questions would say nothing about a template
 
     # The search may take minutes. Its journal keeps every response and every reflection, in order. A run that was
-    # killed searches again with the same seed, and gets its answers from the journal up to where it was.
+    # killed searches again with the same seed, and reads them from the journal up to where it was killed.
     # `journal(name, f)` gives a function of the inputs alone, which calls f with the inputs and the call's number.
     journal = run.journal(f"templates/epoch-{epoch}")
 
@@ -434,7 +434,7 @@ def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: 
 
     With `--sampled-eval` there is a second number for each file, from one sampled response to each question.
     """
-    seeds = {"": None}  # what is put behind the file's name -> seed of its draw; None decodes greedily
+    seeds = {"": None}  # suffix of the file's name -> seed that its responses are drawn with; None decodes greedily
     if cfg.sampled_eval:
         seeds[", sampled"] = seed_for(cfg, "held out")
     judge = verify.judge_of(cfg.reward)

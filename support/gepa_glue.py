@@ -34,7 +34,7 @@ def check_budget(budget: str, dev_set_size: int) -> None:
 
 
 def metric_call_budget(auto: str, dev_size: int) -> int:
-    """Metric calls of a budget: a number, or a name, as DSPy computes it for GEPA with one prompt (design, section 2).
+    """Metric calls of a budget: a number, or a name, as DSPy computes it for GEPA with one prompt.
 
     >>> metric_call_budget("light", 50), metric_call_budget("500", 50)
     (580, 500)
