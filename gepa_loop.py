@@ -43,7 +43,7 @@ class EvolutionConfig(Settings):
 
     # Number of hard questions below which no templates are evolved. The next epoch then runs bare.
     hard_set_min: int = 12
-    # Number of dev questions that score a template.
+    # Number of dev questions that score a template, at most: of a small hard set it is half.
     gepa_dev_size: int = 40
     # Number of questions that one reflection is shown.
     gepa_minibatch: int = 3
@@ -310,7 +310,7 @@ def assign_templates(
     if not chosen:
         return assignment
     for question_id in [*evolution.dev_ids, *evolution.train_ids]:
-        pool = list(range(len(chosen)))
+        pool = list(range(len(chosen)))  # places in `chosen`, which are those in `weights`, too; no candidates' numbers
         if question_id in evolution.dev_ids:
             # It is known which templates solve this question. A train question was never scored by all of them.
             n = evolution.dev_ids.index(question_id)

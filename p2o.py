@@ -179,7 +179,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     seed: int = 0
     # Number of passes over the training questions.
     epochs: int = 6
-    # Number of questions to sample before the policy is updated.
+    # Number of questions whose responses are sampled before the policy is updated.
     questions_per_batch: int = 32
     # Number of questions in one optimizer step.
     questions_per_update: int = 16

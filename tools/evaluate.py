@@ -125,7 +125,7 @@ def evaluate(
         adapter: A trained adapter's folder, for instance runs/NAME/adapter.
         template: Put before every question, to see what a prompt unlocks; empty is the bare prompt.
         system_prompt: System message of every prompt.
-        enable_thinking: Let Qwen3 think before it answers.
+        enable_thinking: Let the model think before it answers, if its chat template knows this switch.
         question_suffix: Put behind every question, after an empty line.
         reward: Function that scores instead of the verifier, as in training. Then `greedy` is its mean, a response is
             right with a reward of 1 or more, and there is no majority.
