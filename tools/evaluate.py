@@ -115,7 +115,7 @@ def evaluate(
     threads: int = 1,
     out: str = "",
 ) -> None:
-    """Greedy accuracy, pass@k and majority@k of a model on problem files, each with its 95 % interval.
+    """Greedy accuracy, pass@k and majority@k of a model on files of questions, each with its 95 % interval.
 
     With the adapter of a run's folder, the model and all that decides what is measured is as in training, unless given.
 
@@ -146,9 +146,9 @@ def evaluate(
     check_out(out)
     if not data:
         raise UserError("--data: name at least one file")
-    checker = None if reward else verify.unparseable  # of answers; a function of the user's own may not look at them
+    unparseable = None if reward else verify.unparseable  # a reward of the user's own may not look at answers
     files = {
-        name: load_questions(path, question_suffix, checker, empty_answers=bool(reward))
+        name: load_questions(path, question_suffix, unparseable, empty_answers=bool(reward))
         for name, path in labelled(data).items()
     }
     for questions in files.values():
