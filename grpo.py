@@ -168,7 +168,7 @@ def group_advantages(
         raise ValueError(f"{rewards.numel()} rewards do not make groups of {group_size} (at least 2 are needed)")
     groups = rewards.view(-1, group_size)  # [B / G, G]
     # The mean of equal rewards may be rounded: that of six times 1000.1 is. What is left is tiny, but so is its
-    # standard deviation, and divided by it a group without any contrast would look like six successes.
+    # standard deviation, and divided by it a group without any contrast would look like six failures.
     all_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # [B / G, 1]
     # The mean over dim 1 compares a rollout with its own question's rollouts. Over dim 0, or over the whole batch, an
     # easy question would always look good and a hard one always bad.

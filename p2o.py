@@ -18,11 +18,11 @@ On the command line:
     python p2o.py                        train P2O on the tiny model that is shipped
     python p2o.py --method grpo          train the baseline, with the same code
     python p2o.py --help                 every option
-    python p2o.py demo                   train both, side by side, and write a report
+    python p2o.py demo                   train both, side by side, for four epochs, and write a report
     python p2o.py study FILE.toml        train variants with several seeds each, and write a table
     python p2o.py studies                put the results of all studies on one page
     python p2o.py eval --help            greedy accuracy, pass@k and majority@k of a model and an adapter
-    python p2o.py fit --preset qwen3-4b-24gb    how much memory a run will need
+    python p2o.py fit --preset qwen3-4b-24gb    memory and hours that a run will need; --card-gb 16: on such a card
     python p2o.py report runs/a runs/b   write the report of runs again, or of several side by side
 """
 
