@@ -129,7 +129,8 @@ def evaluate(
         question_suffix: Put behind every question, after an empty line.
         reward: Function that scores instead of the verifier, as in training. Then `greedy` is its mean, a response is
             right with a reward of 1 or more, and there is no majority.
-        samples: Responses per question for pass@k and majority@k, k = 1, 2, 4, ... up to this; 0 leaves them out.
+        samples: Responses per question, for pass@k (k = 1, 2, 4, ... up to this) and majority@k (from k = 4 on). 0
+            leaves both out.
         temperature: Of those samples.
         max_prompt_tokens: Longer questions are left out, with a line.
         max_response_tokens: Longer responses are cut off, and counted.
