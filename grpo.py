@@ -690,7 +690,7 @@ def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
     A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here. (`proofs.prove` has
     checked the untrained policy at loading.)
     """
-    # In the context that was sampled from: the one place where both sides say the same thing about the same text.
+    # In the context that was sampled from: the sampler has given log-probs of no other one.
     trainer = logprobs_of(policy, [r.sampled_context for r in rollouts], [r.response_ids for r in rollouts])
     sampler = [r.sampled_logprobs for r in rollouts]
     gap = (torch.tensor(sum(trainer, [])) - torch.tensor(sum(sampler, []))).abs()
