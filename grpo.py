@@ -346,8 +346,8 @@ def template_ratio_weight(
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token, [B, T]: exp(d) - d - 1 with d = ref - new.
 
-    Never negative, and of low variance. Unbiased for samples of the policy itself only: not for responses that were
-    sampled under a template, nor where the clamps act (d to +-20, the result to +-10).
+    Never negative but for rounding, and of low variance. Unbiased for samples of the policy itself only: not for
+    responses that were sampled under a template, nor where the clamps act (d to +-20, the result to +-10).
 
     >>> kl_k3(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -2.0]]))
     tensor([[0.0000, 0.3679]])

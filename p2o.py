@@ -208,7 +208,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     runs: str = str(RUNS)
     # Tracker that gets the lines of metrics.jsonl, too. Install it yourself.
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    # Go on from the newest checkpoint, to the same end as if the run had never stopped.
+    # Go on from the newest checkpoint. On a CPU the end is the same, bit for bit, as if the run had never stopped.
     resume: bool = False
     # Let a resumed run have other settings, or other data, than it was started with.
     allow_changes: bool = False
