@@ -2,7 +2,7 @@
 
 In goes the hard set of an epoch, out come G templates for each hard question:
 
-    split        at random into a GEPA train half and a dev set                        split_hard_set
+    split        at random into a part to reflect on and a dev set to score with      split_hard_set
     evolve       GEPA from the empty template: sample parents by Pareto weight,        evolve
                  run a minibatch, reflect on the transcripts, keep the child if it
                  beats its parent, then score it on the whole dev set
@@ -43,7 +43,7 @@ class EvolutionConfig(Settings):
 
     # Number of hard questions below which no templates are evolved. The next epoch then runs bare.
     hard_set_min: int = 12
-    # Number of dev questions that score a template.
+    # Number of dev questions that score a template, at most: of a small hard set it is half.
     gepa_dev_size: int = 40
     # Number of questions that one reflection is shown.
     gepa_minibatch: int = 3
@@ -309,7 +309,7 @@ def assign_templates(
     if not chosen:
         return assignment
     for question_id in [*evolution.dev_ids, *evolution.train_ids]:
-        pool = list(range(len(chosen)))
+        pool = list(range(len(chosen)))  # places in `chosen`, which are those in `weights`, too; no candidates' numbers
         if question_id in evolution.dev_ids:
             # It is known which templates solve this question. A train question was never scored by all of them.
             n = evolution.dev_ids.index(question_id)

@@ -168,7 +168,7 @@ def group_advantages(
         raise ValueError(f"{rewards.numel()} rewards do not make groups of {group_size} (at least 2 are needed)")
     groups = rewards.view(-1, group_size)  # [B / G, G]
     # The mean of equal rewards may be rounded: that of six times 1000.1 is. What is left is tiny, but so is its
-    # standard deviation, and divided by it a group without any contrast would look like six successes.
+    # standard deviation, and divided by it a group without any contrast would look like six failures.
     all_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # [B / G, 1]
     # The mean over dim 1 compares a rollout with its own question's rollouts. Over dim 0, or over the whole batch, an
     # easy question would always look good and a hard one always bad.
@@ -193,7 +193,7 @@ def advantages_of(group: list[Rollout], cfg: UpdateConfig, **available) -> list[
 
 
 class UpdateSize(NamedTuple):
-    """How large the whole update is. A micro-batch is divided by these numbers, so that micro-batches add up to it."""
+    """The size of a whole update. A micro-batch's sums are divided by it, so that the shares of all add up."""
 
     rollouts: int
     tokens: int
@@ -210,8 +210,8 @@ def aggregate(
     seq-mean-token-sum       mean over responses of each one's token sum
     seq-mean-token-sum-norm  sum over all tokens, divided by a constant length only, whatever its name says (Dr. GRPO)
 
-    `update_size` is that of the update of which this is a micro-batch. Without it, this is all of the update, and the
-    constant length is T.
+    `update_size` is that of the update of which these rows are a micro-batch. Without it, they are the whole update,
+    and the constant length is T.
 
     >>> aggregate(torch.tensor([[1.0, 3.0], [5.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]), "token-mean")
     tensor(3.)
@@ -223,8 +223,8 @@ def aggregate(
     # Every token weighs the same, so a long response weighs more than a short one.
     if aggregation == "token-mean":
         return sums.sum() / tokens
-    # Every response weighs the same, so a token of a long response weighs less. A wrong answer gets cheaper by getting
-    # longer: the length bias that Dr. GRPO (arXiv:2503.20783) removes.
+    # Every response weighs the same, so a token of a long response weighs less. A wrong response gets cheaper by
+    # getting longer: the length bias that Dr. GRPO (arXiv:2503.20783) removes.
     if aggregation == "seq-mean-token-mean":
         return (sums / counts.clamp(min=1)).sum() / rollouts
     if aggregation == "seq-mean-token-sum":
@@ -346,8 +346,8 @@ def template_ratio_weight(
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token, [B, T]: exp(d) - d - 1 with d = ref - new.
 
-    Never negative, and of low variance. Unbiased for samples of the policy itself only: not for responses that were
-    sampled under a template, nor where the clamps act (d to +-20, the result to +-10).
+    Never negative but for rounding, and of low variance. Unbiased for samples of the policy itself only: not for
+    responses that were sampled under a template, nor where the clamps act (d to +-20, the result to +-10).
 
     >>> kl_k3(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -2.0]]))
     tensor([[0.0000, 0.3679]])
@@ -369,7 +369,7 @@ class PolicyConfig(Settings):
     model: str = str(TINY / "united" / "model")
     # System message of every prompt. Empty for none.
     system_prompt: str = ""
-    # Let Qwen3 think before it answers. Other chat templates ignore this.
+    # Let the model think before it answers, if its chat template knows this switch, as Qwen3's and SmolLM3's do.
     enable_thinking: bool = False
     # Rank of the LoRA adapter on every linear layer.
     lora_rank: int = 16
@@ -505,9 +505,9 @@ def sample(
 ) -> list[Sample]:  # fmt: skip
     """One response for each context (a list of token ids), in order.
 
-    `seed=None` decodes greedily; with a seed the same contexts give the same responses. `adapter=False` samples from
-    the base policy. Temperature and length are the policy's by default. Log-probs are those at this temperature, also
-    of tokens that were chosen greedily (vLLM gives NaN for these).
+    `seed=None` decodes greedily; with a seed the same contexts give the same responses (vLLM on a card may give others:
+    docs/gpu.md). `adapter=False` samples from the base policy. Temperature and length are the policy's by default.
+    Log-probs are those at this temperature, also of tokens that were chosen greedily (vLLM gives NaN for these).
     """
     # Nothing but the temperature shapes the distribution: no top-p, no top-k, no penalty. Under any of these the
     # sampled tokens would come from another distribution than the one whose log-probs are trained.
@@ -539,18 +539,18 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
     """
     # Prefill. The G rollouts of a question share its context, so each of the C distinct contexts goes through the model
     # once. They are padded on the left, so that all end in the last column, where the first token is predicted.
-    distinct = {context: row for row, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
-    ids, mask = fast.padded_on_the_left(list(distinct), policy.device)  # [C, W]
+    row_of_context = {context: row for row, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
+    ids, mask = fast.padded_on_the_left(list(row_of_context), policy.device)  # [C, W]
     cache = fast.roomy_cache(policy.model.config)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # a context begins at 0, however much padding is in front
     logits = fast.next_token_logits(policy.model, ids, mask, positions, cache)  # [C, V]
 
     # Expand. From here on a row of the batch is a response; it starts from a copy of its context's keys and values.
-    context_rows = torch.tensor([distinct[tuple(context)] for context in contexts], device=policy.device)
+    context_rows = torch.tensor([row_of_context[tuple(context)] for context in contexts], device=policy.device)  # [B]
     logits = logits[context_rows]  # [B, V]
     cache.reorder_cache(context_rows)
     read_on = fast.step_for(policy.model, cache, mask[context_rows], length)
-    response_of_row = list(range(len(contexts)))
+    response_of_row = list(range(len(contexts)))  # at first every response has its row; ended ones lose it
     stop_ids = torch.tensor(policy.stop_ids, device=policy.device)
     drawn: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
 
@@ -690,7 +690,7 @@ def mismatch(policy: Policy, rollouts: list[Rollout]) -> tuple[float, float]:
     A stale adapter, a temperature that one side forgot, a hidden top-k: all of them show here. (`proofs.prove` has
     checked the untrained policy at loading.)
     """
-    # In the context that was sampled from: the one place where both sides say the same thing about the same text.
+    # In the context that was sampled from: the sampler has given log-probs of no other one.
     trainer = logprobs_of(policy, [r.sampled_context for r in rollouts], [r.response_ids for r in rollouts])
     sampler = [r.sampled_logprobs for r in rollouts]
     gap = (torch.tensor(sum(trainer, [])) - torch.tensor(sum(sampler, []))).abs()

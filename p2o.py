@@ -7,7 +7,7 @@ repeats, epoch by epoch:
     1. prompt evolution     GEPA searches for templates z under which the hard questions of the last epoch are solved
     2. rollouts             y ~ pi(. | T(x, z)) for a hard question x, one template a rollout; others y ~ pi(. | x)
        hard-sample mining   a question whose G rollouts all failed, or all but one, is hard in the next epoch
-    3. policy optimization  GRPO on these rewards, but it trains log pi(y | x): the answer to the bare question
+    3. policy optimization  GRPO on these rewards, but it trains log pi(y | x): the response to the bare question
     4. measure              accuracy on held-out questions, bare prompt, greedy decoding
 
 Step 1 is in gepa_loop.py. The equations of step 3, from the advantage to the loss, are in grpo.py. verify.py gives the
@@ -18,11 +18,11 @@ On the command line:
     python p2o.py                        train P2O on the tiny model that is shipped
     python p2o.py --method grpo          train the baseline, with the same code
     python p2o.py --help                 every option
-    python p2o.py demo                   train both, side by side, and write a report
+    python p2o.py demo                   train both, side by side, for four epochs, and write a report
     python p2o.py study FILE.toml        train variants with several seeds each, and write a table
     python p2o.py studies                put the results of all studies on one page
     python p2o.py eval --help            greedy accuracy, pass@k and majority@k of a model and an adapter
-    python p2o.py fit --preset qwen3-4b-24gb    how much memory a run will need
+    python p2o.py fit --preset qwen3-4b-24gb    memory and hours that a run will need; --card-gb 16: on such a card
     python p2o.py report runs/a runs/b   write the report of runs again, or of several side by side
 """
 
@@ -179,7 +179,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     seed: int = 0
     # Number of passes over the training questions.
     epochs: int = 6
-    # Number of questions to sample before the policy is updated.
+    # Number of questions whose responses are sampled before the policy is updated.
     questions_per_batch: int = 32
     # Number of questions in one optimizer step.
     questions_per_update: int = 16
@@ -187,9 +187,9 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     group_size: int = 6
     # Count a question with exactly one success as hard, too.
     near_hard: bool = True
-    # Context distillation: train the bare question. Without it, train the context that was sampled from.
+    # Context distillation: train the response to the bare question. Without it, to the prompt that was sampled from.
     distill: bool = True
-    # Leave rollouts out of the loss that failed although they had a template.
+    # Leave the rollouts that failed under a template out of the loss.
     drop_failed_templated: bool = False
     # Function that selects the questions of a batch, from variants/select.py or my_file.py:name. Default: all in turn.
     select: str = ""
@@ -208,9 +208,9 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
     runs: str = str(RUNS)
     # Tracker that gets the lines of metrics.jsonl, too. Install it yourself.
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    # Go on from the newest checkpoint, to the same end as if the run had never stopped.
+    # Go on from the newest checkpoint. On a CPU the end is the same, bit for bit, as if the run had never stopped.
     resume: bool = False
-    # Let a resumed run have other settings than those it was started with.
+    # Let a resumed run have other settings, or other data, than it was started with.
     allow_changes: bool = False
 
     @property
@@ -246,7 +246,7 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
         return {}  # a score on a handful of dev questions would say nothing about a template
 
     # The search may take minutes. Its journal keeps every response and every reflection, in order. A run that was
-    # killed searches again with the same seed, and gets its answers from the journal up to where it was.
+    # killed searches again with the same seed, and reads them from the journal up to where it was killed.
     # `journal(name, f)` gives a function of the inputs alone, which calls f with the inputs and the call's number.
     journal = run.journal(f"templates/epoch-{epoch}")
 
@@ -438,7 +438,7 @@ def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: 
 
     With `--sampled-eval` there is a second number for each file, from one sampled response to each question.
     """
-    seeds = {"": None}  # what is put behind the file's name -> seed of its draw; None decodes greedily
+    seeds = {"": None}  # suffix of the file's name -> seed that its responses are drawn with; None decodes greedily
     if cfg.sampled_eval:
         seeds[", sampled"] = seed_for(cfg, "held out")
     judge = verify.judge_of(cfg.reward)

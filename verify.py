@@ -19,7 +19,7 @@ What counts as an answer, and by whose convention:
   Without the question plain arithmetic (`17 \cdot 3` for 51) still pays.
 - Numbers are compared exactly. A decimal with six or more decimals also equals what it rounds, to 5e-7 (math-verify's
   six decimals; relative below 0.1, so 1e-7 is not 2e-7). `0.333333` and `0.333...` are 1/3, `0.33` is not, nor is 1.41
-  the root of 2. What is no fraction is compared to 25 digits.
+  the root of 2. What is no fraction (a root, pi) is compared to 25 digits.
 - Thousands: `1,000`, `1{,}000`, `1 000`; a comma *and* a space make a list. A lone comma that cannot be that is a
   decimal comma or a list, whichever the other side is: `1,22` equals `1.22` and `22,1` (math-verify has both).
   `1.234.567`, `1.234,5` and `1'000` are read as in Europe; `1.234` is not.

@@ -1,4 +1,4 @@
-r"""How far to trust the checker of answers (docs/robustness.md): what it survives, what it pays for, how fast it is.
+r"""How far to trust the verifier (docs/robustness.md): what it survives, what it pays for, how fast it is.
 
     python lab/checker.py fuzz                   # 100,000 inputs, seed 0
     python lab/checker.py fuzz --count 5000 --seed 7

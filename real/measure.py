@@ -103,14 +103,14 @@ def reflections(
     policy, asked = grpo.load_policy(cfg), load_questions(data)
     kinds = [[q for q in asked if q.reference == reference] for reference in dict.fromkeys(q.reference for q in asked)]
     wording = read_wording(prompt, gepa_loop.REFLECTION_PROMPT)
-    answers = {
+    responses = {
         q.id: s.text
         for kind in kinds
         for q, s in zip(kind[:2], grpo.respond(policy, [q.text for q in kind[:2]], seed=None), strict=True)
     }
     for about in (kinds[0][:shown], kinds[1][:shown], [kind[0] for kind in kinds]):
         records = [
-            gepa_loop.reflection_record(q.text, answers[q.id], known.asked_for(answers[q.id], q)[1]) for q in about
+            gepa_loop.reflection_record(q.text, responses[q.id], known.asked_for(responses[q.id], q)[1]) for q in about
         ]
         sent = gepa_loop.reflection_prompt("", records, wording)
         drawn = grpo.respond(

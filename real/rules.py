@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-# The words that hold each language's sentences together. A line or two of it has several.
+# Small words that hold sentences together. A line or two in a language has several of its words.
 COMMON_WORDS = {
     "english": "the is of and to in a that for with as are it on this be or an you can your they their",
     "spanish": "el la los las es de que en un una y o para por con su se del al lo como más son no puede muy este tu",

@@ -34,7 +34,7 @@ def check_budget(budget: str, dev_set_size: int) -> None:
 
 
 def metric_call_budget(auto: str, dev_size: int) -> int:
-    """Metric calls of a budget: a number, or a name, as DSPy computes it for GEPA with one prompt (design, section 2).
+    """Metric calls of a budget: a number, or a name, as DSPy computes it for GEPA with one prompt.
 
     >>> metric_call_budget("light", 50), metric_call_budget("500", 50)
     (580, 500)
@@ -196,15 +196,16 @@ class Reflection:
             replies = self.ask(prompts)
         except Exception as error:  # gepa would swallow it
             replies, self.why = [""] * len(prompts), f"{type(error).__name__}: {error}"
+            # With the empty replies to these prompts that is enough to end the search: nothing would come next time.
             self.failed_in_a_row = max(self.failed_in_a_row, MAX_FAILED_REFLECTIONS - len(prompts))
         replies = [(reply, False) if isinstance(reply, str) else tuple(reply) for reply in replies]
         self.meter.count([reply for reply, _ in replies])
-        return [(self.proposal(*task), self) for task in zip(jobs, prompts, replies, strict=True)]
+        tasks = zip(jobs, prompts, replies, strict=True)
+        return [(self.proposal(job, prompt, *reply), self) for job, prompt, reply in tasks]
 
-    def proposal(self, job: tuple, prompt: str, answer: tuple[str, bool]) -> ReflectionProposal:
+    def proposal(self, job: tuple, prompt: str, reply: str, truncated: bool) -> ReflectionProposal:
         """The child that a reply proposes; an empty proposal if the reply cannot be adopted."""
         parent, _, (name,) = job
-        reply, truncated = answer
         text = None if truncated else self.parse(reply)
         forged = text is not None and SYSTEM_ENDS in text  # what follows such a line would leave the system message
         if text is not None and not forged and self.fits(as_template(parent | {name: text})):

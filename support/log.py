@@ -147,7 +147,7 @@ class RunLog:
         self.log("update", epoch=epoch, update=self.updates, rollouts=len(rollouts), reward=reward, **metrics)
 
     def log_evolution(self, epoch: int, evolution, assignment: dict[str, list[str]]) -> None:
-        """templates/epoch-N.json and a line on the screen, N being the epoch that is sampled under the templates."""
+        """templates/epoch-N.json and a line on the screen. N is the epoch, from 0, that is sampled under them."""
         record = dataclasses.asdict(evolution) | {"weights": evolution.weights, "assignment": assignment}
         self._write(f"templates/epoch-{epoch}.json", record)
         self.log("evolution", epoch=epoch, metric_calls=evolution.metric_calls, chosen=len(evolution.chosen))

@@ -182,7 +182,7 @@ def load_base(
             f"--model {model}: its weights cannot be read ({_first_line(error)}): a download that broke off, or a "
             "pointer of git-lfs in their place (git lfs pull fetches them)"
         ) from error
-    except Exception as error:  # a config.json that it takes, and cannot follow, may raise anything
+    except Exception as error:  # a config.json that it reads but cannot follow may raise anything
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
     lacking = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
@@ -283,7 +283,7 @@ def body_of(causal_lm: torch.nn.Module) -> torch.nn.Module:
     from transformers import PreTrainedModel
 
     body = causal_lm.base_model
-    if body is causal_lm:  # Llama 4 has it under another name than the one that it tells
+    if body is causal_lm:  # Llama 4's is called otherwise than its base_model_prefix says
         body = next((part for part in causal_lm.children() if isinstance(part, PreTrainedModel)), body)
     return body
 
@@ -313,7 +313,7 @@ def mix_precision(model: torch.nn.Module) -> None:
             part.forward = torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)(part.forward)
     for module in body.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False  # or each adapter keeps a rounded copy of its own of its input
+            module.cast_input_dtype_enabled = False  # or each adapter keeps its own rounded copy of its input
     head.float()  # a tied embedding becomes float32 with it, but what it hands to the layers must not
     embedding.register_forward_hook(lambda module, inputs, hidden: hidden.to(dtype))
     head.register_forward_pre_hook(lambda module, inputs: inputs[0].float())
@@ -426,7 +426,7 @@ def load_tokenizer(model: str):
             f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
             f"({_first_line(error)})"
         ) from error
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # what tokenizers raises is an Exception and no more
         raise UserError(f"--model {model}: its tokenizer cannot be used ({_first_line(error)})") from error
     as_its_file_says(model, tokenizer)
     if tokenizer.chat_template is None:
@@ -436,7 +436,7 @@ def load_tokenizer(model: str):
         )
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = on_one_day(tokenizer.chat_template)
-    else:  # several by their names, of which "default" is used
+    else:  # several templates by name; the one called "default" is used
         tokenizer.chat_template = {name: on_one_day(text) for name, text in tokenizer.chat_template.items()}
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -465,7 +465,7 @@ def check_adapter(adapter: str, tokenizer) -> None:
         raise UserError(f"--adapter {adapter}: a run's folder; its adapter is {inner}")
     try:
         PeftConfig.from_pretrained(adapter)
-    except Exception as error:  # of each kind of adapter another one
+    except Exception as error:  # each kind of adapter raises another one
         raise UserError(
             f"--adapter {adapter}: no adapter is there (adapter_config.json cannot be read: {_first_line(error)})"
         ) from None
@@ -496,7 +496,7 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
         saved = {name for name in load_peft_weights(adapter, device="cpu") if "lora_" in name}
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of each kind of adapter another one
+    except Exception as error:  # each kind of adapter raises another one
         reason = re.search("size mismatch for .*", str(error))
         raise UserError(
             f"--adapter {adapter}: it does not fit this model, or is damaged "

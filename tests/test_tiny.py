@@ -141,7 +141,7 @@ def test_every_text_is_in_the_vocabulary_of_its_base(world, base):
         assert tokenizer.unk_token_id not in tokenizer(text).input_ids, text
 
 
-@pytest.mark.parametrize("world, share", [(UNITED, 0.38), (DIVIDED, 0.34)], ids=["united", "divided"])
+@pytest.mark.parametrize("world, share", [(UNITED, 0.38), (DIVIDED, 0.33)], ids=["united", "divided"])
 def test_so_many_of_the_instructions_that_are_taught_are_right_ones(world, share):
     """The numbers of README.md and notebook 2: the new instruction has gained a hint for a question that failed."""
     rng, family_of, right = random.Random(0), {family.ask: name for name, family in FAMILIES.items()}, 0

@@ -124,7 +124,7 @@ def solve_example(rng: random.Random, world: World, decisions: bool = True) -> t
 def reflection_example(rng: random.Random, world: World) -> tuple[str, str]:
     """(reflection prompt, new instruction between fences): three graded examples of the current one, then a move.
 
-    In 38 % of the texts (34 % in the divided world) the new instruction has gained a hint for a question that failed.
+    In 38 % of the texts (33 % in the divided world) the new instruction has gained a hint for a question that failed.
     So evolution has to select.
     """
     family_hints = [rng.choice(FAMILIES[name].hints) for name in FAMILIES]

@@ -191,10 +191,11 @@ def caption(budget: int, baselines: dict[str, str]) -> str:
 def compared_with(baselines: dict[str, str]) -> str:
     """
     >>> compared_with({"a": "a", "b": "a"}), compared_with({"a": "a", "b": "a", "c": "c", "d": "c"})
-    ('Differences are from a.', 'Differences are each from the nearest above of: a; c.')
+    ('Differences are from a.', 'Differences are from the baseline that the study names for each variant: a; c.')
     """
     names = list(dict.fromkeys(baselines.values()))
-    return f"Differences are {'from' if len(names) == 1 else 'each from the nearest above of:'} {'; '.join(names)}."
+    whose = "" if len(names) == 1 else "the baseline that the study names for each variant: "
+    return f"Differences are from {whose}{'; '.join(names)}."
 
 
 def comparison_rows(compared: dict[str, Comparison]) -> list[list[Cell]]:

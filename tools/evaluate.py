@@ -115,7 +115,7 @@ def evaluate(
     threads: int = 1,
     out: str = "",
 ) -> None:
-    """Greedy accuracy, pass@k and majority@k of a model on problem files, each with its 95 % interval.
+    """Greedy accuracy, pass@k and majority@k of a model on files of questions, each with its 95 % interval.
 
     With the adapter of a run's folder, the model and all that decides what is measured is as in training, unless given.
 
@@ -125,11 +125,12 @@ def evaluate(
         adapter: A trained adapter's folder, for instance runs/NAME/adapter.
         template: Put before every question, to see what a prompt unlocks; empty is the bare prompt.
         system_prompt: System message of every prompt.
-        enable_thinking: Let Qwen3 think before it answers.
+        enable_thinking: Let the model think before it answers, if its chat template knows this switch.
         question_suffix: Put behind every question, after an empty line.
         reward: Function that scores instead of the verifier, as in training. Then `greedy` is its mean, a response is
             right with a reward of 1 or more, and there is no majority.
-        samples: Responses per question for pass@k and majority@k, k = 1, 2, 4, ... up to this; 0 leaves them out.
+        samples: Responses per question, for pass@k (k = 1, 2, 4, ... up to this) and majority@k (from k = 4 on). 0
+            leaves both out.
         temperature: Of those samples.
         max_prompt_tokens: Longer questions are left out, with a line.
         max_response_tokens: Longer responses are cut off, and counted.
@@ -146,9 +147,9 @@ def evaluate(
     check_out(out)
     if not data:
         raise UserError("--data: name at least one file")
-    checker = None if reward else verify.unparseable  # of answers; a function of the user's own may not look at them
+    unparseable = None if reward else verify.unparseable  # a reward of the user's own may not look at answers
     files = {
-        name: load_questions(path, question_suffix, checker, empty_answers=bool(reward))
+        name: load_questions(path, question_suffix, unparseable, empty_answers=bool(reward))
         for name, path in labelled(data).items()
     }
     for questions in files.values():

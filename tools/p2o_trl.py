@@ -74,7 +74,7 @@ class Config(p2o.Config):
             "--reflection self: --engine vllm (TRL serves the adapter merged into the weights) and --lora-rank 0 leave "
             "no base policy; take --reflection policy, or teacher",
         )
-        # TRL's bound acts before the clip, so below the clip it would be none.
+        # TRL bounds the loss that is not clipped, then takes the larger one: a bound below the clip would do nothing.
         beyond_clip = self.dual_clip >= 1 + self.clip_high
         require(beyond_clip, f"--dual-clip {self.dual_clip}: at least 1 + --clip-high")
         require(merged or not self.vllm_server, "--vllm-server: it needs --engine vllm")

@@ -314,7 +314,7 @@ def diff(old: str, new: str) -> Markup:
 def shown_evolutions(run: dict, number: int) -> Iterator[dict]:
     """A run's evolutions as the page shows them: lineage, and for each candidate the diff from its parent.
 
-    The page opens the one whose best template solves most beyond what the bare question solves.
+    The page opens the one whose best template solves most beyond what candidate 0 solves.
     """
     means = [[statistics.fmean(scores) for scores in evolution["dev_scores"]] for evolution in run["evolutions"]]
     gains = [max(scores) - scores[0] for scores in means]

@@ -99,7 +99,8 @@ def lead(group: Group, alpha: float = 0.05) -> list[float]:
 
     A_i = w(p) GRPO(r)_i if that is positive, w(1 - p) if not; w(p) = 0.4 + 1.1 / (1 + exp(10 (p - 0.75))), p the share
     of right ones. Against GRPO: short answers earn more, hard questions weigh more. Where all are right, their lengths
-    alone give advantages of full size: that is the paper's, and w(1) = 0.48 halves them.
+    alone give advantages of full size: that is the paper's. w(1) = 0.48 halves the positive ones, and w(0) = 1.5 makes
+    the negative ones larger still.
 
     >>> [round(a, 3) for a in lead(rewarded(1, 0, 0, 0))]
     [2.239, -0.475, -0.475, -0.475]

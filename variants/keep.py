@@ -24,9 +24,9 @@ def strength(r: grpo.Rollout) -> float:
 def informative(group: Group) -> Group:
     r"""DAPO's dynamic sampling (arXiv:2503.14476). A group in which all A are 0 is left out.
 
-    Against GRPO: every update is full of groups with contrast. Beware where few groups have any: at equal responses
-    there are few updates then, and an epoch without contrast has none, though P2O's templates would need one bare epoch
-    only. (Here no question is sampled beyond the epoch's; the rest is trained at its end.)
+    Against GRPO: every update is full of groups with contrast. Beware where few groups have any: then as many responses
+    give fewer updates, and an epoch without contrast gives none. (Here no question is sampled twice in an epoch to fill
+    an update up: what is left at the epoch's end is trained as it is.)
 
     >>> informative(advantaged(0.0, 0.0)), len(informative(advantaged(1.0, -1.0)))
     ([], 2)

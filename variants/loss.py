@@ -45,7 +45,8 @@ def gmpo(log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: f
 def reinforce(log_ratio: Tensor, advantages: Tensor, *, logprobs: Tensor, **_) -> Tensor:
     r"""REINFORCE. -A log pi.
 
-    Against GRPO: no ratio and no clip: exact for the first update on a batch, and too sure of itself in the next.
+    Against GRPO: no ratio and no clip. That is exact for the first update on a batch. In the next ones the policy has
+    moved, and nothing holds it near the one that sampled.
 
     >>> reinforce(torch.zeros(1, 1), torch.tensor([[0.5]]), logprobs=torch.tensor([[-2.0]]))
     tensor([[1.]])
