@@ -156,8 +156,7 @@ def forget_a_window_without_effect(base: torch.nn.Module, ids: list[int]) -> Non
 
     windows = {n: getattr(config, n) for n in ("sliding_window", "attention_chunk_size") if getattr(config, n, None)}
     if any(DynamicCache(config=config).is_sliding) and torch.equal(logits(2), logits(None)):
-        for name in windows:
-            setattr(config, name, None)
+        vars(config).update(dict.fromkeys(windows))  # None, which some configs would not take
         kinds = getattr(config, "layer_types", None) or []
         config.layer_types = [re.sub("^(sliding|chunked)_attention$", "full_attention", kind) for kind in kinds] or None
 

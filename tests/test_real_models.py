@@ -786,6 +786,20 @@ def test_a_response_that_runs_out_of_tokens_is_marked(qwen3):
     assert {s.truncated for s in samples} == {True, False}
 
 
+def test_no_stop_token_is_in_a_responses_text_whatever_the_tokenizer_calls_special(qwen3, tmp_path):
+    """A reward that compares whole texts would be 0 for ever."""
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    known = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in known["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(known))
+    edit_json(tmp_path / "tokenizer_config.json", eos_token="<|endoftext|>", added_tokens_decoder=None)
+    policy = load(str(tmp_path), temperature=2.0, max_response_tokens=100)
+    ended = [s for s in grpo.sample(policy, [[5, 6]] * 24, seed=0) if not s.truncated]
+    assert {s.response_ids[-1] for s in ended} == {0, 2}
+    assert not any(s.text.endswith(("<|im_end|>", "<|endoftext|>")) for s in ended)
+
+
 def test_a_whole_run_on_a_four_bit_model(qwen3, tmp_path):
     """The command of the presets, on a random Qwen3: everything is logged, nothing is learned, nothing breaks."""
     import p2o
