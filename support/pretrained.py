@@ -154,8 +154,9 @@ def forget_a_window_without_effect(base: torch.nn.Module, ids: list[int]) -> Non
             setattr(config, name, window or windows[name])
         return base(input_ids=tokens, use_cache=False).logits
 
-    windows = {n: getattr(config, n) for n in ("sliding_window", "attention_chunk_size") if getattr(config, n, None)}
-    if any(DynamicCache(config=config).is_sliding) and torch.equal(logits(2), logits(None)):
+    found = {name: getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")}
+    windows = {name: window for name, window in found.items() if window > 2}
+    if windows and any(DynamicCache(config=config).is_sliding) and torch.equal(logits(2), logits(None)):
         vars(config).update(dict.fromkeys(windows))  # None, which some configs would not take
         kinds = getattr(config, "layer_types", None) or []
         config.layer_types = [re.sub("^(sliding|chunked)_attention$", "full_attention", kind) for kind in kinds] or None
