@@ -260,7 +260,7 @@ def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
     """The tokens that end a response, by the model's GenerationConfig, its tokenizer, or its chat template."""
     file = Path(model) / "generation_config.json"
     try:  # transformers goes on without a file that it cannot read, and without the end tokens in it
-        json.loads(file.read_bytes() if file.exists() else "{}")
+        json.loads(file.read_text(encoding="utf-8") if file.exists() else "{}")
     except ValueError as error:
         raise UserError(
             f"--model {model}: {file.name} cannot be read ({_in_one_line(error)}); mend or remove it"
@@ -454,12 +454,14 @@ def load_tokenizer(model: str):
             model, padding_side="left", trust_remote_code=False, mistral_format=False, split_special_tokens=False
         )
     except (OSError, HFValidationError) as error:
+        if Path(model).exists():
+            load_config(model, longest=0)  # it is read first, and may be what is wrong
         raise UserError(
             f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
             f"({_in_one_line(error)})"
         ) from error
     except Exception as error:  # tokenizers raises nothing more special
-        load_config(model, longest=0)  # it was read first, and may be what is wrong
+        load_config(model, longest=0)
         raise UserError(f"--model {model}: its tokenizer cannot be used ({_in_one_line(error)})") from error
     as_its_file_says(model, tokenizer)
     if tokenizer.chat_template is None:

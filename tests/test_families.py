@@ -578,10 +578,16 @@ def test_settings_that_transformers_reads_and_cannot_follow_are_refused_in_one_l
     assert re.search(said, refusal(model))
 
 
-def test_a_generation_config_that_cannot_be_read_is_refused(model):
+@pytest.mark.parametrize("encoding, text", [("utf-8", '{"eos_token_id": [2, '), ("utf-16", '{"eos_token_id": 7}')])
+def test_a_generation_config_that_cannot_be_read_is_refused(model, encoding, text):
     """transformers says nothing, and a response would go on behind the end tokens that it names."""
-    (model / "generation_config.json").write_text('{"eos_token_id": [2, ')
-    assert "generation_config.json cannot be read (Expecting value" in refusal(model)
+    (model / "generation_config.json").write_text(text, encoding=encoding)
+    assert "generation_config.json cannot be read (" in refusal(model)
+
+
+def test_a_config_that_cannot_be_read_is_not_said_to_be_missing(model):
+    (model / "config.json").write_text("{")
+    assert "its config.json cannot be used (It looks like the config file" in refusal(model)
 
 
 @pytest.mark.parametrize("scheme", ["dynamic", "static"])
