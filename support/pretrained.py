@@ -383,12 +383,12 @@ def without_adapter(base: torch.nn.Module) -> list[str]:
         decoder = base.get_decoder()  # what sees or hears stays as it is: the prompts are text
     trained = set(decoder.modules())
     for parent_name, parent in base.named_modules():
-        # A Mamba mixer's fused kernel reads this layer's weights past the layer, and past an adapter on it.
+        # A Mamba mixer's fused kernel reads these layers' weights past the layers, and past adapters on them.
         is_mamba = hasattr(parent, "conv1d") and hasattr(parent, "D")
         for name, module in parent.named_children():
             if not isinstance(module, torch.nn.Linear | Conv1D) or module is base.get_output_embeddings():
                 continue
-            if module not in trained or is_mamba and name == "out_proj":
+            if module not in trained or is_mamba and name in ("out_proj", "dt_proj"):
                 names.append(f"{parent_name}.{name}")
             elif type(module).__name__ not in ("Linear", "Conv1D", "Linear4bit"):
                 special[module] = f"{parent_name}.{name}"

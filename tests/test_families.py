@@ -449,6 +449,13 @@ def test_a_vision_tower_has_no_adapter(tmp_path, capsys):
     assert "vision_tower" in capsys.readouterr().out
 
 
+def test_no_adapter_is_on_a_layer_whose_weights_are_read_past_it(tmp_path):
+    """Jamba calls `dt_proj` in 4 bits only: what an adapter on it learns there would be lost in full width."""
+    policy = noise_adapter(load(make_family(tmp_path / "base", "jamba", of_kind("jamba").extra)))
+    grpo.token_logprobs(policy, some_contexts(), [[5, 6, 7, 8]] * 6).sum().backward()
+    assert all(parameter.grad.any() for parameter in policy.trainable)
+
+
 def test_a_refused_model_leaves_nothing_behind(tmp_path, capsys):
     """One line, exit code 2, no folder."""
     folder = make_family(tmp_path / "base", "mamba", {})
