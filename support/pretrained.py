@@ -147,15 +147,14 @@ def forget_a_window_without_effect(base: torch.nn.Module, ids: list[int]) -> Non
     """
     from transformers import DynamicCache
 
-    config, tokens = base.config.get_text_config(decoder=True), torch.tensor([ids], device=base.device)
-
     def logits(window: int | None) -> torch.Tensor:
         for name in windows:
             setattr(config, name, window or windows[name])
-        return base(input_ids=tokens, use_cache=False).logits
+        return base(input_ids=torch.tensor([ids], device=base.device), use_cache=False).logits
 
-    found = {name: getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")}
-    windows = {name: window for name, window in found.items() if window > 2}
+    config = base.config.get_text_config(decoder=True)
+    windows = {name: getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")}
+    windows = {name: window for name, window in windows.items() if window > 2}
     if windows and any(DynamicCache(config=config).is_sliding) and torch.equal(logits(2), logits(None)):
         vars(config).update(dict.fromkeys(windows))  # None, which some configs would not take
         kinds = getattr(config, "layer_types", None) or []
@@ -262,9 +261,7 @@ def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
     try:  # transformers goes on without a file that it cannot read, and without the end tokens in it
         json.loads(file.read_text(encoding="utf-8") if file.exists() else "{}")
     except ValueError as error:
-        raise UserError(
-            f"--model {model}: {file.name} cannot be read ({_in_one_line(error)}); mend or remove it"
-        ) from None
+        raise UserError(f"--model {model}: {file.name} cannot be read ({_in_one_line(error)}); mend it") from None
     named = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     if generation._from_model_config:
         # A copy of what config.json says. Where its makers thought of no end, that is the default of its class: token
