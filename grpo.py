@@ -528,7 +528,8 @@ def sample(
             for start in range(0, len(contexts), size):
                 numbers = None if uniform is None else uniform[start : start + size].to(policy.device)
                 drawn += _decode(policy, contexts[start : start + size], numbers, temperature, length)
-    texts = response_texts(policy.tokenizer, contexts, [ids for ids, _, _ in drawn])
+    # The text goes without the stop token, also where the tokenizer does not mark that as special.
+    texts = response_texts(policy.tokenizer, contexts, [ids if cut else ids[:-1] for ids, _, cut in drawn])
     return [Sample(ids, logprobs, cut, text) for (ids, logprobs, cut), text in zip(drawn, texts, strict=True)]
 
 

@@ -93,10 +93,11 @@ def encode_chat(tokenizer, messages: list[dict[str, str]], **switches) -> list[i
 
     messages = [message | {"content": names.sub(stand_in, message["content"])} for message in messages]
     twin, secret_names, ids = twin_of(tokenizer)
-    text = _render(tokenizer, messages, tokenize=False, **switches)
-    text = names.sub(lambda name: secret_names[name.group()], text)
-    text = re.sub(f"{mark}-([0-9]+)-", lambda number: hidden[int(number.group(1))], text)
-    return [ids.get(token, token) for token in twin.encode(text, add_special_tokens=False).ids]
+    # Between two stand-ins stands what the chat format writes. Cut there first: a name may be found in a stand-in, too.
+    pieces = re.split(f"{mark}-([0-9]+)-", _render(tokenizer, messages, tokenize=False, **switches))
+    pieces[::2] = [names.sub(lambda name: secret_names[name.group()], piece) for piece in pieces[::2]]
+    pieces[1::2] = [hidden[int(number)] for number in pieces[1::2]]
+    return [ids.get(token, token) for token in twin.encode("".join(pieces), add_special_tokens=False).ids]
 
 
 def _render(tokenizer, messages: list[dict], add_generation_prompt: bool = True, **switches):
@@ -125,8 +126,10 @@ def on_one_day(chat_template: str) -> str:
     chat_template = chat_template.removeprefix("\ufeff")  # which some editors of Windows write in front of any text
     if "strftime_now" not in chat_template:
         return chat_template
-    day, codes = datetime.datetime(2024, 7, 26), [f"%{code}" for code in "YymdBbAaHIMSpj"]
-    filled_in = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in codes)
+    day = datetime.datetime(2024, 7, 26)
+    codes = {f"%{letter}": day.strftime(f"%{letter}") for letter in "YymdBbhAaHIMSpjeFDTRcxXuwUWVG"}
+    codes |= {f"%-{letter}": f"{int(codes[f'%{letter}'])}" for letter in "ymdHIMSj"}  # without a zero in front
+    filled_in = "".join(f" | replace('{code}', '{text}')" for code, text in codes.items())
     return f"{{%- macro strftime_now(layout) -%}}{{{{ layout{filled_in} }}}}{{%- endmacro -%}}{chat_template}"
 
 
@@ -234,13 +237,15 @@ def control_tokens(tokenizer) -> re.Pattern:
     """A pattern of the names of the tokens that steer a model: the special ones, and those of the chat format.
 
     Some models mark the tokens of their chat format as ordinary ones, DeepSeek's `<｜User｜>` among them. A token for
-    which the model has no embedding must not be read as one either. A token of white space is text, whatever it is
-    marked as.
+    which the model has no embedding must not be read as one either. White space, words, numbers and single characters
+    are text, whatever they are marked as: some models have tokens of their own for digits, and their template says
+    `messages[0]`.
     """
     rows, template = getattr(tokenizer, "rows", math.inf), str(tokenizer.chat_template)
     added = tokenizer.added_tokens_decoder.items()
     names = [token.content for place, token in added if token.special or place >= rows or token.content in template]
-    names = sorted((name for name in names if name.strip()), key=len, reverse=True)  # the longest match counts
+    names = [name for name in names if len(name.strip()) > 1 and not name.strip().isalnum()]
+    names = sorted(names, key=len, reverse=True)  # the longest match counts
     return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
 

@@ -27,6 +27,7 @@ from support.messages import (
     need_system_role,
     not_begun,
     on_one_day,
+    response_texts,
     writes_the_same,
 )
 
@@ -65,6 +66,7 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
     with or_refused(cfg.model, base):
         refuse_without_a_head(cfg.model, base)
         prompts = prompts_within_its_vocabulary(cfg, base, tokenizer)
+        forget_a_window_without_effect(base, prompts[-1])
     base.chat_format = hashlib.sha256(repr((prompts, stop_ids)).encode()).hexdigest()[:16]  # for support/run.py
     return base, tokenizer, stop_ids
 
@@ -112,8 +114,8 @@ def load_config(model: str, longest: int):
     try:
         # No code of the model's own: transformers would ask on the terminal whether to run it.
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model {model}: its config.json cannot be used ({_first_line(error)})") from error
+    except Exception as error:  # each kind of model checks its own
+        raise UserError(f"--model {model}: its config.json cannot be used ({_in_one_line(error)})") from error
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"--model {model}: {config.model_type} has an encoder and a decoder; P2O trains models that only continue "
@@ -135,6 +137,28 @@ def load_config(model: str, longest: int):
                 )
     make_plain(config)
     return config
+
+
+@torch.no_grad()
+def forget_a_window_without_effect(base: torch.nn.Module, ids: list[int]) -> None:
+    """Take the window of attention out of a config if this attention has none: another architecture left it there.
+
+    transformers' cache goes by the config alone. Behind the window it would drop tokens that the trainer sees.
+    """
+    from transformers import DynamicCache
+
+    def logits(window: int | None) -> torch.Tensor:
+        for name in windows:
+            setattr(config, name, window or windows[name])
+        return base(input_ids=torch.tensor([ids], device=base.device), use_cache=False).logits
+
+    config = base.config.get_text_config(decoder=True)
+    windows = {name: getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")}
+    windows = {name: window for name, window in windows.items() if window > 2}
+    if windows and any(DynamicCache(config=config).is_sliding) and torch.equal(logits(2), logits(None)):
+        vars(config).update(dict.fromkeys(windows))  # None, which some configs would not take
+        kinds = getattr(config, "layer_types", None) or []
+        config.layer_types = [re.sub("^(sliding|chunked)_attention$", "full_attention", kind) for kind in kinds] or None
 
 
 # A checkpoint's config may still say what its makers' trainer wanted of a forward pass. This code reads outputs by
@@ -179,11 +203,11 @@ def load_base(
         raise UserError(f"--model {model}: it does not fit on the card; try --load-in-4bit") from error
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(
-            f"--model {model}: its weights cannot be read ({_first_line(error)}): a download that broke off, or a "
+            f"--model {model}: its weights cannot be read ({_in_one_line(error)}): a download that broke off, or a "
             "pointer of git-lfs in their place (git lfs pull fetches them)"
         ) from error
     except Exception as error:  # a config.json that it reads but cannot follow may raise anything
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {_in_one_line(error)}"
         raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
     lacking = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
     if lacking:
@@ -233,6 +257,11 @@ def refuse_if_nothing_trains_through_it(model: str, base: torch.nn.Module) -> No
 
 def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
     """The tokens that end a response, by the model's GenerationConfig, its tokenizer, or its chat template."""
+    file = Path(model) / "generation_config.json"
+    try:  # transformers goes on without a file that it cannot read, and without the end tokens in it
+        json.loads(file.read_text(encoding="utf-8") if file.exists() else "{}")
+    except ValueError as error:
+        raise UserError(f"--model {model}: {file.name} cannot be read ({_in_one_line(error)}); mend it") from None
     named = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     if generation._from_model_config:
         # A copy of what config.json says. Where its makers thought of no end, that is the default of its class: token
@@ -325,7 +354,7 @@ def checkpoint_activations(base: torch.nn.Module) -> None:
     try:
         getattr(base, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
     except ValueError as error:
-        raise UserError(f"--gradient-checkpointing: {_first_line(error)}") from error
+        raise UserError(f"--gradient-checkpointing: {_in_one_line(error)}") from error
 
 
 def set_training_mode(model: torch.nn.Module) -> None:
@@ -351,12 +380,12 @@ def without_adapter(base: torch.nn.Module) -> list[str]:
         decoder = base.get_decoder()  # what sees or hears stays as it is: the prompts are text
     trained = set(decoder.modules())
     for parent_name, parent in base.named_modules():
-        # A Mamba mixer's fused kernel reads this layer's weights past the layer, and past an adapter on it.
+        # A Mamba mixer's fused kernel reads these layers' weights past the layers, and past adapters on them.
         is_mamba = hasattr(parent, "conv1d") and hasattr(parent, "D")
         for name, module in parent.named_children():
             if not isinstance(module, torch.nn.Linear | Conv1D) or module is base.get_output_embeddings():
                 continue
-            if module not in trained or is_mamba and name == "out_proj":
+            if module not in trained or is_mamba and name in ("out_proj", "dt_proj"):
                 names.append(f"{parent_name}.{name}")
             elif type(module).__name__ not in ("Linear", "Conv1D", "Linear4bit"):
                 special[module] = f"{parent_name}.{name}"
@@ -385,7 +414,7 @@ def or_refused(model: str, base: torch.nn.Module) -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"--model {model}: {type(base).__name__} does not work with this code's adapter, sampler and trainer "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {_in_one_line(error)})"
         ) from error
 
 
@@ -422,12 +451,15 @@ def load_tokenizer(model: str):
             model, padding_side="left", trust_remote_code=False, mistral_format=False, split_special_tokens=False
         )
     except (OSError, HFValidationError) as error:
+        if Path(model).exists():
+            load_config(model, longest=0)  # it is read first, and may be what is wrong
         raise UserError(
             f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
-            f"({_first_line(error)})"
+            f"({_in_one_line(error)})"
         ) from error
     except Exception as error:  # what tokenizers raises is an Exception and no more
-        raise UserError(f"--model {model}: its tokenizer cannot be used ({_first_line(error)})") from error
+        load_config(model, longest=0)
+        raise UserError(f"--model {model}: its tokenizer cannot be used ({_in_one_line(error)})") from error
     as_its_file_says(model, tokenizer)
     if tokenizer.chat_template is None:
         raise UserError(
@@ -446,6 +478,10 @@ def load_tokenizer(model: str):
             "prompt, where the response is to begin; let it write that where add_generation_prompt is set "
             "(chat_template.jinja in the model's folder)"
         )
+    answer = "\\boxed{12}"
+    [read] = response_texts(tokenizer, [[]], [tokenizer(answer, add_special_tokens=False).input_ids])
+    if answer not in read:
+        print(f"--model {model}: its tokenizer makes {read!r} of {answer!r}, so no response can hold such an answer")
     bos, question = tokenizer.bos_token_id, "7 + 9?"
     if bos is not None and tokenizer(question).input_ids[0] == bos != encode_chat(tokenizer, as_messages(question))[0]:
         print(
@@ -467,7 +503,7 @@ def check_adapter(adapter: str, tokenizer) -> None:
         PeftConfig.from_pretrained(adapter)
     except Exception as error:  # each kind of adapter raises another one
         raise UserError(
-            f"--adapter {adapter}: no adapter is there (adapter_config.json cannot be read: {_first_line(error)})"
+            f"--adapter {adapter}: no adapter is there (adapter_config.json cannot be read: {_in_one_line(error)})"
         ) from None
     # Other trainers leave their tokenizer beside an adapter. Its chat template is the one that was trained with.
     if (Path(adapter) / "tokenizer_config.json").exists():
@@ -493,18 +529,21 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     here, before = base.config.name_or_path, weights()
     try:
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
-        saved = {name for name in load_peft_weights(adapter, device="cpu") if "lora_" in name}
+        saved = load_peft_weights(adapter, device="cpu").keys()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # each kind of adapter raises another one
         reason = re.search("size mismatch for .*", str(error))
         raise UserError(
             f"--adapter {adapter}: it does not fit this model, or is damaged "
-            f"({reason.group() if reason else _first_line(error)})"
+            f"({reason.group() if reason else _in_one_line(error)})"
         ) from None
-    wanted = {name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in name}
-    if odd := sorted(saved ^ wanted):
-        raise UserError(f"--adapter {adapter}: made for another model: {len(odd)} weights do not fit, {odd[0]} first")
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    # It may bring weights of the base along, as embeddings or biases: whether they are the same is asked below.
+    if odd := sorted((saved ^ wanted) - {f"base_model.model.{name}" for name in base.state_dict()}):
+        raise UserError(
+            f"--adapter {adapter}: made for another model, or to score: {len(odd)} weights do not fit, {odd[0]} first"
+        )
     made = model.active_peft_config
     if before - weights() or getattr(made, "layer_replication", None):
         raise UserError(
@@ -546,9 +585,9 @@ def base_mark(model: torch.nn.Module) -> dict:
     return {"format": "+".join(sorted(kinds)), "values": values}
 
 
-def _first_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     """What a library's exception says, short enough for one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def fingerprint(model: torch.nn.Module) -> str:

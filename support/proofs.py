@@ -23,7 +23,9 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
     """Find the policy's head and compare its sampler with its trainer, or say in one line why this model is refused."""
     for line in coverage(policy.model, policy.cfg.load_in_4bit):
         print(line)
-    contexts = [ids[: policy.cfg.max_prompt_tokens] for ids in contexts]  # vLLM takes no more
+    # vLLM takes no longer prompts. They stay of unequal length: else a model that does not look at padding would pass.
+    most = policy.cfg.max_prompt_tokens
+    contexts = [contexts[0][: -(-most // 2)], contexts[1][:most]]
     refuse_if_beyond_its_positions(policy.model, policy.cfg.max_prompt_tokens + policy.cfg.max_response_tokens, longest)
     with or_refused(policy.cfg.model, policy.model.get_base_model()):
         refuse_if_an_adapter_is_lost(policy.model)
@@ -113,8 +115,9 @@ def refuse_if_beyond_its_positions(model: torch.nn.Module, rollout: int, longest
     Learned positions end there, and a run would stop at its first long response, or reflection. Rotary ones go on: that
     is said.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not limit or longest <= limit:
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
+    if limit < 1 or longest <= limit:  # MPT has the second name, XLNet has -1
         return
     what = "prompt and response" if rollout > limit else "a reflection and what it quotes"
     told = f"--model {model.config.name_or_path}: {longest} tokens of {what}, and it knows {limit} positions"

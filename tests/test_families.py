@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -448,6 +449,13 @@ def test_a_vision_tower_has_no_adapter(tmp_path, capsys):
     assert "vision_tower" in capsys.readouterr().out
 
 
+def test_no_adapter_is_on_a_layer_whose_weights_are_read_past_it(tmp_path):
+    """Jamba calls `dt_proj` in 4 bits only: what an adapter on it learns there would be lost in full width."""
+    policy = noise_adapter(load(make_family(tmp_path / "base", "jamba", of_kind("jamba").extra)))
+    grpo.token_logprobs(policy, some_contexts(), [[5, 6, 7, 8]] * 6).sum().backward()
+    assert all(parameter.grad.any() for parameter in policy.trainable)
+
+
 def test_a_refused_model_leaves_nothing_behind(tmp_path, capsys):
     """One line, exit code 2, no folder."""
     folder = make_family(tmp_path / "base", "mamba", {})
@@ -464,6 +472,14 @@ def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_polic
     contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
     proofs.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(tiny_policy.model), weights)
+
+
+def test_a_model_that_does_not_look_at_padding_is_refused_however_short_prompts_may_be(tmp_path):
+    """Prompts that are cut to the same length need no padding, and would say nothing of it."""
+    folder = make_family(tmp_path / "base", "trocr", {})
+    for most in (64, 8, 2):
+        with pytest.raises(UserError, match=DISAGREE):
+            load(folder, max_prompt_tokens=most)
 
 
 def test_a_path_past_the_adapter_is_seen_although_a_fresh_one_adds_nothing(tmp_path):
@@ -560,12 +576,25 @@ def test_an_adapter_that_was_not_merged_is_not_left_out(model):
     "file, change, said",
     [
         ("config.json", {"rope_scaling": {"type": "nonsense", "factor": 2.0}}, "transformers cannot load it"),
+        ("config.json", {"rms_norm_eps": "1e-6"}, "its config.json cannot be used .*'rms_norm_eps': TypeError"),
         ("generation_config.json", {"eos_token_id": "2"}, "does not work with this code's"),
     ],
 )
 def test_settings_that_transformers_reads_and_cannot_follow_are_refused_in_one_line(model, file, change, said):
     edit_json(model / file, **change)
-    assert said in refusal(model)
+    assert re.search(said, refusal(model))
+
+
+@pytest.mark.parametrize("encoding, text", [("utf-8", '{"eos_token_id": [2, '), ("utf-16", '{"eos_token_id": 7}')])
+def test_a_generation_config_that_cannot_be_read_is_refused(model, encoding, text):
+    """transformers says nothing, and a response would go on behind the end tokens that it names."""
+    (model / "generation_config.json").write_text(text, encoding=encoding)
+    assert "generation_config.json cannot be read (" in refusal(model)
+
+
+def test_a_config_that_cannot_be_read_is_not_said_to_be_missing(model):
+    (model / "config.json").write_text("{")
+    assert "its config.json cannot be used (It looks like the config file" in refusal(model)
 
 
 @pytest.mark.parametrize("scheme", ["dynamic", "static"])
@@ -588,6 +617,13 @@ def test_a_checkpoint_in_eight_bits_is_unpacked_with_its_scales(tmp_path, scheme
     edit_json(folder / "config.json", quantization_config=said)
     up = load(str(folder)).model.get_base_model().model.layers[0].mlp.up_proj.base_layer
     assert 0 < (up.weight - full).abs().max() < full.abs().max() / 16  # three bits behind the point
+
+
+@pytest.mark.parametrize("kind, said", [("mpt", "and it knows 70 positions: lower"), ("xlnet", AHEAD)])
+def test_the_number_of_positions_has_other_names_too(kind, said, tmp_path):
+    """Without it, a run would end at its first long response. XLNet's is -1, for there is no last one."""
+    folder = make_family(tmp_path / kind, kind, {"max_seq_len": 70} if kind == "mpt" else {})
+    assert said in refusal(folder)
 
 
 def test_other_weights_that_have_no_place_are_told(model, capsys):
@@ -700,6 +736,27 @@ def test_the_makers_kernels_are_not_asked_for(tmp_path, kernel):
     found = load(str(folder)).model.config
     assert found._attn_implementation == usual._attn_implementation == "sdpa"
     assert found._experts_implementation == usual._experts_implementation != "eager"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"sliding_window": 8},
+        {"attention_chunk_size": 8},
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ],
+)
+def test_a_window_that_another_architecture_left_in_the_config_is_not_the_caches(left, tmp_path):
+    """As in a Mistral model that was renamed to Llama. The cache would drop tokens, or its mask would not fit."""
+    folder = Path(make_family(tmp_path / "base", "llama", {}))
+    edit_json(folder / "config.json", **left)
+    check_family(str(folder), tmp_path)
+
+
+def test_a_window_through_which_a_model_looks_stays_the_caches(tmp_path):
+    for kind in ("mistral", "gemma2", "llama4_text"):
+        policy = load(make_family(tmp_path / kind, kind, of_kind(kind).extra))
+        assert any(fast.roomy_cache(policy.model.config).is_sliding)
 
 
 @pytest.mark.parametrize("per_layer_type", [False, True])

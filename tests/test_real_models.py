@@ -26,6 +26,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BloomConfig,
     Gemma3Config,
@@ -493,6 +495,17 @@ def test_control_tokens_are_tokens_whatever_the_tokenizers_settings_say(qwen3, t
     assert grpo.chat_ids(load(str(tmp_path)), "7?") == grpo.chat_ids(load(qwen3), "7?")
 
 
+def test_a_tokenizer_that_cannot_spell_an_answer_is_told(qwen3, tmp_path, capsys):
+    """Every reward would be 0: of a word that is special nothing is left in a response's text."""
+    tokenizer = pretrained.load_tokenizer(qwen3)
+    assert "boxed" not in capsys.readouterr().out
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": [str(digit) for digit in range(10)]})
+    tokenizer.save_pretrained(tmp_path)
+    pretrained.load_tokenizer(str(tmp_path))
+    assert r"its tokenizer makes '\\boxed{}' of '\\boxed{12}', so no response can hold" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("changed", ["m.content | escape", "m.content[:200]", "m.content | tojson"])
 def test_a_chat_template_that_changes_a_question_is_refused(tmp_path, changed):
     with pytest.raises(UserError, match="leaves out, or changes, the question"):
@@ -621,6 +634,15 @@ def test_an_adapter_that_leaves_another_model_when_it_is_switched_off_is_refused
     with pytest.raises(UserError, match=said) as refusal:
         load(model, adapter=adapter)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", [AutoModelForSequenceClassification, AutoModelForTokenClassification])
+def test_an_adapter_of_a_reward_model_is_refused(qwen3, tmp_path, kind):
+    """All its LoRA weights fit a model that writes texts; what it has learned is in the score behind them."""
+    made = LoraConfig(target_modules=["q_proj"], task_type="SEQ_CLS" if "Sequence" in kind.__name__ else "TOKEN_CLS")
+    get_peft_model(kind.from_pretrained(qwen3, num_labels=1), made).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"made for another model, or to score: \d weights do not fit, .*score\."):
+        load(qwen3, adapter=str(tmp_path))
 
 
 def test_an_adapter_that_changes_nothing_is_told(qwen3, tmp_path, capsys):
@@ -762,6 +784,20 @@ def test_a_response_that_runs_out_of_tokens_is_marked(qwen3):
         assert len(s.response_ids) == 100 or not s.truncated
         assert not any(token in policy.stop_ids for token in s.response_ids[:-1])
     assert {s.truncated for s in samples} == {True, False}
+
+
+def test_no_stop_token_is_in_a_responses_text_whatever_the_tokenizer_calls_special(qwen3, tmp_path):
+    """A reward that compares whole texts would be 0 for ever."""
+    shutil.copytree(qwen3, tmp_path, dirs_exist_ok=True)
+    known = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in known["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(known))
+    edit_json(tmp_path / "tokenizer_config.json", eos_token="<|endoftext|>", added_tokens_decoder=None)
+    policy = load(str(tmp_path), temperature=2.0, max_response_tokens=100)
+    ended = [s for s in grpo.sample(policy, [[5, 6]] * 24, seed=0) if not s.truncated]
+    assert {s.response_ids[-1] for s in ended} == {0, 2}
+    assert not any(s.text.endswith(("<|im_end|>", "<|endoftext|>")) for s in ended)
 
 
 def test_a_whole_run_on_a_four_bit_model(qwen3, tmp_path):
