@@ -237,14 +237,15 @@ def control_tokens(tokenizer) -> re.Pattern:
     """A pattern of the names of the tokens that steer a model: the special ones, and those of the chat format.
 
     Some models mark the tokens of their chat format as ordinary ones, DeepSeek's `<｜User｜>` among them. A token for
-    which the model has no embedding must not be read as one either. White space, words, numbers and single characters
-    are text, whatever they are marked as: some models have tokens of their own for digits, and their template says
-    `messages[0]`.
+    which the model has no embedding must not be read as one either. White space, numbers and single characters are
+    text, whatever they are marked as: some models have tokens of their own for digits, and their template says
+    `messages[0]`. So are words, unless they are marked.
     """
     rows, template = getattr(tokenizer, "rows", math.inf), str(tokenizer.chat_template)
     added = tokenizer.added_tokens_decoder.items()
-    names = [token.content for place, token in added if token.special or place >= rows or token.content in template]
-    names = [name for name in names if len(name.strip()) > 1 and not name.strip().isalnum()]
+    marked = {token.content for place, token in added if token.special or place >= rows}
+    named = {token.content for _, token in added if token.content in template and not token.content.strip().isalnum()}
+    names = [name for name in marked | named if len(name.strip()) > 1 and not name.strip().isdecimal()]
     names = sorted(names, key=len, reverse=True)  # the longest match counts
     return re.compile("|".join(map(re.escape, names)) or "(?!)")
 

@@ -513,6 +513,13 @@ def test_digits_that_are_tokens_of_their_own_stay_in_a_question(special):
         assert question in fast.decode(ids) and set(ids_of(fast, "10")) <= set(ids)
 
 
+def test_a_word_that_is_marked_as_a_control_token_is_text_in_a_question():
+    fast = chat_of(byte_level(), CHAT_TEMPLATE)
+    fast.add_tokens([AddedToken("STOP", normalized=False, special=True)])
+    ids = encode_chat(fast, user("Where does a STOP sign stand?"))
+    assert "a STOP sign" in fast.decode(ids) and not {*ids_of(fast, "STOP")} & {*ids}
+
+
 def test_a_control_token_that_could_be_part_of_a_stand_in_spoils_no_question():
     fast = chat_of(byte_level(), CHAT_TEMPLATE)
     fast.add_tokens([AddedToken("-0-", normalized=False, special=True)])
