@@ -125,6 +125,9 @@ class VllmEngine:
         # Of a model that also sees, the text's part; and some know no limit.
         positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         longest = min(max_model_len, positions or max_model_len)
+        overrides = {"head_dtype": "float32"}  # as the trainer's: rounded logits are most of the mismatch
+        if getattr(peft_model.config, "sliding_window", 0) is None:
+            overrides["sliding_window"] = None  # vLLM would read again the one that `load_model` has taken out
         machine = CARD | {"gpu_memory_utilization": cfg.vllm_memory, "enforce_eager": enforce_eager} if on_gpu else CPU
         VllmEngine.started = True
         try:
@@ -135,7 +138,7 @@ class VllmEngine:
                 # The default, "auto", would sample with the top-k, top-p and penalties of the model's own config.
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",  # the default is those of the untempered logits
-                hf_overrides={"head_dtype": "float32"},  # as the trainer's: rounded logits are most of the mismatch
+                hf_overrides=overrides,
                 disable_log_stats=False,  # or preemptions are not counted
             )  # fmt: skip
         # No room for the share, or in it for one whole sequence; an assertion says that a process has vLLM already.

@@ -23,11 +23,13 @@ TEMPERATURE = 0.8  # not 1, so that log-probs that forgot it are seen
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The tiny model, with a generation config that would spoil sampling if anything of it were used."""
+    """The tiny model, with a generation config and a window of attention that would spoil sampling, if used."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     shutil.copytree(ROOT / "tiny" / "united" / "model", folder)
     spoiling = {"eos_token_id": 2, "do_sample": True, "top_k": 1, "repetition_penalty": 5}
     (folder / "generation_config.json").write_text(json.dumps(spoiling))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 16}))
     return str(folder)
 
 
