@@ -50,6 +50,12 @@ class _Reader(_Latex2Sympy):
     def parse_number(self, text):
         return exact(text.replace(",", ""))
 
+    def convert_interval(self, expr):
+        """A point (x+1, x-7) would be an empty interval."""
+        interval, text = super().convert_interval(expr), expr.getText()
+        is_point = interval is sympy.EmptySet and text[0] + text[-1] == "()"
+        return Tuple(*map(self.convert_expr, expr.expr())) if is_point else interval
+
     def convert_postfix_list(self, parts, i=0):
         r"""Side by side is a product: 5\binom{4}{2} is 30. The library would read a mixed number and say 11."""
         left = self.convert_postfix(parts[i])
@@ -211,6 +217,8 @@ def same(answer: str, reference: str) -> bool:
     if all(cases):
         return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
     pair = _in_one_letter(*_in_one_logarithm(*pair), reference)
+    if all(map(_ADDED.search, pair)):
+        pair = [_ADDED.sub(f"+{_NUMBER}", text) for text in pair]
     if any(_equal(*map(parse, (one, pair[1]))) for one in _with_other_constants(*pair)):
         return True
     # The parser drops the sign: 50\%, 25\% is 50, 25. It is 0.5, 0.25, too.
@@ -273,6 +281,7 @@ def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
     return answer, reference
 
 
+_NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?$")  # a constant of integration takes in any number
 _CONSTANT = re.compile(r"\+ ?[cC] ?$|(?<![a-zA-Z\\])[cC] ?(?:_|e ?\^)")
 _ARBITRARY = re.compile(r"(?<![a-zA-Z\\])(?:[cC](?: ?_ ?\{ ?\d ?\})?|[ABDK])(?![a-df-zA-Z_])")
 
@@ -518,8 +527,7 @@ def _expressions(x, y) -> bool | None:
         gap = (x - y).subs(dict.fromkeys(unknowns, 0)) / step
         return (x.diff(*unknowns) ** 2 - step**2).expand() == 0 and sympy.simplify(gap).is_integer is True
     rounded = not unknowns and x.has(Float) != y.has(Float) and not (x.is_Integer or y.is_Integer)
-    added = Symbol("C")  # a constant of integration takes in any number
-    shift = None if x.coeff(added) == y.coeff(added) == 1 else 0
+    shift = None if x.coeff(Symbol(_NUMBER)) == y.coeff(Symbol(_NUMBER)) == 1 else 0
     points_seen = 0
     for a, b in _samples(x, y):
         points_seen += 1
