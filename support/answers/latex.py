@@ -326,8 +326,10 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      "204_{5}", "b_{204b5}"),  # with its base; 2E_{1} has none
     (rf"(?<![\\a-zA-Z])([a-zA-Z]|\\(?:{_GREEK})) ?(\^ ?\{{[^{{}}]*\}}) ?(_ ?\{{[^{{}}]*\}})", r"\1\3\2",
      "x^{2}_{1}", "x_{1}^{2}"),  # the parser would drop the index
-    (r"(\\(?:ln|log)(?: ?_ ?\{\w+\})? ?(?:\d+|[a-zA-Z]|\|[^|]*\|)|\\(?:sin|cos|tan) ?([a-z])(?= ?/ ?\2)) ?/", r"(\1)/",
-     r"\ln 3/2", r"(\ln 3)/2"),  # the parser would divide inside
+    (rf"(\\(?:ln|log)(?: ?_ ?\{{\w+\}})? ?(?:\d+|[a-zA-Z]|\|[^|]*\|)(?= ?(?:/|\\cdot|\\times))"
+     rf"|\\(?:sin|cos|tan)(?: ?\^ ?\{{\w+\}})? ?([a-z]|\\(?:{_GREEK}))(?= ?(?:/ ?\2|\\cdot|\\times)))(?![a-zA-Z])",
+     r"(\1)", r"\ln 3/2", r"(\ln 3)/2"),  # the parser would divide and multiply inside
+    (rf"\^ ?(\\frac ?\{{{_ARG}\}} ?\{{{_ARG}\}})", r"^{\1}", r"2^\frac{1}{3}", r"2^{\frac{1}{3}}"),
     (r"(?<![\d.])(\d{1,3}(?:,\d{3})+|\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",
      _improper, r"2\frac{1}{3}x", r"\frac{7}{3}x"),
     (r"(?<![\w.}/^])(?:(\d+(?:\.\d+)?) ?/ ?(\d+(?:\.\d+)?)(?![\d.]| ?[_^!])|\((\d+)\) ?/ ?\((\d+)\)(?! ?[_^!]))",
