@@ -56,6 +56,11 @@ class _Reader(_Latex2Sympy):
         is_point = interval is sympy.EmptySet and text[0] + text[-1] == "()"
         return Tuple(*map(self.convert_expr, expr.expr())) if is_point else interval
 
+    def handle_gcd_lcm(self, f, args):
+        """Of letters it has no value: sympy would say that gcd(m, n) is 1."""
+        has_letters = any(arg.free_symbols for arg in args)
+        return sympy.Function(f)(*sorted(args, key=str)) if has_letters else super().handle_gcd_lcm(f, args)
+
     def convert_postfix_list(self, parts, i=0):
         r"""Side by side is a product: 5\binom{4}{2} is 30. The library would read a mixed number and say 11."""
         left = self.convert_postfix(parts[i])
