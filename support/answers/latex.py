@@ -161,7 +161,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
     (rf"\{{ ?\\rm(?![a-zA-Z]) ?{_ARG}\}}", r"\\text{\1}", r"{\rm cm}", r"\text{cm}"),
     (rf"\\!|\\(?:left|right|middle){_END}\.?|\\(?:{_SWITCHES}){_END}", "", r"\left(\bf 5\right)", "( 5)"),
-    (r"\\([a-zA-Z]+)", lambda match: _COMMANDS.get(match[1], match[0]), r"\lVert v\rVert", r"\| v\|"),
+    (rf"\\({'|'.join(_COMMANDS)}){_END}", lambda match: _COMMANDS[match[1]], r"\lVert v\rVert", r"\| v\|"),
     (r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime)(?![a-zA-Z]))",
      lambda match: "'" * match[0].count("prime"), r"30^{\prime\prime}", "30''"),
     (r"\\(?:tag|label) ?\*? ?\{[^{}]*\}", "", r"5\tag{1}", "5"),
