@@ -206,14 +206,10 @@ _ATTACHED = re.compile(r"[_^] ?(?:\{[^{}]*\}|\w)|(?<=[A-Zf-hp-w}])\([^()]*\)")  
 _WORK = re.compile(
     r"\\(int|lim|sum|prod|det|gcd|lcm|max|min|bmod|mod|pmod)(?![a-zA-Z])|(vmatrix)|\\frac ?\{ ?(d|\\partial) ?[a-z]?\}"
 )
-
-
 _SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
 _MODULUS = re.compile(r" ?\\([pb])mod ?\{([^{}]*)\}$")
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
-
-
 _INNER = re.compile(  # the conditions of cases, what braces hold, and the event in P(X = 4)
     r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}|(?<=[A-Zf-hp-w}])\([^()]*\)"
 )

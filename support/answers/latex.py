@@ -122,10 +122,11 @@ def _improper(match: re.Match) -> str:
 
 def _line(match: re.Match) -> str:
     """A point and a multiple of a direction as one point."""
-    start, direction = match[1].split(","), match[3].split(",")
+    direction = match[4].split(",")
+    start = match[1].split(",") if match[1] else ["0"] * len(direction)
     if len(start) != len(direction):
         return match[0]
-    return "(" + ",".join(rf"{a}+{match[2]}\cdot({b})" for a, b in zip(start, direction, strict=True)) + ")"
+    return "(" + ",".join(rf"{a}+{match[2] or match[3]}\cdot({b})" for a, b in zip(start, direction, strict=True)) + ")"
 
 
 def _parts(match: re.Match) -> str:
@@ -184,7 +185,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (rf"^ ?\\text ?\{{ ?(?:(?i:therefore|thus|hence|so),? ?)?(?:{_SAID}(?: is|是)? ?:?)? ?\}} ?[:=]?", "",
      r"\text{The answer is }5", "5"),
     (rf"^ ?(\\text ?\{{ ?)?{_SAID}(?: is(?: ?:)?|是| ?[:=]) ?", r"\1", "Answer: 5", "5"),
-    (r"(^|[,;]) ?\\text ?\{ ?([a-zA-Z ]{4,}) ?: ?\}", r"\1 \\text{\2}=", r"\text{Total: }5", r" \text{Total}=5"),
+    (r"(^|[,;]) ?\\text ?\{ ?(?:([a-zA-Z ]{4,}) ?:|([tT]he [a-zA-Z ]+) is) ?\}", r"\1 \\text{\2\3}=",
+     r"\text{Total: }5", r" \text{Total}=5"),
     (r"(?<=[0-9a-zA-Z)}\]]) ?(?:\\text ?\{ ?)?([或且和与])(?: ?\})? ?(?=[-+0-9a-zA-Z(\[\\])",
      lambda match: rf"\text{{ {'or' if match[1] == '或' else 'and'} }}", "x=1或x=2", r"x=1\text{ or }x=2"),
     (r"^ ?(?:\\text ?\{ ?)?(?i:about|approximately|approx\.?|exactly) ?\}? ?(?=[-\d\\$])", "",
@@ -290,7 +292,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?|`)$""", r"\1", '"yes"', "yes"),
     (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z*])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
     (r"_ ?(-\d+|[0-9a-zA-Z])", r"_{\1}", r"\log_28", r"\log_{2}8"),
-    (r"[(\[]([^][()]+,[^][()]+)[)\]] ?\^ ?\{? ?(?:T(?![a-zA-Z])|\\top(?![a-zA-Z])) ?\}?", r"(\1)", "(1,2)^T", "(1,2)"),
+    (r"[(\[]([^][(),]+(?:,[^][(),]+)+)[)\]] ?\^ ?\{? ?(?:T|\\top)(?![a-zA-Z]) ?\}?", r"(\1)", "(1,2)^T", "(1,2)"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
     (r"\\(sqrt(?: ?\[[^][]*\])?|overline|(?:dot|bar)(?= ?\d)) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
     (rf"\\(sqrt|frac) ?(\\(?:{_GREEK}))(?![a-zA-Z])", r"\\\1{\2}", r"\frac\pi2", r"\frac{\pi}2"),
@@ -356,7 +358,8 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"(E|(?<![a-zA-Z\\])e) ?_ ?\{([\w +-]*)\}", lambda match: f"b_{{q{match[1]}{match[2].translate(_IN_A_NAME)}}}",
      "2E_{n+1}", "2b_{qEnp1}"),  # an energy, not 2.718
     (r"(?<![\\a-zA-Z])(?![ckm]m ?\^)([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # faster to parse
-    (r"\(([^()]*,[^()]*)\) ?\+ ?([a-z]) ?\(([^()]*,[^()]*)\)$", _line, "(1,2)+t(3,4)", r"(1+t\cdot(3),2+t\cdot(4))"),
+    (r"(?:\(([^()]*,[^()]*)\) ?\+ ?([a-z])|^([ckt])) ?\(([^()]*,[^()]*)\)$", _line,
+     "(1,2)+t(3,4)", r"(1+t\cdot(3),2+t\cdot(4))"),
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
     (r"(\^ ?\{[^{}]*)\} ?(\^ ?\{[^{}]*\})", r"\1\2}", "2^{3}^{2}", "2^{3^{2}}"),  # a tower, from the top
     (r"(?<![\d.!])(\d{1,3})!!(?!!)", lambda match: str(math.prod(range(int(match[1]), 1, -2))), "5!!", "15"),
@@ -458,8 +461,6 @@ def _ascii(text: str) -> str:
 
 _SPACE = re.compile(r" (?=[^\w\s])|(?<=[^\w\s,]) |(?<=,) (?!\d{3}(?!\d))")  # not in "3 1/2"; "1, 200" is a list
 _SPACE_IN_LIST = re.compile(r" (?=[^\w\s])|(?<=[^\w\s]) ")
-
-
 _SETTLED = re.compile(r"[-+]?(?:[0-9,./]*[0-9]|\\frac\{[0-9]+\}\{[0-9]+\})")  # most answers: nothing to rewrite
 
 

@@ -167,11 +167,7 @@ def _values(item) -> list:
 
 
 _OR = re.compile(r",? ?\\text ?\{ ?or ?\}|(?<![\\a-zA-Z]),? ?or(?![a-z])")
-
-
 _MEMBER = re.compile(r"^ ?([a-z]) ?\\in(?![a-z])(.*)$")
-
-
 _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
     r"(?<=[0-9}]) ?\\text ?\{[^{}]*\}(?: ?\^ ?\{[23]\})?(?= ?(?:[,;)\]]|\\\}|\\text ?\{ ?(?:and|or)))"
 )
@@ -288,7 +284,7 @@ def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
 
 _NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?$")  # a constant of integration takes in any number
 _CONSTANT = re.compile(r"\+ ?[cC] ?$|(?<![a-zA-Z\\])[cC] ?(?:_|e ?\^)")
-_ARBITRARY = re.compile(r"(?<![a-zA-Z\\])(?:[cC](?: ?_ ?\{ ?\d ?\})?|[ABDK])(?![a-df-zA-Z_])")
+_ARBITRARY = re.compile(r"(?<![a-zA-Z\\])(?:[cC] ?_ ?\{ ?\d ?\}|[cCABDK](?![a-df-zA-Z_]))")
 
 
 def _with_other_constants(answer: str, reference: str) -> Iterator[str]:
@@ -431,7 +427,6 @@ def _is_solved(relation) -> bool:
 
 
 def _is_relation(thing) -> bool:
-
     return isinstance(thing, Relational | And | sympy.Or)
 
 
@@ -488,20 +483,11 @@ def _sets(x, y) -> bool | None:
     )
 
 
-_OF_LETTERS = re.compile(r"([a-zA-Z]\w*?)(?:\(([a-z](?:, [a-z])*)\)|_([i-n]))")
-
-
 def _equations(x, y) -> bool | None:
     """The same name and value, proportional sides, or the same solutions for each unknown."""
     if not isinstance(x, Equation) or not isinstance(y, Equation):
         return None
 
-    ours, theirs = (_OF_LETTERS.fullmatch(str(side.left)) for side in (x, y))
-    if ours and theirs and ours[1] == theirs[1] and isinstance(x.right, Expr):  # f(t) = t+1 is f(x) = x+1
-        names = zip(*(sympy.symbols(found[2] or found[3], seq=True) for found in (ours, theirs)), strict=False)
-        names, letters = dict(names), x.right.free_symbols  # without letters, x_i = 2 is not x_j = 2
-        if names.keys() <= letters and not letters & set(names.values()) - names.keys():
-            x = Equation(y.left, x.right.subs(names, simultaneous=True))
     if isinstance(x.left, Symbol) and x.left == y.left:
         return _equal(x.right, y.right)
     if not all(isinstance(side, Expr) for side in (x.left, x.right, y.left, y.right)):
