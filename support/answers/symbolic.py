@@ -304,7 +304,8 @@ def _with_other_constants(answer: str, reference: str) -> Iterator[str]:
     free = letters and len(letters) < 4 and found == [ours, theirs]
     free = free and re.search(r"e ?\^|\\(?:sin|cos|ln)|[a-z] ?\^", reference)
     free = free and not any(value.diff(letter).has(*letters) for letter in letters)
-    for names in itertools.permutations(theirs) if free else [theirs] * all(marked):
+    by_case = all(marked) and [name.lower() for name in ours] == [name.lower() for name in theirs]
+    for names in itertools.permutations(theirs) if free else [theirs] * by_case:
         other = dict(zip(ours, names, strict=True))
         yield _ARBITRARY.sub(lambda match, other=other: other.get(match[0], match[0]), answer)
 
