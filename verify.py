@@ -14,9 +14,9 @@ What counts as an answer, and by whose convention:
   that is never closed are none; a box inside a box is one. In `<think>...</think>` nothing is an answer: only what
   follows counts, and thinking that is never finished earns nothing.
 - A copy of the question is no answer. An integral, a limit, a sum, a determinant that nobody worked out is refused, and
-  so is an inequality that nobody solved, unless the reference is one, too. Given the question, `grade` also refuses a
-  formula that stands in it, in any order and with any brackets, unless it is a plain number or the reference itself.
-  Without the question plain arithmetic (`17 \cdot 3` for 51) still pays.
+  so is an inequality that nobody solved, unless the reference is one, too, and `4x-8=0` for `x=2`. Given the question,
+  `grade` also refuses a formula that stands in it, in any order and with any brackets, unless it is a plain number or
+  the reference itself. Without the question plain arithmetic (`17 \cdot 3` for 51) still pays.
 - Numbers are compared exactly. A decimal with six or more decimals also equals what it rounds, to 5e-7 (math-verify's
   six decimals; relative below 0.1, so 1e-7 is not 2e-7). `0.333333` and `0.333...` are 1/3, `0.33` is not, nor is 1.41
   the root of 2. What is no fraction (a root, pi) is compared to 25 digits.
@@ -57,9 +57,12 @@ What counts as an answer, and by whose convention:
 - `x \in [1,2]`, `1 \le x \le 2` and `[1,2]` are one set, either way round (math-verify, relations against sets).
 - Formulas are equal where both sides are real, with each root and logarithm in them: `\sqrt{x^2}` is `|x|`, not `x`;
   `\log x^2` is `2 \log x`; `\sqrt{a/b}` is `\sqrt a/\sqrt b`, whatever the letters are called. `\sqrt[3]{-8}` is -2. A
-  `\log` without base is `\ln` where the other side has that, else decimal. `k\pi` is `n\pi`: any whole number. A
-  constant of integration is `c` or `C`. `\lfloor n \rfloor + 1` is not `\lceil n \rceil`: at 3 they differ. `for all
-  real x` may stand behind a formula; `for all x > 0` may not.
+  `\log` without base is `\ln` where the other side has that, else decimal. `\ln 3/2` is half of `\ln 3`, but
+  `\sin\pi/4` is `\sin(\pi/4)`. `\lfloor n \rfloor + 1` is not `\lceil n \rceil`: at 3 they differ. `for all real x` may
+  stand behind a formula; `for all x > 0` may not.
+- `k\pi` is `n\pi`: any whole number. If the reference says `k \in Z`, `2k-1` is `2k+1`. A constant of integration has
+  any name and takes in any number: `x^2 + c` is `x^2 + 1 + C`. Those that stand once each may change places.
+- What cannot be known has no value: sums and limits of `a_n` and `f(x)` are equal only where they are written alike.
 - Layout does not count: fonts, sizes, spaces, boxes, `Answer:`, a closing `\square`, Unicode for LaTeX. Equations below
   each other (`aligned`, `cases`, `array`) are a list of equations.
 - A number in another base needs its base: `204_5` is neither `204` nor `204_6`. (math-verify drops it.)

@@ -18,7 +18,7 @@ from support.answers.units import same_words, split
 
 # --- numbers: one way from text to a Fraction -------------------------------------------------------------------------
 
-_EUROPEAN = r"[0-9]{1,3}(?:(?:\.[0-9]{3}){2,}(?:,[0-9]+)?|(?:\.[0-9]{3})+,[0-9]+)"  # 1.234.567 and 1.234,5
+_EUROPEAN = r"[0-9]{1,3}(?:(?:\.[0-9]{3}){2,}(?:,[0-9]+)?|(?:[. ][0-9]{3})+,[0-9]+)"  # 1.234.567, 1.234,5 and 1 234,5
 _D = r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?|[0-9]+[.,]?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(rf"([-+]?) ?(?:([0-9]+) (?=[0-9]+ ?/))?([-+]?{_D})(?: ?/ ?(-?{_D}))?(?:[eE]([-+]?[0-9]{{1,3}}))?")
 _THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:([, ])[0-9]{3})(?:\1[0-9]{3})*(?:\.[0-9]+)?")
@@ -70,7 +70,7 @@ def number(text: str) -> Number | None:
     if measured.unit is None:
         return None
     bare = measured.value.strip("$€£¥₹ " + "()" * ("," not in bare))  # (2,128) is a point
-    bare = _EUROPEAN_NUMBER.sub(lambda match: match[0].replace(".", "").replace(",", "."), bare)
+    bare = _EUROPEAN_NUMBER.sub(lambda match: re.sub("[. ]", "", match[0]).replace(",", "."), bare)
     bare = re.sub("(?<=[0-9])'(?=[0-9]{3}(?![0-9]))", "", bare)  # 1'000, as the Swiss write it
     bare = _REPEATING.sub(_repeating, bare)
     bare = _FRACTION.sub(lambda match: f" {match[1] or match[2]}/{match[3] or match[4]}", bare)
@@ -206,14 +206,10 @@ _ATTACHED = re.compile(r"[_^] ?(?:\{[^{}]*\}|\w)|(?<=[A-Zf-hp-w}])\([^()]*\)")  
 _WORK = re.compile(
     r"\\(int|lim|sum|prod|det|gcd|lcm|max|min|bmod|mod|pmod)(?![a-zA-Z])|(vmatrix)|\\frac ?\{ ?(d|\\partial) ?[a-z]?\}"
 )
-
-
 _SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
 _MODULUS = re.compile(r" ?\\([pb])mod ?\{([^{}]*)\}$")
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
-
-
 _INNER = re.compile(  # the conditions of cases, what braces hold, and the event in P(X = 4)
     r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}|(?<=[A-Zf-hp-w}])\([^()]*\)"
 )
@@ -225,26 +221,17 @@ def _named(text: str) -> tuple[str, str]:
     >>> _named("f(x) = 2x"), _named("x = 1+1 = 2"), _named("x=1, y=2")
     (('f(x)', '2x'), ('x', '2'), ('', 'x=1, y=2'))
     """
-    text = _INNER.sub(lambda match: match[0].replace("=", "\0"), text)  # the k = 1 of a sum names nothing
-    name, value = _named_outside(text)
-    return name.replace("\0", "="), value.replace("\0", "=")
-
-
-def _named_outside(text: str) -> tuple[str, str]:
-    """`_named` of a text whose braces and arguments hold no `=`."""
-    sign = _SIGN.search(text)
-    if not sign:
-        return "", text
-    name, value = text[: sign.start()].strip(), text[sign.end() :]
+    hidden = _INNER.sub(lambda match: match[0].replace("=", "\0"), text)  # the k = 1 of a sum names nothing
+    sign = _SIGN.search(hidden)
+    name, value = (hidden[: sign.start()].strip(), hidden[sign.end() :]) if sign else ("", "")
     several = (
         _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
     )
-    if several or RELATION.search(_INNER.sub("", text)):
+    if not sign or several or RELATION.search(_INNER.sub("", hidden)):
         return "", text
     *members, value = value.split(r"\approx")[0].split("=")
-    return next(
-        (m.strip() for m in (name, *members) if not re.search("[0-9]", _ATTACHED.sub("", m))), name
-    ), value.strip()
+    name = next((m.strip() for m in (name, *members) if not re.search("[0-9]", _ATTACHED.sub("", m))), name)
+    return name.replace("\0", "="), value.strip().replace("\0", "=")
 
 
 def _exact_part(answer: str, reference: str) -> str:
@@ -295,10 +282,11 @@ _UNKNOWN = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]")
 def _same_name(one: str, other: str) -> bool:
     """y is y(x).
 
-    >>> _same_name("y(x)", "y"), _same_name("f(1)", "f"), _same_name("f(x)", "f(y)")
-    (True, False, False)
+    >>> _same_name("y(x)", "y"), _same_name("f(1)", "f"), _same_name("f(x)", "f(y)"), _same_name("|AB|", "AB")
+    (True, False, False, True)
     """
     one, other = (name.replace("[", "(").replace("]", ")") for name in (one, other))  # E[X] is E(X)
+    one, other = (re.sub(r"\|([A-Z]{2})\||\\overline\{([A-Z]{2})\}", r"\1\2", name) for name in (one, other))
     return one == other or re.sub(r"\([a-z]\)$", "", one) == other or re.sub(r"\([a-z]\)$", "", other) == one
 
 
@@ -328,7 +316,7 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     if target_name and not _UNKNOWN.search(target_name) and not number(target_name):
         return answer, target  # \log_2 \sqrt{2} = 1/2; but 12 = 2^2 \cdot 3 asks for more than the value
     # of an answer also `a+b = 5` and `17 \bmod 5 = 2`, but no equation that may still have to be solved: `2x+3 = 5`
-    is_work = re.match(r"\\(?:sum|prod|int|lim)(?![a-z])", name)
+    is_work = re.match(r"\\(?:sum|prod|int|lim|begin ?\{vmatrix)(?![a-z])", name)
     if name and not bare.startswith("-") and (is_work or not (re.search("[0-9]", bare) and _UNKNOWN.search(bare))):
         return value, reference
     return answer, reference

@@ -18,7 +18,7 @@ _ARG = r"((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})+?)"  # what may stand between a pa
 _WORD, _END = r"(?<![\\a-zA-Z])", r"(?![a-zA-Z])"
 _DEGREE = r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-zA-Z]))"
 _TEXT_OPEN, _TEXT_CLOSE = r"(?i:^(?:\\text ?\{)? ?", r" ?\}? ?$)"
-_SAID = r"(?i:(?:the )?(?:(?:final|correct) )?(?:answer|ans|solution|result|option|choice)\.?)"
+_SAID = r"(?i:(?:the )?(?:(?:final|correct) )?(?:answer|ans|solution|result|option|choice)\.?|答案?)"
 _SWITCHES = (  # commands that change what follows them
     r"[bB]igg?[lrm]?|displaystyle|textstyle|script(?:script)?style|(?:no)?limits|bf(?:series)?|it(?:shape)?|rm|sf|tt|sc"
     r"|em|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|nonumber|notag|mathstrut|strut"
@@ -48,6 +48,7 @@ _ARBITRARY = (  # where C_1 and C_2 are arbitrary constants; C \in R
     rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?{_CONSTANTS}{_GAP}"
     rf"(?:\\in ?(?:\\mathbb ?)?\{{? ?R|(?:is|are){_GAP}(?:(?:an?|any|the|arbitrary|real){_GAP})*constants?)"
 )
+_VALUE = r"-?(?:[\d./]+|\\frac ?\{[^{}]*\} ?\{[^{}]*\})"
 _COUNT = r"\{? ?(\d+) ?\}?"
 _BASES = "one two three four five six seven eight nine ten eleven twelve".split()
 _EQUATIONS = r"aligned|align|alignedat|gathered|gather|split|eqnarray|equation|array|matrix|cases|center"
@@ -59,7 +60,7 @@ def _rows(match: re.Match) -> str:
     >>> tidy(r"\begin{aligned} x &= 2+3 \\ &= 5 \\ y &= 1 \end{aligned}")
     'x= 2+3= 5, y= 1'
     """
-    rows = [re.sub(r"^ ?&| ?& ?(?==)|(?<==) ?&", "", row).strip(" ,;.") for row in match[2].split(r"\\")]
+    rows = [re.sub(r"^ ?&| ?& ?(?==)|(?<==) ?&", "", row).strip().rstrip(" ,;.") for row in match[2].split(r"\\")]
     rows = [row for row in rows if row]
     if any("&" in row for row in rows) or len(rows) > 1 and not all(re.search(r"[=<>]|\\[lgn]e", row) for row in rows):
         return match[0]
@@ -121,10 +122,11 @@ def _improper(match: re.Match) -> str:
 
 def _line(match: re.Match) -> str:
     """A point and a multiple of a direction as one point."""
-    start, direction = match[1].split(","), match[3].split(",")
+    direction = match[4].split(",")
+    start = match[1].split(",") if match[1] else ["0"] * len(direction)
     if len(start) != len(direction):
         return match[0]
-    return "(" + ",".join(rf"{a}+{match[2]}\cdot({b})" for a, b in zip(start, direction, strict=True)) + ")"
+    return "(" + ",".join(rf"{a}+{match[2] or match[3]}\cdot({b})" for a, b in zip(start, direction, strict=True)) + ")"
 
 
 def _parts(match: re.Match) -> str:
@@ -133,7 +135,12 @@ def _parts(match: re.Match) -> str:
     return match[0] if "," in "".join(parts) else f"({','.join(parts)})"
 
 
-_BRACKETS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|"}
+_COMMANDS = {  # another name for each
+    **{"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|"},
+    **{"lVert": r"\|", "rVert": r"\|", "Vert": r"\|", "lnot": r"\neg", "rightarrow": r"\to", "longrightarrow": r"\to"},
+    **{"ell": "l", "backslash": r"\setminus", "smallsetminus": r"\setminus", "lg": r"\log_{10}", "imath": " i"},
+    **{"jmath": " j", "varphi": r"\phi", "varepsilon": r"\epsilon", "vartheta": r"\theta", "varrho": r"\rho"},
+}
 
 LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<=\d) ?– ?(?=\d)", r"\\text{ to }", "10–12", r"10\text{ to }12"),  # a range is no difference
@@ -148,20 +155,16 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2,})", r"\\", r"\\frac{1}{2}", r"\frac{1}{2}"),
     (r"^\\\\\{(.*)\\\\\}$", r"\\{\1\\}", r"\\{1,2\\}", r"\{1,2\}"),
     (r"(\\\\) ?\[[^\]]*\]", r"\1", r"1\\[2pt] 2", r"1\\ 2"),
+    (r"(?<=\\\$)(\d[\d.,]*) ?(?:\\text ?\{ ?)?[kK] ?\}?$", r"\1\\text{ thousand}", r"\$5K", r"\$5\text{ thousand}"),
     (r"(?<!\\)(?:\\\$|\$|\\[()\[\]])", " ", "$5$", " 5 "),
     (r"\.\.\.|\\[ch]?dots[bcmio]?(?![a-zA-Z])", r"\\ldots ", "0.33...", r"0.33\ldots "),
     (r"(,)\\! ?| ?\{ ?([,:]) ?\} ?", r"\1\2", "1{,}000", "1,000"),
     (rf"((?<!\\)\\[,;:> ]|~|\\(?:{_BLANKS}){_END}| )+", " ", r"1,\ \quad 2", "1, 2"),
     (rf"\{{ ?\\rm(?![a-zA-Z]) ?{_ARG}\}}", r"\\text{\1}", r"{\rm cm}", r"\text{cm}"),
     (rf"\\!|\\(?:left|right|middle){_END}\.?|\\(?:{_SWITCHES}){_END}", "", r"\left(\bf 5\right)", "( 5)"),
-    (r"\\[lr]?Vert(?![a-zA-Z])", r"\\|", r"\lVert v\rVert", r"\| v\|"),
-    (r"\\lnot(?![a-zA-Z])", r"\\neg", r"\lnot p", r"\neg p"),
-    (r"\\(?:long)?rightarrow(?![a-zA-Z])", r"\\to", r"a\rightarrow b", r"a\to b"),
+    (rf"\\({'|'.join(_COMMANDS)}){_END}", lambda match: _COMMANDS[match[1]], r"\lVert v\rVert", r"\| v\|"),
     (r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime)(?![a-zA-Z]))",
      lambda match: "'" * match[0].count("prime"), r"30^{\prime\prime}", "30''"),
-    (r"\\([lr])(?:vert|brace|brack)(?![a-zA-Z])|\\vert(?![a-zA-Z])",
-     lambda match: _BRACKETS[match[0].lstrip("\\")],
-     r"\lbrace 1\rbrace", r"\{ 1\}"),
     (r"\\(?:tag|label) ?\*? ?\{[^{}]*\}", "", r"5\tag{1}", "5"),
     (r"\\textcircled ?\{ ?(\w+) ?\}", r"(\1)", r"\textcircled{1}", "(1)"),
     (rf"\\(?:textcolor|colorbox) ?\{{[^{{}}]*\}} ?\{{{_ARG}\}}", r"\1", r"\textcolor{red}{x_{1}}", "x_{1}"),
@@ -179,20 +182,28 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}", r"{5\choose 2}", r"\binom{5}{ 2}"),
     (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}", r"{1\over 2}", r"\frac{1}{ 2}"),
     (rf"^\{{{_ARG}\}}$|\\text ?\{{ *\}}", r"\1", "{ 5}", " 5"),
-    (rf"^ ?\\text ?\{{ ?(?:{_SAID}(?: is)? ?:?|(?i:therefore|thus|so),?) ?\}} ?[:=]?", "",
+    (rf"^ ?\\text ?\{{ ?(?:(?i:therefore|thus|hence|so),? ?)?(?:{_SAID}(?: is|是)? ?:?)? ?\}} ?[:=]?", "",
      r"\text{The answer is }5", "5"),
-    (rf"^ ?(\\text ?\{{ ?)?{_SAID}(?: is(?: ?:)?| ?[:=]) ?", r"\1", "Answer: 5", "5"),
+    (rf"^ ?(\\text ?\{{ ?)?{_SAID}(?: is(?: ?:)?|是| ?[:=]) ?", r"\1", "Answer: 5", "5"),
+    (r"(^|[,;]) ?\\text ?\{ ?(?:([a-zA-Z ]{4,}) ?:|([tT]he [a-zA-Z ]+) is) ?\}", r"\1 \\text{\2\3}=",
+     r"\text{Total: }5", r" \text{Total}=5"),
+    (r"(?<=[0-9a-zA-Z)}\]]) ?(?:\\text ?\{ ?)?([或且和与])(?: ?\})? ?(?=[-+0-9a-zA-Z(\[\\])",
+     lambda match: rf"\text{{ {'or' if match[1] == '或' else 'and'} }}", "x=1或x=2", r"x=1\text{ or }x=2"),
     (r"^ ?(?:\\text ?\{ ?)?(?i:about|approximately|approx\.?|exactly) ?\}? ?(?=[-\d\\$])", "",
      r"\text{about }7", "7"),
     (r"^ ?\\text ?\{ ?(?i:minus|negative) ?\} ?(?=\d)", "-", r"\text{minus }7", "-7"),
-    (r"\\text ?\{ ?([€£¥₹¢]) ?\}|^ ?(?:\\text ?\{ ?)?(?:Rs\.?|US) ?\}? ?(?=[\d ])", r"\1", r"\text{€}5", "€5"),
+    (r"\\text ?\{ ?([€£¥₹¢]) ?\}|^ ?(?:\\text ?\{ ?)?(?:Rs\.?|USD?) ?\}? ?(?=[\d ])", r"\1", r"\text{€}5", "€5"),
     (r"\\AA(?![a-zA-Z])", r"\\text{Å}", r"7.5\ \AA", r"7.5\ \text{Å}"),
-    (r"^ ?(\\text ?\{ ?)?(?i:option|choice|answer) (?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
+    (r"^ ?(\\text ?\{ ?)?(?:(?i:option|choice|answer) |故?选项?)(?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
     (r"\\text ?\{ ?([^{}]+?),? (and|or) ?\}(?= ?[-\d\\.(])", r"\\text{\1}\\text{ \2 }", r"3\text{ cm and }4",
      r"3\text{cm}\text{ and }4"),
     (r" ?\\text ?\{ ?\( ?(?:about|approx[a-z.]*) ?\}? ?", r" \\approx ", r"\pi\text{ (about }3.14\text{)}",
      r"\pi \approx 3.14\text{)}"),
     (r"^ ?(-?\d[\d.,/]*) ?\(([a-zA-Z]{2}[a-zA-Z. ]*)\)$", r"\1\\text{ \2}", "9 (apples)", r"9\text{ apples}"),
+    (r"^ ?(?:12(?::00)?)? ?(?:\\text ?\{ ?)?(?:12 )?(noon|midnight) ?\}?$",
+     lambda match: r"12\text{ pm}" if match[1] == "noon" else r"12\text{ am}", r"12\text{ noon}", r"12\text{ pm}"),
+    (r" ?(?:\\text ?\{ ?)?o'clock ?\}?$", "", r"9\text{ o'clock}", "9"),
+    (r"(con|di)vergent\b", r"\1verges", "convergent", "converges"),
     (r"^ ?(\d+)(?:st|nd|rd|th)$", r"\1", "6th", "6"),
     (r"(?<=\d)(?: ?\^ ?\{ ?)?\\text ?\{ ?(?:st|nd|rd|th) ?\}(?: ?\})?", "", r"5^{\text{th}}", "5"),
     (r"\\text ?\{ ?(\d+)(?:st|nd|rd|th) ?\}", r"\1", r"\text{5th}", "5"),
@@ -207,6 +218,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"_ ?\{? ?\\(max|min|odot|oplus|perp|parallel|infty|star|ast)(?![a-zA-Z]) ?\}?", r"_{\1}", r"I_{\max}", "I_{max}"),
     (rf"(?<=[0-9A-F)]) ?_ ?\{{ ?({'|'.join(_BASES)}) ?\}}", lambda match: f"_{{{_BASES.index(match[1]) + 1}}}",
      "101_{two}", "101_{2}"),
+    (r"(?<=[0-9A-F)]) ?(?:_ ?\{)?(?: |\\text ?\{|\()*(?:in )?base(?: |\})*(\d+)[ )}]*$|_ ?\{ ?\( ?(\d+) ?\) ?\}",
+     r"_{\1\2}", r"101\text{ base }2", "101_{2}"),
     (r"\(([0-9A-F]+)\) ?(?=_ ?\{? ?\d)", r"\1", "(101)_2", "101_2"),
     (rf"(?<![\w}}])(?:\{{ ?\}} ?)?[_^] ?{_COUNT} ?C ?_ ?{_COUNT}|{_WORD}C ?_ ?{_COUNT} ?\^ ?{_COUNT}",
      lambda match: rf"\binom{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}"
@@ -218,11 +231,13 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (rf"(?:{_WORD}|(?<=\d))({_GREEK_WORDS}){_END}(?= ?[-+*/^_=)])|(?<=[-+*/(=\d])({_GREEK_WORDS}){_END}",
      lambda match: f"\\{match[0]} ", "2*theta^2", r"2*\theta ^2"),  # alone it may be a word
     (rf"{_WORD}(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|sqrt|pi){_END}", r"\\\1 ", "2*pi", r"2*\pi "),
-    (rf"(?:\+ ?)?\\text ?\{{ ?(?i:infinity|infinitely many) ?\}}|{_WORD}(?:infinity|inf){_END}|\+ ?\\infty",
+    (rf"(?:\+ ?)?\\text ?\{{ ?(?i:infinity|infinitely many(?: solutions)?) ?\}}|{_WORD}inf(?:inity)?{_END}|\+ ?\\infty",
      r"\\infty ", "(1,+infinity)", r"(1,+\infty )"),
-    (rf"{_TEXT_OPEN}(?:(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set)"
-     rf"\.?{_TEXT_CLOSE}|\\varnothing(?![a-zA-Z])",
+    (rf"{_TEXT_OPEN}(?:(?:there [a-z]+ )?no (?:such |real |integer )*(?:solution|root|value|number|integer)s?"
+     rf"(?: exists?)?|(?:the )?empty set|无解)\.?{_TEXT_CLOSE}|\\varnothing(?![a-zA-Z])",
      r"\\emptyset ", r"\text{no solution}", r"\emptyset "),
+    (rf"^ ?(?:\\text ?\{{ ?)?(?i:all real numbers)(?: [a-z])? except ?\}}? ?(?:[a-z] ?= ?)?({_VALUE})[ }}]*$",
+     r"\\mathbb{R}\\setminus\\{\1\\}", r"\text{all real numbers except }1", r"\mathbb{R}\setminus\{1\}"),
     (rf"{_TEXT_OPEN}all real (?:numbers|values)(?: of)?{_TEXT_CLOSE}|\\(?:mathbb|Bbb|text) ?\{{? ?R ?\}}?$",
      r"\\mathbb{R}", "all real numbers", r"\mathbb{R}"),
     (rf"{_TEXT_OPEN}all positive integers{_TEXT_CLOSE}|\\mathbb ?\{{? ?Z ?\}}? ?\^ ?\{{? ?\+ ?\}}?", r"\\mathbb{Z}^+",
@@ -246,7 +261,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<!\d)!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),  # 5!=120 has a factorial
     (r"([=<>][^=<>]*?)\\(?:land|wedge)(?![a-zA-Z])", r"\1\\text{ and }", r"x=1\land y=2", r"x=1\text{ and } y=2"),
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
-    (r"^ ?\*\*([^*]+)\*\* ?$", r"\1", "**5**", "5"),  # bold, in Markdown
+    (r"^ ?(\*\*?|__)([^*_]+)\1 ?$", r"\2", "**5**", "5"),  # bold, in Markdown
     (r"\*\*", "^", "x**2", "x^2"),
     (r"\\\*", "*", r"2\*x", "2*x"),
     (r"(?<![a-zA-Z])(?:np|numpy|math)\.(?=[a-z\\])", "", "np.arcsin(x)", "arcsin(x)"),
@@ -261,16 +276,12 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$",
      lambda match: _matrix(match[1][1:-1], "] ?, ?."),
      "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
-    (r"\\([ij])math(?![a-zA-Z])", r" \1", r"\hat\imath", r"\hat i"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
     (r"(\[|\() ?([^][(),]+),([^][(),]+)(?<!sqrt)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
     (r"(?<!sqrt\[.)\]([^][(),]*[^][(), ][^][(),]*),([^][(),]+)(?:(\))|(\])|\[)",
      lambda match: f"({match[1]},{match[2]}{match[4] or ')'}", "]1,2[", "(1,2)"),
-    (rf"{_TEXT_OPEN}(?:DNE|does not exist)\.?{_TEXT_CLOSE}", r"\\text{does not exist}", "DNE",
+    (rf"{_TEXT_OPEN}(?:DNE|(?:the [a-z]+ )?does not exist)\.?{_TEXT_CLOSE}", r"\\text{does not exist}", "DNE",
      r"\text{does not exist}"),
-    (r"\\var(phi|epsilon|theta|rho|sigma)(?![a-zA-Z])", r"\\\1", r"\varphi", r"\phi"),
-    (r"\\ell(?![a-zA-Z])", "l", r"\ell", "l"),
-    (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus", r"A\backslash B", r"A\setminus B"),
     (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?|(?<=\d\.)\((\d+)\)", r"\\overline{\1\2\3\4}", r"0.\dot{2}\dot{7}",
      r"0.\overline{27}"),
     (rf"(?:\\\{{ ?)?\\begin ?\{{((?:{_EQUATIONS})\*?)\}} ?(?:\{{[lcr|@ ]*\}})?(.*?)\\end ?\{{\1\}}", _rows,
@@ -281,8 +292,9 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"""^ ?(?:"|'|``?)([^"'`]+)(?:"|''?|`)$""", r"\1", '"yes"', "yes"),
     (r"\^ ?(-?\d+(?:\.\d+)?|[a-zA-Z*])", r"^{\1}", "2^10", "2^{10}"),  # TeX takes one digit; who writes two means both
     (r"_ ?(-\d+|[0-9a-zA-Z])", r"_{\1}", r"\log_28", r"\log_{2}8"),
+    (r"[(\[]([^][(),]+(?:,[^][(),]+)+)[)\]] ?\^ ?\{? ?(?:T|\\top)(?![a-zA-Z]) ?\}?", r"(\1)", "(1,2)^T", "(1,2)"),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt(2)", r"\sqrt{2}"),
-    (r"\\(sqrt(?: ?\[[^][]*\])?|overline) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
+    (r"\\(sqrt(?: ?\[[^][]*\])?|overline|(?:dot|bar)(?= ?\d)) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\sqrt2", r"\sqrt{2}"),
     (rf"\\(sqrt|frac) ?(\\(?:{_GREEK}))(?![a-zA-Z])", r"\\\1{\2}", r"\frac\pi2", r"\frac{\pi}2"),
     (r"\\langle(?![a-zA-Z])([^<>]*?)\\rangle", r"(\1)", r"\langle 1,2\rangle", "( 1,2)"),
     (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{? ?R ?\}? ?)?(?:\\mid(?![a-zA-Z])|\||:)(.*)\\\}$",
@@ -294,8 +306,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
     (r"^ ?((?:[-+\d., /{}]|\\frac)+)(?:>|\\gt)((?:[-+\d., /{}]|\\frac)+)$", r"\2<\1", r"\frac{1}{2}>\frac{1}{3}",
      r"\frac{1}{3}<\frac{1}{2}"),  # two numbers compared
+    (r"^\\\{([^{}]*\\ldots[^{}]*)\\\}$", r"\1", r"\{1,2,\ldots\}", r"1,2,\ldots"),
     (r"\\mathbb ?\{? ?R ?\}? ?- ?\\\{", r"\\mathbb{R}\\setminus\\{", r"\mathbb{R}-\{0\}", r"\mathbb{R}\setminus\{0\}"),
-    (r"\\lg(?![a-zA-Z])", r"\\log_{10} ", r"\lg 5", r"\log_{10}  5"),
     (r"\\(frac|binom) ?([0-9a-zA-Z])", r"\\\1{\2}", r"\frac12", r"\frac{1}2"),
     (rf"(\\(?:frac|binom) ?\{{{_ARG}\}}) ?([0-9a-zA-Z]|\\(?:{_GREEK})(?![a-zA-Z]))", r"\1{\3}",
      r"\frac{1}2", r"\frac{1}{2}"),
@@ -303,16 +315,23 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
 
 SPELLING = [  # what the parser would misread: applied to what goes to sympy only
     (r"\\(begin|end) ?\{ ?(?:small|B)matrix ?\}", r"\\\1{pmatrix}", r"\begin{Bmatrix}", r"\begin{pmatrix}"),
-    (r"\\?%", "", r"x\%", "x"),
+    (r"\\?%(?! ?\d)", "", r"x\%", "x"),
     (r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z]).*", lambda match: re.sub(_DEGREE, r"\\frac{\\pi}{180}", match[0]),
      r"\sin 30^\circ", r"\sin 30\frac{\pi}{180}"),  # elsewhere degrees are a unit
     (r",? ?(?:\\text ?\{ ?(?:and|or) ?\}|(?<![\\a-zA-Z])(?:and|or)(?![a-z])) ?", ",", r"5 \text{ or } 6", "5,6"),
     (r"(?<=\d) (?=\d{3}(?!\d))", "", "1 000x", "1000x"),
     (r"(?<=\d) (?=\d)", ",", "5 6", "5,6"),  # no product
     (r"(\d)[eE]([-+]?\d+)", r"\1\\cdot 10^{\2}", "1e-5", r"1\cdot 10^{-5}"),
-    (r"(\d[0-9A-F]*|[A-F]+\d[0-9A-F]*) ?_ ?\{ ?(\d+) ?\}",
-     lambda match: f"b_{{{match[1]}b{match[2]}}}" if int(max(match[1]), 16) < int(match[2]) else match[0],
+    (r"(\d[0-9A-F]*|[A-F]+\d[0-9A-F]*) ?_ ?\{ ?(\w+) ?\}",
+     lambda match: f"b_{{{match[1]}b{match[2]}}}"
+     if match[1].isdigit() or match[2].isdigit() and int(max(match[1]), 16) < int(match[2]) else match[0],
      "204_{5}", "b_{204b5}"),  # with its base; 2E_{1} has none
+    (rf"(?<![\\a-zA-Z])([a-zA-Z]|\\(?:{_GREEK})) ?(\^ ?\{{[^{{}}]*\}}) ?(_ ?\{{[^{{}}]*\}})", r"\1\3\2",
+     "x^{2}_{1}", "x_{1}^{2}"),  # the parser would drop the index
+    (rf"(\\(?:ln|log)(?: ?_ ?\{{\w+\}})? ?(?:\d+|[a-zA-Z]|\|[^|]*\|)(?= ?(?:/|\\cdot|\\times))"
+     rf"|\\(?:sin|cos|tan)(?: ?\^ ?\{{\w+\}})? ?([a-z]|\\(?:{_GREEK}))(?= ?(?:/ ?\2|\\cdot|\\times)))(?![a-zA-Z])",
+     r"(\1)", r"\ln 3/2", r"(\ln 3)/2"),  # the parser would divide and multiply inside
+    (rf"\^ ?(\\frac ?\{{{_ARG}\}} ?\{{{_ARG}\}})", r"^{\1}", r"2^\frac{1}{3}", r"2^{\frac{1}{3}}"),
     (r"(?<![\d.])(\d{1,3}(?:,\d{3})+|\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",
      _improper, r"2\frac{1}{3}x", r"\frac{7}{3}x"),
     (r"(?<![\w.}/^])(?:(\d+(?:\.\d+)?) ?/ ?(\d+(?:\.\d+)?)(?![\d.]| ?[_^!])|\((\d+)\) ?/ ?\((\d+)\)(?! ?[_^!]))",
@@ -339,7 +358,8 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"(E|(?<![a-zA-Z\\])e) ?_ ?\{([\w +-]*)\}", lambda match: f"b_{{q{match[1]}{match[2].translate(_IN_A_NAME)}}}",
      "2E_{n+1}", "2b_{qEnp1}"),  # an energy, not 2.718
     (r"(?<![\\a-zA-Z])(?![ckm]m ?\^)([a-zA-Z]?)([a-zA-Z])(?= ?\^)", r"\1{\2}", "xy^{2}", "x{y}^{2}"),  # faster to parse
-    (r"\(([^()]*,[^()]*)\) ?\+ ?([a-z]) ?\(([^()]*,[^()]*)\)$", _line, "(1,2)+t(3,4)", r"(1+t\cdot(3),2+t\cdot(4))"),
+    (r"(?:\(([^()]*,[^()]*)\) ?\+ ?([a-z])|^([ckt])) ?\(([^()]*,[^()]*)\)$", _line,
+     "(1,2)+t(3,4)", r"(1+t\cdot(3),2+t\cdot(4))"),
     (r"\^ ?\(([^()]*)\)", r"^{(\1)}", "2^(n+1)", "2^{(n+1)}"),
     (r"(\^ ?\{[^{}]*)\} ?(\^ ?\{[^{}]*\})", r"\1\2}", "2^{3}^{2}", "2^{3^{2}}"),  # a tower, from the top
     (r"(?<![\d.!])(\d{1,3})!!(?!!)", lambda match: str(math.prod(range(int(match[1]), 1, -2))), "5!!", "15"),
@@ -441,8 +461,6 @@ def _ascii(text: str) -> str:
 
 _SPACE = re.compile(r" (?=[^\w\s])|(?<=[^\w\s,]) |(?<=,) (?!\d{3}(?!\d))")  # not in "3 1/2"; "1, 200" is a list
 _SPACE_IN_LIST = re.compile(r" (?=[^\w\s])|(?<=[^\w\s]) ")
-
-
 _SETTLED = re.compile(r"[-+]?(?:[0-9,./]*[0-9]|\\frac\{[0-9]+\}\{[0-9]+\})")  # most answers: nothing to rewrite
 
 
@@ -478,7 +496,7 @@ def canonical(text: str) -> str:
     ('1, 200', '1,200,3')
     """
     text = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", tidy(text))
-    text = re.sub(" +", " ", text).strip(" .")
+    text = re.sub(" +", " ", text).strip().rstrip(" .")  # not from .5
     text = re.sub(r"(?<![\\a-zA-Z])[A-Z](?=[a-z]{3})", lambda match: match[0].lower(), text)  # a word, as in words
     text = re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", text)  # \le 0 is \le0
     return (_SPACE_IN_LIST if text.count(",") > 1 else _SPACE).sub("", text)

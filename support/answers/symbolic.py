@@ -50,6 +50,17 @@ class _Reader(_Latex2Sympy):
     def parse_number(self, text):
         return exact(text.replace(",", ""))
 
+    def convert_interval(self, expr):
+        """A point (x+1, x-7) would be an empty interval."""
+        interval, text = super().convert_interval(expr), expr.getText()
+        is_point = interval is sympy.EmptySet and text[0] + text[-1] == "()"
+        return Tuple(*map(self.convert_expr, expr.expr())) if is_point else interval
+
+    def handle_gcd_lcm(self, f, args):
+        """Of letters it has no value: sympy would say that gcd(m, n) is 1."""
+        has_letters = any(arg.free_symbols for arg in args)
+        return sympy.Function(f)(*sorted(args, key=str)) if has_letters else super().handle_gcd_lcm(f, args)
+
     def convert_postfix_list(self, parts, i=0):
         r"""Side by side is a product: 5\binom{4}{2} is 30. The library would read a mixed number and say 11."""
         left = self.convert_postfix(parts[i])
@@ -98,7 +109,11 @@ def _plain(thing):
     if (vector := _vector(thing)) is not None:
         return vector
     names = {call: Symbol(str(call)) for call in thing.atoms(AppliedUndef)}
-    names |= {part: Symbol(str(part)) for part in thing.atoms(sympy.Derivative) if _is_unknown(part)}
+    names |= {
+        part: Symbol(f"{part.func}{part.args[0].expand()}{part.args[1:]}")
+        for part in thing.atoms(sympy.Derivative, sympy.Limit, sympy.Integral, sympy.Sum, sympy.Product)
+        if _is_unknown(part)
+    }
     names |= {call: sympy.zeta(*call.args) for call in names if str(call.func).endswith("zeta") and len(call.args) == 1}
     if not thing.has(sympy.I, Symbol("i")):  # the real root: (-8)^{1/3} is -2
         powers = [p for p in thing.atoms(sympy.Pow) if p.base.is_negative and p.exp.is_Rational and p.exp.q % 2]
@@ -115,9 +130,11 @@ def _plain(thing):
     return thing
 
 
-def _is_unknown(derivative: sympy.Derivative) -> bool:
-    """dx/dt is no zero: x depends on t, without saying so."""
-    return derivative.expr.has(AppliedUndef) or not derivative.expr.free_symbols & set(derivative.variables)
+def _is_unknown(part) -> bool:
+    """dx/dt is no zero: x depends on t, without saying so. And f(x) and a_n are no numbers to be summed."""
+    inside, names = part.args[0], {str(symbol) for symbol in part.atoms(Symbol)}
+    depends = isinstance(part, sympy.Derivative) and not inside.free_symbols & set(part.variables)
+    return depends or inside.has(AppliedUndef) or any(name.partition("_")[2] in names for name in names)
 
 
 def _vector(thing) -> tuple | None:
@@ -150,11 +167,7 @@ def _values(item) -> list:
 
 
 _OR = re.compile(r",? ?\\text ?\{ ?or ?\}|(?<![\\a-zA-Z]),? ?or(?![a-z])")
-
-
 _MEMBER = re.compile(r"^ ?([a-z]) ?\\in(?![a-z])(.*)$")
-
-
 _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
     r"(?<=[0-9}]) ?\\text ?\{[^{}]*\}(?: ?\^ ?\{[23]\})?(?= ?(?:[,;)\]]|\\\}|\\text ?\{ ?(?:and|or)))"
 )
@@ -204,8 +217,10 @@ def same(answer: str, reference: str) -> bool:
     cases = [_CASES.fullmatch(text) for text in pair]
     if all(cases):
         return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
-    pair = _in_one_letter(*_in_one_constant(*_in_one_logarithm(*pair)))
-    if _equal(*map(parse, pair)):
+    pair = _in_one_letter(*_in_one_logarithm(*pair), reference)
+    if all(map(_ADDED.search, pair)):
+        pair = [_ADDED.sub(f"+{_NUMBER}", text) for text in pair]
+    if any(_equal(*map(parse, (one, pair[1]))) for one in _with_other_constants(*pair)):
         return True
     # The parser drops the sign: 50\%, 25\% is 50, 25. It is 0.5, 0.25, too.
     values = [_SHARE.sub(r"\\frac{\1}{100}", text) for text in pair]
@@ -248,6 +263,7 @@ def _same_cases(xs: list[list[str]], ys: list[list[str]]) -> bool:
     def same_row(one: list[str], other: list[str]) -> bool:
         (value, condition), (other_value, other_condition) = one, other
         same_condition = canonical(condition) == canonical(other_condition) or same(condition, other_condition)
+        same_condition = same_condition or "otherwise" in condition  # all that is left
         return same_condition and _equal(parse(value), parse(other_value))
 
     return len(xs) == len(ys) and all(any(same_row(x, y) for y in ys) for x in xs)
@@ -266,25 +282,47 @@ def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
     return answer, reference
 
 
+_NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?$")  # a constant of integration takes in any number
 _CONSTANT = re.compile(r"\+ ?[cC] ?$|(?<![a-zA-Z\\])[cC] ?(?:_|e ?\^)")
-_C = r"(?<![a-zA-Z\\])%s(?![a-df-zA-Z])"
+_ARBITRARY = re.compile(r"(?<![a-zA-Z\\])(?:[cC] ?_ ?\{ ?\d ?\}|[cCABDK](?![a-df-zA-Z_]))")
 
 
-def _in_one_constant(answer: str, reference: str) -> tuple[str, str]:
-    r"""A constant of integration is c or C: x^2 + c is x^2 + C, and c_1 e^x is C_1 e^x."""
-    for one, other in ((answer, reference), (reference, answer)):
-        if all(map(_CONSTANT.search, (one, other))) and not re.search(_C % "C", one) and not re.search(_C % "c", other):
-            return tuple(re.sub(_C % "c", "C", text) for text in (answer, reference))
-    return answer, reference
+def _with_other_constants(answer: str, reference: str) -> Iterator[str]:
+    """The answer, and with the names that the reference gives the constants of integration: c e^x + K is C_2 e^x + C_1.
+
+    They may change places where each stands once: c_1 + (c_2 - c_1) e^{-kt} may be of two given amounts.
+    """
+    yield answer
+    found = [_ARBITRARY.findall(text) for text in (answer, reference)]
+    found = [sorted([name for name in names if name[0] in "cC"] or names) for names in found]
+    ours, theirs = (sorted(set(names)) for names in found)
+    marked = [bool(_CONSTANT.search(text)) for text in (answer, reference)]
+    if len(ours) != len(theirs) or not any(marked):
+        return
+    value = _without_name(parse(reference))
+    letters = [letter for letter in getattr(value, "free_symbols", ()) if letter.name[0] in "cCABDK"]
+    free = letters and len(letters) < 4 and found == [ours, theirs]
+    free = free and re.search(r"e ?\^|\\(?:sin|cos|ln)|[a-z] ?\^", reference)
+    free = free and not any(value.diff(letter).has(*letters) for letter in letters)
+    by_case = all(marked) and [name.lower() for name in ours] == [name.lower() for name in theirs]
+    for names in itertools.permutations(theirs) if free else [theirs] * by_case:
+        other = dict(zip(ours, names, strict=True))
+        yield _ARBITRARY.sub(lambda match, other=other: other.get(match[0], match[0]), answer)
 
 
-def _in_one_letter(answer: str, reference: str) -> tuple[str, str]:
-    r"""Any whole number has any name: \frac\pi2+k\pi is \frac\pi2+n\pi."""
+_WHOLE = "b_{qk}"  # the name of any whole number
+
+
+def _in_one_letter(answer: str, reference: str, said: str) -> tuple[str, str]:
+    r"""Any whole number has any name: \frac\pi2+k\pi is \frac\pi2+n\pi. The reference may have said k \in Z."""
     found = [set(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])", text)) for text in (answer, reference)]
     one, other = ("".join(letters) for letters in found)
+    whole = re.search("integer|[Zℤ]|dots", said) and not re.search("integer|Z|dots", reference)
     turns = all(re.search(r"[kmn] ?\\pi|\\pi ?[kmn]", text) and "^" not in text for text in (answer, reference))
-    if turns and one != other and re.fullmatch("[kmn]{2}", one + other):
-        answer = re.sub(rf"(?<![a-zA-Z\\]){one}(?![a-zA-Z])", other, answer)
+    if len(one) == len(other) == 1 and (whole or turns and one != other and re.fullmatch("[kmn]{2}", one + other)):
+        both = ((one, answer), (other, reference))
+        name = _WHOLE if whole else other
+        answer, reference = (re.sub(rf"(?<![a-zA-Z\\]){letter}(?![a-zA-Z])", name, text) for letter, text in both)
     return answer, reference
 
 
@@ -365,7 +403,8 @@ def _lists(x, y) -> bool | None:
     if _other_names(x, y):
         return False
     named = [all(map(_has_name, items)) for items in (x, y)]
-    if not (all(named) and {str(item.left) for item in x} == {str(item.left) for item in y}):
+    equations = all(isinstance(item, Equation) for item in (*x, *y))  # also y = 3x, y = -3x for 3x \pm y = 0
+    if not equations or all(named) and {str(item.left) for item in x} != {str(item.left) for item in y}:
         if (_by_name(x) is None) != (_by_name(y) is None):  # x = 2, y = 3 for 2, 3: in the order written
             return _all_equal(*([_without_name(item) for item in items] for items in (x, y)))
         x, y = ([_without_name(item) for item in items] if _by_name(items) is None else items for items in (x, y))
@@ -389,7 +428,6 @@ def _is_solved(relation) -> bool:
 
 
 def _is_relation(thing) -> bool:
-
     return isinstance(thing, Relational | And | sympy.Or)
 
 
@@ -458,9 +496,11 @@ def _equations(x, y) -> bool | None:
     one, other = x.left - x.right, y.left - y.right
     if not other.free_symbols:  # \cos 0 = 1
         return _equal(x.left, y.left) and _equal(x.right, y.right)
+    if isinstance(y.left, Symbol) and not y.right.free_symbols:  # x - 2 = 0 is a line, 4x - 8 = 0 is to be solved
+        return x.right == 0 and len(x.left.args) == 2 and 0 in ((one - other).expand(), (one + other).expand())
     if _factor(one, other):
         return True
-    if one.free_symbols != other.free_symbols or isinstance(y.left, Symbol) and not y.right.free_symbols:
+    if one.free_symbols != other.free_symbols:
         return False
     roots = [(sympy.solve(one, unknown), sympy.solve(other, unknown)) for unknown in one.free_symbols]
     return all(xs and _lists(xs, ys) for xs, ys in roots)
@@ -474,11 +514,17 @@ def _expressions(x, y) -> bool | None:
     if series and _equal(x.function, y.function):  # it may converge at no test point
         return True
     unknowns = x.free_symbols | y.free_symbols
+    if {str(letter) for letter in unknowns} == {_WHOLE} and not (step := y.diff(*unknowns)).free_symbols:
+        # a + bk and c - bk are the same numbers if b divides a - c
+        gap = (x - y).subs(dict.fromkeys(unknowns, 0)) / step
+        return (x.diff(*unknowns) ** 2 - step**2).expand() == 0 and sympy.simplify(gap).is_integer is True
     rounded = not unknowns and x.has(Float) != y.has(Float) and not (x.is_Integer or y.is_Integer)
+    shift = None if x.coeff(Symbol(_NUMBER)) == y.coeff(Symbol(_NUMBER)) == 1 else 0
     points_seen = 0
     for a, b in _samples(x, y):
         points_seen += 1
-        if not _close(a, b, rounded):
+        shift = a - b if shift is None else shift
+        if not _close(a - shift, b, rounded):
             return False
     return points_seen >= (2 if unknowns else 1)
 

@@ -23,10 +23,10 @@ class Measured(NamedTuple):
     words: str  # the words in one layout
 
 
-_SIZES = dict(ten=10, dozen=12, hundred=100, thousand=1000, million=10**6, billion=10**9, trillion=10**12)
+_SIZES = dict(ten=10, dozen=12, hundred=100, thousand=1000, 万=10**4, million=10**6, 亿=10**8, billion=10**9)
 _PARTS = dict(half=2, halve=2, third=3, quarter=4, fourth=4, fifth=5, sixth=6, seventh=7, eighth=8, ninth=9, tenth=10)
 _PARTS |= dict(eleventh=11, twelfth=12, hundredth=100, thousandth=1000, millionth=10**6)
-_SCALES = {name: Fraction(size) for name, size in _SIZES.items()}
+_SCALES = {name: Fraction(size) for name, size in _SIZES.items()} | {"trillion": Fraction(10**12)}
 _SCALES |= {name: Fraction(1, size) for name, size in _PARTS.items()}
 
 # one spelling of each unit and its others, without the plural's s

@@ -108,6 +108,9 @@ def _letter(text: str) -> str | None:
 # --- what an answer is ------------------------------------------------------------------------------------------------
 
 
+_FORMULA = rf"{places.FORMULA}|\d[\d.]*(?: ?[-+*/^×] ?\d[\d.]*)+"  # also 17 + 25 in plain text
+
+
 def is_copied(answer: str, reference: str, question: str) -> bool:
     r"""Does the answer stand in the question, and is there still something to be done to it?
 
@@ -126,12 +129,13 @@ def is_copied(answer: str, reference: str, question: str) -> bool:
     if same_choice(tidy(answer), tidy(reference)):  # the letter and the text of an option
         return False
     answer = canonical(answer)
-    if words(answer) or _symbols(answer) == _symbols(reference):  # 1+x is the reference's x+1
+    own = answer == canonical(reference) if "," in answer else _symbols(answer) == _symbols(reference)
+    if words(answer) or own:  # 1+x is the reference's x+1, but 3, 1, 2 is not sorted
         return False
     spaced = " ?".join(map(re.escape, answer))
     if re.search(rf"(?<![\w\\^_.]){spaced}(?![\w^_]|\.\d)", tidy(question)):
         return True
-    return any(_symbols(formula) == _symbols(answer) for formula in re.findall(places.FORMULA, question, re.DOTALL))
+    return any(_symbols(formula) == _symbols(answer) for formula in re.findall(_FORMULA, question, re.DOTALL))
 
 
 def _symbols(formula: str) -> list[str]:
@@ -140,7 +144,7 @@ def _symbols(formula: str) -> list[str]:
     >>> _symbols("$(x+2)(x+3)$") == _symbols("(x+3)(x+2)"), _symbols("2x+3") == _symbols("3x-2")
     (True, False)
     """
-    return sorted(re.sub(r"\\cdot|\\times|[(){} *]", "", canonical(formula)))
+    return sorted(re.sub(r"\\cdot|\\times|[(){} *]", "", canonical(formula).replace(r"\frac", "/")))
 
 
 def is_empty(text: str) -> bool:
