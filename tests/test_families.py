@@ -457,12 +457,15 @@ def test_a_refused_model_leaves_nothing_behind(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_policy):
-    before, weights = torch.get_rng_state(), flat_weights(tiny_policy.model)
-    contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
-    prove = inspect.unwrap(proofs.prove)  # the fixture's model has been proved before
-    prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
-    assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(tiny_policy.model), weights)
+def test_the_checks_leave_the_policy_and_every_generator_as_they_were(fresh_policy):
+    with torch.no_grad():
+        for weight in fresh_policy.trainable:
+            weight.add_(0.01)  # or what its own loading had left in them would be what is left in them again
+    before, weights = torch.get_rng_state(), flat_weights(fresh_policy.model)
+    contexts = [grpo.chat_ids(fresh_policy, text) for text in pretrained.PROBES]
+    prove = inspect.unwrap(proofs.prove)  # this model has been proved before
+    prove(fresh_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(fresh_policy.model), weights)
 
 
 def test_a_path_past_the_adapter_is_seen_although_a_fresh_one_adds_nothing(tmp_path):
