@@ -202,11 +202,11 @@ def assign_templates(student, evolution, group_size, seed, options):
     if any(not isinstance(drawn, list | tuple) for drawn in templates.values()):
         kind = type(next(iter(templates.values()))).__name__
         raise WrongKind(f"A question gets a {kind} where a list of G templates is wanted.")
-    some = dataclasses.replace(found, train_ids=found.train_ids[:200])  # of 5,000; no two draws of these are alike
+    some = dataclasses.replace(found, train_ids=found.train_ids[:200])  # of 1,000; no two draws of these are alike
     first, again, other = assigned(some, seed), assigned(some, seed), assigned(some, seed + 1)
     chance = {"same again": again == first, "others": other != first}
     # Shares need many draws of each question, in whatever order they are made.
-    few = dataclasses.replace(found, train_ids=found.train_ids[:2])
+    few = dataclasses.replace(found, train_ids=found.train_ids[:1])
     at_once = 1 if cfg and cfg.one_template_per_group else group_size  # draws of a question in one assignment
     seeds = range(seed, seed + MANY // at_once)
     drawn = [student.assign_templates(few, group_size, random.Random(n), cfg) for n in seeds]

@@ -277,7 +277,7 @@ def assignments(rng: random.Random) -> Iterator[Case]:
     found = {"dev_scores": dev_scores, "candidates": names}
     chosen = rng.choice([[1, 4, 2], [2, 1, 4], [2, 4, 1], [4, 1, 2], [4, 2, 1]])  # not in the candidates' order
     found |= {"chosen": chosen, "dev_ids": [f"d{n}" for n in order], "train_ids": ["t0", "t1"]}
-    many = found | {"train_ids": [f"t{n}" for n in range(5000)]}
+    many = found | {"train_ids": [f"t{n}" for n in range(1000)]}
     none = found | {"chosen": []}
     call, seed = "assign_templates", rng.randrange(2**31)
     pools = "A dev question draws from the chosen templates that solve it, the others from all chosen; by weight."
@@ -300,7 +300,9 @@ def assignments(rng: random.Random) -> Iterator[Case]:
 
 
 def rewards(rng: random.Random) -> Iterator[Case]:
+    # same_answers decides all of these at once. A pair for sympy would cost each submission the start of a worker.
     a, b, c = rng.sample(range(11, 99), 3)
+    name = rng.choice(["Agnes", "Carla", "Evelyn", "Miriam"])
     pairs = {
         "one box": [(rf"so \boxed{{{a}}}.", f"{a}"), (rf"so \boxed{{{b}}}.", f"{a}"), (f"{a}", f"{a}")],
         "several boxes": [
@@ -323,8 +325,8 @@ def rewards(rng: random.Random) -> Iterator[Case]:
         ],
         "the same answer to other questions": [(rf"\boxed{{{a}}}", f"{x}") for x in (a, b, a, c)],
         "other answers to the same question": [(rf"\boxed{{{x}}}", f"{a}") for x in (b, a, c, a)],
-        "not the other way round": [(rf"\boxed{{x+y={a}}}", f"{a}"), (rf"\boxed{{{b}}}", f"x+y={b}")],
-        "prose": [(rf"\boxed{{the answer is {a}}}", f"{a}"), (rf"\boxed{{{b}}}", f"the area is ${b}$")],
+        "not the other way round": [(rf"\boxed{{x+y={a}}}", f"{a}"), (rf"\boxed{{{b * c}}}", rf"{b} \times {c}")],
+        "prose": [(rf"\boxed{{the answer is {a}}}", f"{a}"), (rf"\boxed{{{name}}}", rf"it is $\text{{{name}}}$")],
         "thinking": [(rf"<think>\boxed{{{b}}}</think>\boxed{{{a}}}", f"{a}"), (rf"<think>\boxed{{{a}}}", f"{a}")],
     }
     last = "`correct` speaks of the last box alone, whether there is one or several; only `well_formed` counts them."
@@ -348,9 +350,10 @@ def rewards(rng: random.Random) -> Iterator[Case]:
     yield "some without a box", "grade_batch", inputs, out_of_step
     once = "same_answers compares all pairs in one call: what needs sympy goes to its workers as one batch."
     yield "one call for all", "grade_batch", inputs | {"calls": True}, once
-    copied = [rf"\boxed{{{a}+{b}}}", rf"\boxed{{{a + b}}}", rf"\boxed{{{a}+{b}}}"]
-    asked = [f"What is ${a}+{b}$?", f"What is ${a}+{b}$?", f"What is ${b}+{a}$?"]
-    inputs = {"responses": copied, "references": [f"{a + b}"] * 3, "questions": asked}
+    long, short = (rf"\frac{{{n * a}}}{{{n * b}}}" for n in (2, 1))
+    asked = [f"Reduce ${long}$.", f"Reduce ${long}$.", rf"Halve $\frac{{{4 * a}}}{{{2 * b}}}$."]
+    copied = [rf"\boxed{{{long}}}", rf"\boxed{{{short}}}", rf"\boxed{{{long}}}"]
+    inputs = {"responses": copied, "references": [short] * 3, "questions": asked}
     yield "copies", "grade_batch", inputs, "With the question given, what is copied from it is no answer."
     options = f"Which is it? (A) {a} (B) {b} (C) {c}"
     inputs = {"responses": [rf"\boxed{{{b}}}", rf"\boxed{{{a}}}"], "references": ["B", "C"], "questions": [options] * 2}

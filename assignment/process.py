@@ -66,18 +66,18 @@ def _call(number: int, *arguments) -> int:
     return ctypes.CDLL(None, use_errno=True).syscall(number, *arguments)
 
 
-def lock(readable: list[Path], writable: list[Path], hidden: list[Path]) -> str:
+def lock(readable: list[Path], writable: list[Path], hidden: list[Path], landlock: bool) -> str:
     """From here on, this process sees these folders and no others, or at least not what is hidden.
 
     Says by what means: "kernel", "user", or "" if there was none.
     """
-    if lock_by_kernel(readable, writable):
+    if landlock and lock_by_kernel(readable, writable):
         return "kernel"
     return "user" if lock_by_user(writable, hidden) else ""
 
 
 def lock_by_kernel(readable: list[Path], writable: list[Path]) -> bool:
-    abi = _call(CREATE, None, 0, 1) if sys.platform == "linux" and not os.environ.get("NO_LANDLOCK") else -1
+    abi = _call(CREATE, None, 0, 1) if sys.platform == "linux" else -1
     if abi < 1:
         return False
     handled = RIGHTS[min(abi, 5)]
@@ -188,7 +188,7 @@ def serve(job: dict, connection: socket.socket) -> None:
     readable = [*system_folders(), given, folder]
     sys.path.insert(0, str(folder))
     limit(job["seconds"], job["memory"])
-    locked = lock(readable, [work], [Path(path) for path in job["hidden"]])
+    locked = lock(readable, [work], [Path(path) for path in job["hidden"]], job["landlock"])
     with connection.makefile("rw", encoding="utf-8") as lines:
         print(json.dumps({"locked": locked, "pid": os.getpid()}), file=lines, flush=True)
         for number, line in enumerate(lines):
@@ -266,7 +266,7 @@ class Process:
 
     def start(self) -> None:
         self.jobs, theirs = socket.socketpair()
-        kept = ("PATH", "LANG", "LD_LIBRARY_PATH", "NO_LANDLOCK")
+        kept = ("PATH", "LANG", "LD_LIBRARY_PATH")
         kept = {name: os.environ[name] for name in kept if name in os.environ}
         quiet = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "HOME": str(self.scratch)}
         quiet |= {"TORCHDYNAMO_DISABLE": "1"}  # nothing compiles, but bitsandbytes would load the compiler
@@ -309,6 +309,7 @@ class Process:
         job = {"given": self.given, "folder": folder, "work": work, "seconds": seconds, "memory": MEMORY}
         hidden = [*self.hidden, *([below] if below else [])]
         job |= {"below": below and str(below), "hidden": list(map(str, hidden))}
+        job |= {"landlock": not os.environ.get("NO_LANDLOCK")}
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self.jobs, [json.dumps(job, default=str).encode()], [theirs.fileno()])

@@ -39,27 +39,27 @@ def pytest_collection_finish():
     gc.freeze()
     gc.enable()
     if "grpo" in sys.modules:
-        compare_known_models_once()
+        prove_known_models_once()
 
 
-def compare_known_models_once():
-    """Loading a policy compares its sampler with its trainer. The tests load the tiny models two hundred times and the
-    real one a few times, and the comparison would be the same each time. It is made once for the same settings."""
+def prove_known_models_once():
+    """Loading a policy tries out what its model does (support/proofs.py). The tests load the tiny models two hundred
+    times and the real one a few times, and the same would come out each time. It is done once for the same settings."""
     import grpo
     from support import proofs
 
-    compare, names, compared = proofs.compare_sampler_and_trainer, vars(grpo.PolicyConfig()), set()
+    prove, names, proved = proofs.prove, vars(grpo.PolicyConfig()), set()
 
-    @functools.wraps(compare)
-    def compare_once(policy, *others):
-        case = tuple(getattr(policy.cfg, name) for name in names), *others[1:]
-        if case not in compared or not any(
-            Path(policy.cfg.model).is_relative_to(ROOT / name) for name in ("tiny", "real")
-        ):
-            compare(policy, *others)
-            compared.add(case)
+    @functools.wraps(prove)
+    def prove_once(policy, contexts, sample, logprobs_of, longest):
+        case = longest, *(getattr(policy.cfg, name) for name in names)
+        if case in proved and any(Path(policy.cfg.model).is_relative_to(ROOT / name) for name in ("tiny", "real")):
+            policy.head = proofs.find_head(policy.model, contexts[-1])
+        else:
+            prove(policy, contexts, sample, logprobs_of, longest)
+            proved.add(case)
 
-    proofs.compare_sampler_and_trainer = compare_once
+    proofs.prove = prove_once
 
 
 # A worker takes file after file (--dist loadfile): the long ones first, or the other would wait for the last of them.

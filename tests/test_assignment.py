@@ -122,7 +122,7 @@ def test_a_known_mistake_costs_its_part_alone_and_is_named(mistake, grader, grad
     if mistake.part == 8 and not mistake.hint:  # only a run shows it: what is asked before the runs takes a second
         asked = [case for case in asked if case["call"] == "train"]
     if mistake.part == 5:  # is part 6 as it was? The smaller ones of its cases tell that, too, in a tenth of the time
-        asked = [case for case in asked if case["part"] != 6 or len(case["inputs"]["evolution"]["train_ids"]) < 1000]
+        asked = [case for case in asked if case["part"] != 6 or len(case["inputs"]["evolution"]["train_ids"]) < 100]
     grader = grade.Grader(grader.process, asked, grader.mistaken, grader.below)
     files = plant(REFERENCE, mistake)
     found = lost(grader, mistake.part, mistake.file, files[mistake.file])
@@ -392,12 +392,11 @@ def train(*_):
 """
 
 
-@pytest.fixture(scope="module")
-def process_without_landlock():
-    with pytest.MonkeyPatch.context() as patch, Process() as process:
-        patch.setenv("NO_LANDLOCK", "1")
-        process.start()
-        yield process
+@pytest.fixture
+def process_without_landlock(process, monkeypatch):
+    monkeypatch.setenv("NO_LANDLOCK", "1")
+    monkeypatch.setattr(process, "hidden", [])  # this checkout may be readable for all
+    return process
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="both locks are Linux's")
@@ -407,10 +406,7 @@ def test_part_8_can_neither_read_the_reference_nor_say_what_it_likes(by, grader,
         if os.geteuid() != 0:
             pytest.skip("only root can become another user")
         process = request.getfixturevalue("process_without_landlock")
-        process.hidden = []  # this checkout may be readable for all; the folder that part 8 stands on is not
-        below = process.folder({name: REFERENCE[name] for name in grade.BELOW})
-        grade.hide(below)
-        grader = grade.Grader(process, [case for case in grader.cases if case["part"] == 8], lambda case: [], below)
+        grader = grade.Grader(process, grader.cases, lambda case: [], grader.below)
     outcomes = answers(grader, tmp_path, LEAK, 8)
     assert grader.process.locked == by
     assert "SECRET" not in json.dumps(outcomes) and "co_names" not in json.dumps(outcomes)

@@ -465,13 +465,15 @@ def test_a_refused_model_leaves_nothing_behind(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_checks_leave_the_policy_and_every_generator_as_they_were(tiny_policy, monkeypatch):
-    compare = inspect.unwrap(proofs.compare_sampler_and_trainer)  # the fixture's model has been compared before
-    monkeypatch.setattr(proofs, "compare_sampler_and_trainer", compare)
-    before, weights = torch.get_rng_state(), flat_weights(tiny_policy.model)
-    contexts = [grpo.chat_ids(tiny_policy, text) for text in pretrained.PROBES]
-    proofs.prove(tiny_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
-    assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(tiny_policy.model), weights)
+def test_the_checks_leave_the_policy_and_every_generator_as_they_were(fresh_policy):
+    with torch.no_grad():
+        for weight in fresh_policy.trainable:
+            weight.add_(0.01)  # or what its own loading had left in them would be what is left in them again
+    before, weights = torch.get_rng_state(), flat_weights(fresh_policy.model)
+    contexts = [grpo.chat_ids(fresh_policy, text) for text in pretrained.PROBES]
+    prove = inspect.unwrap(proofs.prove)  # this model has been proved before
+    prove(fresh_policy, contexts, grpo.sample, grpo.logprobs_of, longest=200)
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(flat_weights(fresh_policy.model), weights)
 
 
 def test_a_model_that_does_not_look_at_padding_is_refused_however_short_prompts_may_be(tmp_path):

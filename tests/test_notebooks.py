@@ -38,8 +38,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What a cell has, and what it is run with here: the same code for fewer epochs, passes, responses and questions.
 SHORTER = {
     "1": [
-        ("logit=1.0, count=1000)", "logit=1.0, count=200)"),
-        ("for _ in range(2000)", "for _ in range(100)"),
+        ("logit=1.0, count=1000)", "logit=1.0, count=50)"),
+        ("for _ in range(2000)", "for _ in range(20)"),
+        ("learn(reinforce, seed) for seed in range(10)", "learn(reinforce, seed) for seed in range(2)"),
+        ("dual_clip=1e9, steps=60", "dual_clip=1e9, steps=25"),
+        ("    for _ in range(40):\n        logit = (logit", "    for _ in range(5):\n        logit = (logit"),
         ("100_000", "10_000"),
         ("for seed in range(10)])", "for seed in range(2)])"),
         ("steps=300", "steps=20"),

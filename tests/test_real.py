@@ -113,7 +113,7 @@ def first_layers(model, folder, layers=3):
 
 @pytest.fixture(scope="module")
 def loaded(smollm2):
-    return grpo.load_policy(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=16))
+    return grpo.load_policy(grpo.PolicyConfig(model=smollm2, temperature=0.7, max_response_tokens=8))
 
 
 @pytest.fixture

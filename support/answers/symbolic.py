@@ -448,7 +448,13 @@ def _solutions(thing):
             return None
         # x > 0, x < 2 hold at once; x < 0, x = 4 are two cases
         return sympy.Intersection(*pieces) if all(map(_is_relation, thing)) else Union(*pieces)
-    return thing.as_set() if _is_relation(thing) and len(thing.free_symbols) == 1 else None
+    return _numbers_where(thing) if _is_relation(thing) and len(thing.free_symbols) == 1 else None
+
+
+@functools.lru_cache(1024)
+def _numbers_where(relation) -> Set:
+    """The numbers for which it holds. sympy needs up to a tenth of a second, and several rules ask."""
+    return relation.as_set()
 
 
 def _inequalities(x, y) -> bool | None:
