@@ -480,7 +480,8 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     limit = cfg.max_prompt_tokens
     questions = that_fit(cfg.train_data, questions, prompt_length, limit, needed)
     held_out = {name: that_fit(name, asked, prompt_length, limit) for name, asked in held_out.items()}
-    limits_beside(questions, policy, cfg).require_room_for_seed(cfg.gepa_seed_template)
+    if cfg.gepa_seed_template:
+        limits_beside(questions, policy, cfg).require_room_for_seed(cfg.gepa_seed_template)
     optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
     return policy, optimizer, questions, held_out

@@ -69,7 +69,7 @@ class TextLimits:
         return self.count(template) < self.room
 
     def require_room_for_seed(self, template: str) -> None:
-        if template and not self.fits(template):
+        if not self.fits(template):
             raise UserError(
                 f"--gepa-seed-template: it has {self.count(template)} tokens, and beside the longest question there is "
                 f"room for {max(self.room - 1, 0)}; shorten it, or raise --max-prompt-tokens"

@@ -2,7 +2,8 @@
 
 `hard` are the hard questions, and `search(hard)` is prompt evolution as it is without a variant: GEPA, and the greedy
 cover. Who gets which template is decided afterwards, from what is returned here (gepa_loop.assign_templates): a
-question draws from the chosen templates that solve it. Behind `*`: options, and `folder` and `epoch` of the run.
+question draws from the chosen templates that solve it. One that leaves no room for the longest question is left out
+first. Behind `*`: options, and `folder` and `epoch` of the run.
 """
 
 from __future__ import annotations
