@@ -40,7 +40,9 @@ def sync(path: Path) -> None:
 
 
 def save(folder: Path, number: int, state: dict, write_files: Callable[[Path], None]) -> None:
-    """Write folder/NNNNNN with `state` and what `write_files` puts beside it; drop all but the newest KEEP.
+    """Write folder/NNNNNN with `state` and what `write_files` puts beside it; keep it and the KEEP - 1 before it.
+
+    Later ones are dropped, too: they were damaged, so that the run has gone on from an earlier one, or from none.
 
     On any error (a full disk) the half-written folder is removed and the older checkpoints stay as they were.
     """
@@ -61,12 +63,14 @@ def save(folder: Path, number: int, state: dict, write_files: Callable[[Path], N
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in numbered(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    present = numbered(folder)
+    for other in {*present} - {*[path for path in present if path <= final][-KEEP:]}:
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def numbered(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    """The checkpoints, oldest first; no copy of one, which somebody has made and called "000007 copy"."""
+    return sorted(path for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict] | None:
@@ -175,7 +179,11 @@ def journaled(file: Path) -> Callable[[str, Callable[[list, int], list]], Callab
     file.touch()
     whole = file.read_bytes().rpartition(b"\n")[0]
     os.truncate(file, len(whole) + bool(whole))
-    replies = [json.loads(line) for line in whole.splitlines()]  # still to be given
+    unfit = UserError(f"--resume: {file} is damaged or of other versions; remove it, and this search begins anew")
+    try:
+        replies = [json.loads(line) for line in whole.splitlines()]  # still to be given
+    except ValueError:
+        raise unfit from None
     numbers: Counter[str] = Counter()
 
     def wrap(name: str, call: Callable[[list, int], list]) -> Callable[[list], list]:
@@ -184,7 +192,7 @@ def journaled(file: Path) -> Callable[[str, Callable[[list, int], list]], Callab
             if replies:
                 reply = replies.pop(0)
                 if reply["key"] != key:
-                    raise ValueError(f"{file}: recorded by another run")
+                    raise unfit
                 outputs = reply["outputs"]
             else:
                 outputs = call(inputs, numbers[name])

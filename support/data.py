@@ -243,10 +243,15 @@ def _parquet_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     import pyarrow.parquet  # takes a third of a second, and most runs read JSONL
 
     try:
-        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+        rows = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: no parquet file, or not a whole one ({reason})") from None
+    # 12345.67 of 32 bits is 12345.669921875 of Python's 64, which is another answer. Its own text is the short one.
+    small = {f.name: f.type.to_pandas_dtype() for f in table.schema if str(f.type) in ("float", "halffloat")}
+    for row in rows:
+        row |= {name: float(str(kind(row[name]))) for name, kind in small.items() if row[name] is not None}
     yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
@@ -263,6 +268,8 @@ def _csv_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
             if len(cells) not in (0, len(names)):
                 advice = f'a cell that holds "{delimiter}" or a line break stands in double quotes'
                 raise UserError(f"{where}: {len(cells)} cells, and {len(names)} columns have names; {advice}")
+            if [cell.strip("\ufeff") for cell in cells] == names:  # else "question" would be asked as a question
+                raise UserError(f"{where}: the names of the columns again, as where files were joined; remove the line")
             if cells:
                 yield where, dict(zip(names, cells, strict=True))
     except (csv.Error, ValueError) as error:
@@ -288,11 +295,24 @@ def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
         where, line = f"{file}, line {number}", line.strip("\ufeff \t\r")  # files that were joined have several marks
         try:
             if line:
-                yield where, json.loads(line, object_pairs_hook=_object)
+                yield where, json.loads(line, object_pairs_hook=_object, parse_float=_Number)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}); one object a line") from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
             raise UserError(f"{where}: JSON that cannot be read ({error})") from None
+
+
+class _Number(float):
+    """A number with a point or an exponent. As a text it is what the file says: of 12345678901234567890.5 and 1e-400
+    a float keeps something else."""
+
+    def __new__(cls, text: str) -> _Number:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
@@ -403,11 +423,12 @@ def _read(path: str, empty_answers: bool) -> list[Question]:
             Question(f"{gym.task_of(path)}-{number}", text, answer, score=score)
             for number, (text, answer, score) in enumerate(gym.load_items(path), start=1)
         ]
-    elif name in SOURCES and not file.exists():
+    elif name in SOURCES and not file.is_file():  # a folder of that name is what `hf download` was told to make
         questions = load_source(name, local)
     elif not file.is_file():
+        found = "no plain file" if file.exists() else "no such file"
         raise UserError(
-            f"{path}: no such file; give a JSONL, CSV or parquet file with `question` and `answer` in each row, "
+            f"{path or 'an empty name'}: {found}; give a JSONL, CSV or parquet file with `question` and `answer` in each row, "
             f"or one of {', '.join(SOURCES)}"
         )
     else:

@@ -226,7 +226,13 @@ def rounded(values: list[float] | float | None) -> list[float] | float | None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: damaged ({error}); put the file back as it was") from None
+    return lines
 
 
 # --------------------------------------------------------------------------------------------- what goes wrong silently

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from support import checkpoint
 from support.data import Question, digest
 from support.errors import UserError
-from support.log import RunLog, start_tracker
+from support.log import RunLog, read_lines, start_tracker
 from support.pretrained import fingerprint
 from support.seams import NOW, SEAMS
 
@@ -114,12 +114,13 @@ class Run(RunLog):
         chat = getattr(self.model, "chat_format", "")
         self.inputs = {"base_model": self.fingerprint, "chat": chat, "data": data, "files": files_of(self.cfg)}
         if self.cfg.resume and file.exists():
-            known = json.loads(file.read_text(encoding="utf-8"))
-            names = [name for name in known["data"] | data if known["data"].get(name) != data.get(name)]
+            known = read_record(file)
+            before = known.get("data", {})
+            names = [name for name in before | data if before.get(name) != data.get(name)]
             changed = [f"other questions in {name}" for name in names]
             edited = known.get("files", {}).items() - self.inputs["files"].items()
             changed += [f"an edited file of --{name.replace('_', '-')}" for name, _ in sorted(edited)]
-            if known["base_model"] != self.fingerprint:
+            if known.get("base_model") != self.fingerprint:
                 changed += [f"{self.cfg.model} is another base model"]
             if known.get("chat", chat) != chat:
                 changed += [f"{self.cfg.model} has another chat format: its tokenizer, chat template or end tokens"]
@@ -132,6 +133,13 @@ class Run(RunLog):
                 print(f"the run was started on other inputs: {', '.join(changed)}")
 
     def _load(self, folder: Path, record: dict, kind: type):
+        try:
+            state = kind(**record["state"])
+        except TypeError as error:
+            raise UserError(
+                f"--resume: {folder} was written by another version of this code ({error}); go on with that version, "
+                "or start a new run with another --name"
+            ) from None
         if record["base_model"] != self.fingerprint:
             raise UserError(
                 f"--resume: the adapter of {folder} was trained on another base model than {self.cfg.model}"
@@ -145,11 +153,19 @@ class Run(RunLog):
             ) from None
         checkpoint.load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         for name, length in record["lengths"].items():  # lines written after the checkpoint will be written again
-            with (self.folder / name).open("r+b") as file:
-                file.truncate(length)
+            file = self.folder / name
+            present = file.stat().st_size if file.is_file() else 0
+            if name == "metrics.jsonl" and present < length:  # the others are only read by people, who may clear them
+                raise UserError(
+                    f"--resume: {file} has lost lines that it had when checkpoint {folder.name} was written; put it "
+                    "back as it was, or start a new run with another --name"
+                )
+            file.touch()
+            os.truncate(file, min(present, length))  # a longer length would add zeros
+        read_lines(self.folder / "metrics.jsonl")  # damaged, it is told now, and not after an epoch
         self.earlier_seconds, self.updates, self.saved = record["seconds"], record["updates"], int(folder.name)
         print(f"resumed from checkpoint {folder.name} of {self.folder}")
-        return kind(**record["state"])
+        return state
 
     def save(self, state) -> None:
         """Everything that the run needs to go on from here. Seeds are derived, so no generator's state is among it."""
@@ -185,8 +201,8 @@ class Run(RunLog):
         file = self.folder / f"rollouts-{step}.json"
         if not file.exists():
             return None
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["settings"] != self._identity():
+        record = read_record(file, cure="remove it, and the batch is sampled again")
+        if record.get("settings") != self._identity():
             return None
         seed_libraries(self.cfg, step, "sampled")
         return [kind(**fields) for fields in record["made"]]
@@ -275,17 +291,14 @@ def check_folder(cfg) -> None:
     """No run is written over, nor resumed under other settings without being asked."""
     file = cfg.folder / "config.json"
     if not file.exists():
+        if (cfg.folder / "checkpoints").exists():  # a new run would empty the old one's files
+            raise UserError(f"{cfg.folder}: has checkpoints, but no config.json; put it back, or give another --name")
         if cfg.resume:
             raise UserError(f"--resume: {cfg.folder} holds no run; leave --resume away to start one")
         return
     if not cfg.resume:
         raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"--resume: {file} is damaged ({error}); mend it, or start a new run with another --name"
-        ) from None
+    known = read_record(file)
     # A folder or a data file that was moved is the same as before.
     has_digests = (cfg.folder / "inputs.json").exists()
     present = settings_of(cfg, but=PLACES + (INPUTS if has_digests else ()))
@@ -301,6 +314,17 @@ def check_folder(cfg) -> None:
             f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "
             "--allow-changes"
         )
+
+
+def read_record(file: Path, cure: str = "mend it, or start a new run with another --name") -> dict:
+    """A JSON object that the run has written; UserError if it is damaged."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise UserError(f"--resume: {file} is damaged ({error}); {cure}") from None
+    return record
 
 
 def check_room(folder: Path) -> None:

@@ -6,7 +6,10 @@ import decimal
 import gzip
 import io
 import json
+import pickle
 
+import numpy
+import pyarrow.parquet
 import pytest
 from conftest import ROOT, write_jsonl
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -184,6 +187,23 @@ def test_numbers_are_answers():
         data.answer_text(decimal.Decimal("NaN"))
 
 
+@pytest.mark.parametrize("number", ["12345678901234567890.5", "1e-400", "2.50", "1E5", "-0.0", "7"])
+def test_a_number_of_a_file_is_the_answer_as_it_stands_there(number, tmp_path):
+    (tmp_path / "mine.jsonl").write_text(f'{{"question": "a", "answer": {number}}}')
+    [question] = load_questions(str(tmp_path / "mine.jsonl"))
+    assert question.reference == number
+    assert question.row["answer"] == float(number) and pickle.loads(pickle.dumps(question)).row == question.row
+
+
+@pytest.mark.parametrize(("kind", "number"), [("float32", 12345.67), ("float16", 0.1)])
+def test_a_number_of_few_bits_is_no_longer_one(kind, number, tmp_path):
+    column = pyarrow.array(numpy.array([number], kind))
+    table = pyarrow.table({"question": ["a"], "answer": column, "weight": pyarrow.nulls(1, column.type)})
+    pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
+    [question] = load_questions(str(tmp_path / "mine.parquet"))
+    assert (question.reference, question.row["answer"], question.row["weight"]) == (str(number), number, None)
+
+
 def test_an_empty_answer_is_allowed_where_a_reward_of_ones_own_looks_elsewhere(tmp_path):
     path = write(tmp_path / "mine.jsonl", [GOOD | {"answer": ""}])
     assert load_questions(path, empty_answers=True)[0].reference == ""
@@ -316,6 +336,8 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123
         ("mine.csv", b"Frage;Antwort\n1?;1\n", "line 2: no field `question` .found: Frage, Antwort"),
         ("mine.csv", b"question,answer\n1 + 1?,\n", "line 2: `answer` is empty"),
         ("mine.csv", b"", "holds no questions"),
+        ("mine.csv", b"question,answer\n1?,1\nquestion,answer\n2?,2\n", "line 3: the names of the columns again"),
+        ("mine.csv", b"question,answer\n1?,1\n\xef\xbb\xbfquestion,answer\n2?,2\n", "line 3: the names of the col"),
         ("mine.csv", b"question,answer\nCaf\xe9?,1\n", "line 2: byte 0xe9 is no UTF-8"),
         ("mine.jsonl", rb'{"question": "a", "answer": "\udc00"}', "line 1: `answer` holds half of a char"),
         ("mine.jsonl", rb'{"question": "a", "answer": "1", "id": "\udc00"}', "line 1: `id` holds half of a char"),

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -102,6 +103,24 @@ def test_an_adapter_saved_under_other_names_is_not_half_loaded(tiny_policy, tmp_
         checkpoint.load_adapter(tiny_policy.model, tmp_path)
 
 
+def test_a_copy_that_somebody_has_made_of_a_checkpoint_is_neither_loaded_nor_dropped(tmp_path):
+    checkpoint.save(tmp_path, 1, {"n": 1}, write("1"))
+    for name in ("000001 copy", "000009-backup"):
+        shutil.copytree(tmp_path / "000001", tmp_path / name)
+    for n in (2, 3, 4):
+        checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
+    assert checkpoint.newest(tmp_path, print)[1]["n"] == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000001 copy", "000003", "000004", "000009-backup"]
+
+
+def test_a_run_that_begins_anew_since_all_checkpoints_are_damaged_keeps_its_new_ones(tmp_path):
+    for n in (7, 8):
+        checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
+        (tmp_path / f"{n:06d}" / "data").unlink()
+    checkpoint.save(tmp_path, 1, {"n": 1}, write("1"))
+    assert checkpoint.newest(tmp_path, print)[1]["n"] == 1
+
+
 def test_an_old_checkpoint_that_somebody_else_has_removed_is_no_error(tmp_path, monkeypatch):
     real = checkpoint.numbered
     monkeypatch.setattr(checkpoint, "numbered", lambda folder: [folder / "000000", *real(folder)])
@@ -124,8 +143,11 @@ def test_the_journal_answers_what_was_asked_before_and_drops_half_a_line(tmp_pat
     call = checkpoint.journaled(file)("double", double)
     assert [call([1]), call([2, 3]), call([4])] == [[2], [4, 6], [8]]
     assert asked == [(0, [1]), (1, [2, 3]), (2, [4])]
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(UserError, match="journal is damaged or of other versions; remove it"):
         checkpoint.journaled(file)("double", double)([7])
+    file.write_bytes(b"\0\0\n" + file.read_bytes())
+    with pytest.raises(UserError, match="journal is damaged"):
+        checkpoint.journaled(file)
 
 
 # --------------------------------------------------------------------------------------------------- whole tiny runs
@@ -203,6 +225,23 @@ def interrupted(cfg, monkeypatch):
         patch.setattr(grpo, "update_policy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         p2o.train(cfg)
     return dataclasses.replace(cfg, resume=True)
+
+
+@pytest.fixture(scope="module")
+def half_run(tmp_path_factory):
+    """A run that was stopped in its second batch: one checkpoint, and the batch's rollouts in their journal."""
+    cfg = cli.parse_config([*chaos.small_run(tmp_path_factory.mktemp("half")), "--name", "run", "--epochs", "1"])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(grpo, "mismatch", Mock(side_effect=[(0.0, 0.0), KeyboardInterrupt]))
+        p2o.train(cfg)
+    return cfg
+
+
+@pytest.fixture
+def half(half_run, tmp_path):
+    """A copy of it for each test, to go on with."""
+    shutil.copytree(half_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
+    return dataclasses.replace(half_run, runs=str(tmp_path), resume=True)
 
 
 def rewritten(path, change):
@@ -369,6 +408,51 @@ def test_a_folder_that_cannot_be_made_gets_one_line(cfg, monkeypatch):
 def test_a_name_too_long_for_a_folder_gets_one_line(cfg):
     with pytest.raises(UserError, match="cannot be written there .*name too long"):
         p2o.train(dataclasses.replace(cfg, name="x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("config.json", "[]", "config.json is damaged .no JSON object.; mend it, or start a new run"),
+        ("inputs.json", "", "inputs.json is damaged .Expecting value"),
+        ("inputs.json", "{}", "started on other inputs: other questions in training data"),
+        ("rollouts-1.json", '{"sett', "rollouts-1.json is damaged .*; remove it, and the batch is sampled again"),
+        ("metrics.jsonl", '{"kind": "epoch"}\n', "metrics.jsonl has lost lines that it had when checkpoint 000001 was"),
+        ("metrics.jsonl", None, "metrics.jsonl has lost lines"),
+        ("metrics.jsonl", "\0" * 20_000, "metrics.jsonl, line 1: damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_run_gets_one_line_and_the_checkpoints_are_as_they_were(half, name, content, complaint):
+    file, kept = half.folder / name, half.folder / "checkpoints"
+    file.write_text(content) if content is not None else file.unlink()
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=complaint):
+        p2o.train(half)
+    assert before == {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+
+
+def test_a_run_whose_settings_are_gone_is_not_begun_anew(half):
+    before = (half.folder / "metrics.jsonl").read_bytes()
+    (half.folder / "config.json").unlink()
+    for resume in (True, False):
+        with pytest.raises(UserError, match="has checkpoints, but no config.json; put it back"):
+            p2o.train(dataclasses.replace(half, resume=resume))
+    assert (half.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_log_that_somebody_has_cleared_gets_no_zeros(half):
+    (half.folder / "run.log").unlink()
+    (half.folder / "transcripts.jsonl").write_text("")
+    p2o.train(half)
+    assert log.read_lines(half.folder / "transcripts.jsonl") and (half.folder / "run.log").exists()
+
+
+def test_a_checkpoint_of_another_version_gets_one_line(half):
+    file = half.folder / "checkpoints" / "000001" / "state.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"state": record["state"] | {"curriculum": 3}}))
+    with pytest.raises(UserError, match="000001 was written by another version of this code .*'curriculum'"):
+        p2o.train(half)
 
 
 def test_resume_without_a_run_is_refused(cfg):

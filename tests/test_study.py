@@ -161,6 +161,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_
         ("seeds = [0]", [], "no 'variants'"),
         ("[variants.a]", [], "no 'seeds'"),
         ('seeds = [0]\nbaseline = "b"\n[variants.a]', [], "the baseline 'b' is none of its variants"),
+        ('seeds = [0]\nbaseline = ["a"]\n[variants.a]', [], "the baseline ['a'] is none of its variants"),
         ("seeds = [0]\n[variants.a]", ["--only", "b", "c"], "--only b c: no such variant; there are a"),
         ("seeds = [0]\n[variants.a]", ["--jobs", "0"], "--jobs 0: at least one run at a time"),
         ('seeds = [0]\n[variants."a b"]\n[variants."a, b"]', [], "too much alike"),

@@ -83,7 +83,7 @@ def read_study(file: Path) -> Study:
     first = study.pop("baseline", next(iter(variants)))
     baselines = {name: options.pop("baseline", first) for name, options in variants.items()}
     for baseline in baselines.values():
-        if baseline not in variants:
+        if not isinstance(baseline, str) or baseline not in variants:
             raise UserError(f"{file}: the baseline {baseline!r} is none of its variants")
     return Study(seeds, {name: study | options for name, options in variants.items()}, baselines)
 
