@@ -560,9 +560,13 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     # Two models of one architecture have the same shapes, so their values have to tell. In another number format these
     # are rounded. Other trainers keep no mark: then the name tells, by its last part, for a folder may have moved.
     mark, found = Path(adapter) / BASE_MODEL, base_mark(model)
-    known = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {"format": "", "values": {}}
-    rounding = 0.0 if known["format"] == found["format"] else 2**-7  # bfloat16 has 8 bits
-    pairs = [(known["values"][name], value) for name, value in found["values"].items() if name in known["values"]]
+    try:
+        known = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {"format": "", "values": {}}
+        number_format, values = known["format"], dict(known["values"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"--adapter {adapter}: {BASE_MODEL} is damaged, which tells its base; put it back") from None
+    rounding = 0.0 if number_format == found["format"] else 2**-7  # bfloat16 has 8 bits
+    pairs = [(values[name], value) for name, value in found["values"].items() if name in values]
     if not all(math.isclose(*pair, rel_tol=rounding, abs_tol=rounding * 1e-5) for pair in pairs):
         raise UserError(f"--adapter {adapter}: trained on other weights ({made_on}) than those of --model {here}")
     if not pairs and Path(made_on).name != Path(here).name:

@@ -121,7 +121,12 @@ def test_offline_and_not_cached_is_one_line_that_says_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize(
     ("path", "complaint"),
-    [("nowhere.jsonl", "no such file.*deepmath"), ("aime24:nowhere.jsonl", "aime24: cannot load nowhere.jsonl")],
+    [
+        ("nowhere.jsonl", "no such file.*deepmath"),
+        (str(ROOT / "docs"), "docs: no plain file"),
+        ("", "an empty name"),
+        ("aime24:nowhere.jsonl", "aime24: cannot load nowhere.jsonl"),
+    ],
 )
 def test_what_is_not_there_is_said(path, complaint, monkeypatch):
     import datasets
@@ -129,6 +134,14 @@ def test_what_is_not_there_is_said(path, complaint, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=complaint):
         load_questions(path)
+
+
+def test_a_folder_that_is_called_as_a_known_data_set_is_not_in_its_way(tmp_path, monkeypatch):
+    """`hf download openai/gsm8k --local-dir gsm8k` makes one, as load_source tells."""
+    (tmp_path / "gsm8k").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load_source", lambda name, local: [data.Question("1", name, local)])
+    assert [q.text for q in load_questions("gsm8k")] == ["gsm8k"]
 
 
 def test_other_columns_are_named(tmp_path):

@@ -859,6 +859,12 @@ def test_an_adapter_of_another_model_is_refused(adapter, damage, capsys):
     assert f"--adapter {adapter}: " in refused(capsys, "--adapter", str(adapter))
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "float32", "values": 3}'])
+def test_a_damaged_mark_of_the_base_gets_one_line(adapter, text, capsys):
+    (adapter / "base_model.json").write_text(text)
+    assert "base_model.json is damaged" in refused(capsys, "--adapter", str(adapter))
+
+
 def test_an_adapter_of_this_model_is_loaded_and_can_be_trained_on(adapter, tiny_policy):
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: value + 1.0 for name, value in weights.items()}, adapter / "adapter_model.safetensors")

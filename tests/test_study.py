@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from test_report import BROWSER, HOSTILE, Page, browse
 
 import p2o
+from support.errors import UserError
 from support.log import read_lines
 from support.run import files_of
 from support.seams import check_variants
@@ -258,6 +259,26 @@ def test_a_finished_run_is_told_from_one_with_other_options(tmp_path):
     assert "epochs 2, now 3" in study.other_options(tmp_path, {"epochs": 3})
     taken_out = study.other_options(tmp_path, {"epochs": 2})  # what is no longer said means its default again
     assert "gepa_budget 60, now 500" in taken_out and "temperature" not in taken_out
+
+
+def test_a_finished_run_that_has_lost_epochs_is_refused(tmp_path):
+    """Cut off, its log would give the accuracy before training as the one at the end."""
+    epochs = [
+        json.dumps({"kind": "epoch", "epoch": e, "rollouts": 8 * e, "gepa_calls": 0, "accuracy": {"hard": e / 4}})
+        for e in range(3)
+    ]
+    summary = {"seed": 0, "rollouts": 16, "gepa_calls": 0, "hard_set": 3, "seconds": 1.0, "accuracy": {"hard": 0.5}}
+    (tmp_path / "config.json").write_text('{"method": "grpo"}')
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    for lines in (epochs[:1], epochs[:2], epochs[::2], []):
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        with pytest.raises(UserError, match="metrics.jsonl has lost epochs that summary.json knows"):
+            study.result_of(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in epochs))
+    assert study.result_of(tmp_path)["curve"][-1]["accuracy"] == {"hard": 0.5}
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="config.json: damaged"):
+        study.other_options(tmp_path, {"epochs": 2})
 
 
 def test_a_finished_run_is_told_from_one_with_another_text_of_the_users_own_file(tmp_path):

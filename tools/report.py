@@ -63,7 +63,7 @@ def read_run(folder: Path) -> dict:
 
 
 def read_json(file: Path) -> dict:
-    return parsed(file.read_text(encoding="utf-8", errors="replace"), str(file))
+    return parsed(file.read_text(encoding="utf-8", errors="replace") if file.exists() else "", str(file))
 
 
 def whole_lines(file: Path) -> list[dict]:

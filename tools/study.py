@@ -370,6 +370,12 @@ def result_of(folder: Path) -> dict:
     """What a study keeps of one run: what it cost, and after each epoch accuracy and hard set."""
     run = read_run(folder)
     curve = [{"rollouts": spent(e), "accuracy": e["accuracy"], "hard_set": e.get("hard_set")} for e in run["epochs"]]
+    numbers = [e["epoch"] for e in run["epochs"]]
+    if numbers != [*range(len(numbers))] or not numbers or curve[-1]["accuracy"] != run["summary"].get("accuracy"):
+        raise UserError(
+            f"{folder}: metrics.jsonl has lost epochs that summary.json knows; put it back, or remove the folder, and "
+            "the run is done again"
+        )
     kept = ("seed", "rollouts", "gepa_calls", "hard_set", "seconds")
     return {name: run["summary"][name] for name in kept} | {"curve": curve}
 
