@@ -428,8 +428,8 @@ def _read(path: str, empty_answers: bool) -> list[Question]:
     elif not file.is_file():
         found = "no plain file" if file.exists() else "no such file"
         raise UserError(
-            f"{path or 'an empty name'}: {found}; give a JSONL, CSV or parquet file with `question` and `answer` in each "
-            f"row, or one of {', '.join(SOURCES)}"
+            f"{path or 'an empty name'}: {found}; give a JSONL, CSV or parquet file with `question` and `answer` in "
+            f"each row, or one of {', '.join(SOURCES)}"
         )
     else:
         questions = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import random
 import time
@@ -83,6 +84,8 @@ class Run(RunLog):
         self._hold()
         check_folder(self.cfg)  # again: another run may have begun there while this one loaded its model
         self._compare_inputs({name: digest(questions) for name, questions in (data or {}).items()})
+        asked = len((data or {}).get("training data", [1]))
+        self.per_epoch = math.ceil(asked / self.cfg.questions_per_batch)  # batches, as the loop counts them
         self.tracker = start_tracker(self.cfg.track, self.folder, dataclasses.asdict(self.cfg))
         found = checkpoint.newest(self.folder / "checkpoints", print) if self.cfg.resume else None
         if found is not None:
@@ -163,6 +166,11 @@ class Run(RunLog):
             file.touch()
             os.truncate(file, min(present, length))  # a longer length would add zeros
         read_lines(self.folder / "metrics.jsonl")  # damaged, it is told now, and not after an epoch
+        before = record.get("per_epoch", self.per_epoch)
+        if before != self.per_epoch:  # with --allow-changes: else 2 epochs of 1 batch were over after 1 of 2
+            state.step = state.step * self.per_epoch // before
+            at = f"epoch {state.step // self.per_epoch + 1}, batch {state.step % self.per_epoch + 1}"
+            print(f"an epoch had {before} batches, and has {self.per_epoch} now: going on with {at}")
         self.earlier_seconds, self.updates, self.saved = record["seconds"], record["updates"], int(folder.name)
         print(f"resumed from checkpoint {folder.name} of {self.folder}")
         return state
@@ -180,7 +188,7 @@ class Run(RunLog):
             self.shown = []
             lengths = {name: (self.folder / name).stat().st_size for name in GROWING_FILES}
             record = {"state": dataclasses.asdict(state), "lengths": lengths, "base_model": self.fingerprint}
-            record |= {"seconds": self.seconds, "updates": self.updates}
+            record |= {"seconds": self.seconds, "updates": self.updates, "per_epoch": self.per_epoch}
             checkpoint.save(self.folder / "checkpoints", self.saved + 1, record, write_files)
             self.saved += 1
             for journal in self.folder.glob("rollouts-*.json"):

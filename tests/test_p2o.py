@@ -906,6 +906,9 @@ def test_a_demo_that_was_stopped_goes_on_where_it_was(monkeypatch, tmp_path):
     assert trained == [("demo-2/grpo", True), ("demo-2/p2o", False)]
     cli.demo(["--runs", str(tmp_path)])
     assert trained[2:] == [("demo-3/grpo", False), ("demo-3/p2o", False)]
+    (tmp_path / "m\u00b2-\u00b2").mkdir()  # a digit, and no number to count on from
+    cli.demo(["--runs", str(tmp_path), "--name", "m\u00b2-\u00b2"])
+    assert trained[4:] == [("m\u00b2-\u00b2-2/grpo", False), ("m\u00b2-\u00b2-2/p2o", False)]
 
 
 def test_a_broken_pipe_that_is_not_the_screens_is_a_fault():

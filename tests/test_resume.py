@@ -440,6 +440,16 @@ def test_a_run_whose_settings_are_gone_is_not_begun_anew(half):
     assert (half.folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_epochs_are_counted_in_the_batches_that_they_have_now(half, capsys):
+    """Batch 1 of 2 is half an epoch, and not the whole of an epoch of 1 batch, after which nothing would be trained."""
+    one = dataclasses.replace(half, questions_per_batch=16, allow_changes=True)
+    summary = p2o.train(one)
+    assert "an epoch had 2 batches, and has 1 now: going on with epoch 1, batch 1\n" in capsys.readouterr().out
+    assert summary["rollouts"] == 8 * 6 + 16 * 6
+    assert p2o.train(dataclasses.replace(one, questions_per_batch=4, epochs=2))["rollouts"] == 8 * 6 + 2 * 16 * 6
+    assert "has 4 now: going on with epoch 2, batch 1\n" in capsys.readouterr().out
+
+
 def test_a_log_that_somebody_has_cleared_gets_no_zeros(half):
     (half.folder / "run.log").unlink()
     (half.folder / "transcripts.jsonl").write_text("")

@@ -55,7 +55,7 @@ def side_by_side(options: list[str], name: str) -> None:
     while base.exists():  # a second demo stands beside the first
         newest = base
         stem, _, number = base.name.rpartition("-")
-        base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdigit() else f"{base.name}-2")
+        base = base.with_name(f"{stem}-{int(number) + 1}" if number.isdecimal() else f"{base.name}-2")
     base = newest if cfg.resume else base
     folders = [base / method for method in ("grpo", "p2o")]
     with report.live_report(folders, base):
