@@ -41,7 +41,7 @@ def read_wording(file: str, default: str) -> str:
     if not file:
         return default
     try:
-        wording = Path(file).read_text(encoding="utf-8").strip()
+        wording = Path(file).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--reflection-prompt {file}: cannot be read ({error}); give a text file") from None
     if "<side_info>" not in wording:

@@ -181,7 +181,7 @@ def find(seam: str, name: str) -> Callable | None:
         raise UserError(
             f"--{seam} {name}: no such function ({error}); give a name of variants/{seam}.py, or my_file.py:name"
         ) from error
-    except Exception as error:  # the file is the user's, and runs when it is loaded
+    except (Exception, SystemExit) as error:  # the file is the user's, and runs when it is loaded
         raise UserError(f"--{seam} {name}: {_told(error, name)}") from error
     if not callable(found):
         raise UserError(f"--{seam} {name}: {function} is no function, it is {_shown(found)}")

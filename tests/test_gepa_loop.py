@@ -194,7 +194,7 @@ def test_words_that_look_like_places_of_the_prompt_stay_as_they_are():
 
 
 def test_a_reflection_prompt_of_ones_own_is_what_the_model_gets(tmp_path):
-    (tmp_path / "words.txt").write_text("Feedback:\n<side_info>\nNow?\n")
+    (tmp_path / "words.txt").write_text("\ufeffFeedback:\n<side_info>\nNow?\n", encoding="utf-8")  # an editor's mark
     asked = []
     evolve(lambda p: asked.append(p) or "```\nno\n```", gepa_budget="20", reflection_prompt=str(tmp_path / "words.txt"))
     assert asked and all(p.startswith("Feedback:\n# Example 1") and p.endswith("Now?") for p in asked)

@@ -754,6 +754,9 @@ def test_a_file_that_cannot_be_run_is_refused_by_its_line(small, tmp_path):
     (tmp_path / "mine.py").write_text("import math\n\nx = math.sqrt(-1)\n")
     with pytest.raises(UserError, match="--reward .*mine.py:f: ValueError: .*mine.py, line 3"):
         p2o.prepare(dataclasses.replace(small, reward=f"{tmp_path}/mine.py:f"))
+    (tmp_path / "script.py").write_text("import sys\n\nsys.exit(0)\n")  # else the run would end so, as if it were done
+    with pytest.raises(UserError, match="--reward .*script.py:f: SystemExit: 0 .*script.py, line 3"):
+        p2o.prepare(dataclasses.replace(small, reward=f"{tmp_path}/script.py:f"))
 
 
 def test_a_reward_that_fails_in_mid_run_names_the_question_and_the_response(tmp_path, questions):

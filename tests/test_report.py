@@ -812,7 +812,9 @@ def test_eval_refuses_what_it_cannot_do_before_the_model_is_loaded(tmp_path, cap
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "empty").mkdir()
+    own = str(shutil.copy(ROOT / "tiny" / "hard.jsonl", tmp_path / "own.jsonl"))
     for argv, complaint in [
+        (["--data", own, "--out", str(tmp_path / "empty" / ".." / "own.jsonl")], "which it would write over"),
         (["--out", str(tmp_path / "no" / "such" / "out.json")], "there is no folder"),
         (["--data", "a text where a file is wanted " * 10], "no file can be called so (File name too long)"),
         (["--data"], "--data: name at least one file"),

@@ -144,7 +144,7 @@ def evaluate(
         out: Also write the results there, as JSON.
     """
     # Before the model: what is bad shows at once.
-    check_out(out)
+    check_out(out, data)
     if not data:
         raise UserError("--data: name at least one file")
     unparseable = None if reward else verify.unparseable  # a reward of the user's own may not look at answers
@@ -182,8 +182,10 @@ def evaluate(
         Path(out).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
 
 
-def check_out(out: str) -> None:
-    """Refuse a file that cannot be written, before hours of sampling for it."""
+def check_out(out: str, data: tuple[str, ...]) -> None:
+    """Refuse a file that cannot be written, before hours of sampling for it; and the questions themselves."""
+    if out and Path(out).resolve() in [Path(path).resolve() for path in data]:
+        raise UserError(f"--out {out}: one of the files of --data, which it would write over; name another file")
     folder = Path(out or ".").absolute().parent
     if out and not folder.is_dir():
         raise UserError(f"--out {out}: there is no folder {folder}; make it first")
