@@ -209,7 +209,9 @@ def run_study(
         count = len(done().keys() & set(asked))
         print(f"\np2o: stopped; {count} of {len(asked)} runs are done, the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
-    print(write(done(), failures))
+    unlike = mixed(folders, asked)
+    failures += unlike
+    print("\n".join([*unlike, write(done(), failures)]))
     if failures:
         raise SystemExit(1)
 
@@ -220,6 +222,22 @@ def main(argv: list[str]) -> None:
 
 def is_done(folder: Path) -> bool:
     return (folder / "summary.json").exists()
+
+
+def mixed(folders: dict[Key, Path], keys: list[Key]) -> list[str]:
+    """Lines about finished runs on other questions, or another model, than the earlier seeds of their variant: a file
+    was edited in between, and the mean over the seeds would be of two things."""
+    first, lines = {}, []
+    for variant, seed in keys:
+        file = folders[variant, seed] / "inputs.json"
+        if is_done(file.parent) and file.exists():
+            made_on = {name: read_json(file).get(name) for name in ("data", "base_model")}
+            if first.setdefault(variant, (seed, made_on))[1] != made_on:
+                seeds = (
+                    f"{variant}, seed {seed}: made on other questions, or another model, than seed {first[variant][0]}"
+                )
+                lines.append(f"{seeds}. Remove the older folder to run it again")
+    return lines
 
 
 def other_options(folder: Path, options: dict) -> str:
