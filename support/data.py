@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -164,6 +165,61 @@ SOURCES = {
 
 def load_source(name: str, local: str = "") -> list[Question]:
     """The questions of a known data set, from the hub (or its cache), or from a local copy of the same columns."""
+    source = SOURCES[name]
+    if Path(local).is_file() and not local.lower().endswith(".parquet"):
+        # Read as any file is. `datasets` would make 1.2345678901234568e+22 of a long whole number.
+        rows = []
+        for where, row in _rows(Path(local)):
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: {_kind(row)}, and a row is an object")
+            rows.append(row)
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        rows = [dict.fromkeys(columns) | row for row in rows]
+    else:
+        rows = _of_the_hub(name, local)
+        columns = rows.column_names
+    needed = [source.question, source.answer, *([source.hardest[0]] if source.hardest else [])]
+    absent = [column for column in needed if column not in columns]
+    if absent:
+        raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {columns})")
+    found: dict[str, Question] = {}  # by question: a repeated one could stand on both sides of a split
+    incomplete = twice = 0
+    short = short_columns(rows[0]) if len(rows) else {}
+    if not isinstance(rows, list):
+        rows = rows.select_columns(list({*needed, *short}))
+    for number, row in enumerate(rows, start=1):
+        where = f"{name}, row {number}"
+        if source.hardest:
+            column, least = source.hardest
+            if row[column] in (None, "") or _cell(where, column, float, row) < least:
+                continue
+        if row[source.question] in (None, "") or row[source.answer] in (None, "", []):
+            incomplete += 1
+            continue
+        question = _cell(where, source.question, question_text, row).strip()
+        answer = _cell(where, source.answer, source.extract, row).strip()
+        if not answer:  # a solution without a box
+            incomplete += 1
+            continue
+        key = f"{name.removesuffix(HELD_OUT)}-{number}"
+        twice += question in found
+        found.setdefault(question, Question(key, question, answer, short_columns(row)))
+    if incomplete:
+        print(f"{name}: {incomplete} of {len(rows)} rows have no question or no answer and are left out")
+    if twice:
+        print(f"{name}: {twice} of {len(rows)} rows repeat a question and are left out")
+    drawn = list(found.values())
+    if source.sizes:
+        # Held out comes first, so that it stays the same whatever the size of the training part.
+        random.Random(0).shuffle(drawn)
+        train_size, held_out_size = source.sizes
+        held_out_size = min(held_out_size, len(drawn) // 10)  # a small local copy is to have both parts, too
+        drawn = drawn[:held_out_size] if name.endswith(HELD_OUT) else drawn[held_out_size:][:train_size]
+    return drawn
+
+
+def _of_the_hub(name: str, local: str):
+    """The rows of a known data set, from the hub, its cache, a folder as the hub lays it out, or a parquet file."""
     from datasets import load_dataset
     from huggingface_hub.utils import logging
 
@@ -173,46 +229,14 @@ def load_source(name: str, local: str = "") -> list[Question]:
         if local and not Path(local).exists():
             raise FileNotFoundError(local)  # or the hub would be asked for a data set of that name
         if Path(local).is_file():
-            kind = "parquet" if local.lower().endswith(".parquet") else "json"
-            rows = load_dataset(kind, data_files=local, split="train")
-        else:
-            rows = load_dataset(local or source.hub_id, source.config, split=source.split)
+            return load_dataset("parquet", data_files=local, split="train")
+        return load_dataset(local or source.hub_id, source.config, split=source.split)
     except Exception as error:  # whatever the hub's client raises, offline or not, the way out is the same
         folder = source.hub_id.rpartition("/")[2]
         raise UserError(
             f"{name}: cannot load {local or source.hub_id} ({type(error).__name__}); on a machine with a network run "
             f"`hf download {source.hub_id} --repo-type dataset --local-dir {folder}`, then give {name}:{folder}"
         ) from error
-    needed = [source.question, source.answer, *([source.hardest[0]] if source.hardest else [])]
-    absent = [column for column in needed if column not in rows.column_names]
-    if absent:
-        raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {rows.column_names})")
-    found: dict[str, Question] = {}  # by question: a repeated one could stand on both sides of a split
-    incomplete = 0
-    short = short_columns(rows[0]) if len(rows) else {}
-    for number, row in enumerate(rows.select_columns(list({*needed, *short})), start=1):
-        if source.hardest and (row[source.hardest[0]] is None or row[source.hardest[0]] < source.hardest[1]):
-            continue
-        if row[source.question] in (None, "") or row[source.answer] in (None, "", []):
-            incomplete += 1
-            continue
-        question = _cell(f"{name}, row {number}", source.question, question_text, row).strip()
-        answer = _cell(f"{name}, row {number}", source.answer, source.extract, row).strip()
-        if not answer:  # a solution without a box
-            incomplete += 1
-            continue
-        key = f"{name.removesuffix(HELD_OUT)}-{number}"
-        found.setdefault(question, Question(key, question, answer, short_columns(row)))
-    if incomplete:
-        print(f"{name}: {incomplete} of {len(rows)} rows have no question or no answer and are left out")
-    drawn = list(found.values())
-    if source.sizes:
-        # Held out comes first, so that it stays the same whatever the size of the training part.
-        random.Random(0).shuffle(drawn)
-        train_size, held_out_size = source.sizes
-        held_out_size = min(held_out_size, len(drawn) // 10)  # a small local copy is to have both parts, too
-        drawn = drawn[:held_out_size] if name.endswith(HELD_OUT) else drawn[held_out_size:][:train_size]
-    return drawn
 
 
 # ------------------------------------------------------------------------------------------------------- local files
@@ -290,6 +314,12 @@ def _decoded(file: Path, content: bytes) -> str:
 
 def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
     text = _decoded(file, content)
+    with contextlib.suppress(ValueError, RecursionError):  # then its lines are read one by one, and the bad one is told
+        blank = "\ufeff \t\r\n"
+        if text.lstrip(blank).startswith("["):  # one list of all rows, as DeepScaleR's file is
+            rows = json.loads(text.strip(blank), object_pairs_hook=_object, parse_float=_Number)
+            yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
+            return
     # Not splitlines: it also splits at characters that may stand inside a JSON string, U+2028 and U+0085 among them.
     for number, line in enumerate(text.split("\n"), start=1):
         where, line = f"{file}, line {number}", line.strip("\ufeff \t\r")  # files that were joined have several marks

@@ -136,6 +136,33 @@ def test_what_is_not_there_is_said(path, complaint, monkeypatch):
         load_questions(path)
 
 
+def test_a_list_of_rows_is_read_as_their_lines_are(tmp_path):
+    rows = [{"question": "a", "answer": 0.5}, {"question": "b", "answer": "7"}]
+    (tmp_path / "mine.json").write_text("\ufeff\n" + json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    assert load_questions(str(tmp_path / "mine.json")) == load_questions(write(tmp_path / "mine.jsonl", rows))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("name", ["copy.jsonl", "copy.csv"])
+def test_a_local_copy_is_read_as_any_file_is(name, encoding, tmp_path, capsys):
+    """`datasets` knows one encoding, makes a float of a long whole number, and knows no CSV by its name."""
+    long = "12345678901234567890123"
+    first, second = f'{{"problem": "Caf\u00e9?", "answer": {long}}}', '{"problem": "Caf\u00e9?", "answer": 2}'
+    lines = {
+        "copy.jsonl": f'{first}\n{second}\n{{"id": 3}}\n',
+        "copy.csv": f"problem,answer\nCaf\u00e9?,{long}\nCaf\u00e9?,2\n,\n",
+    }
+    (tmp_path / name).write_text(lines[name], encoding=encoding)
+    if encoding == "cp1252":
+        with pytest.raises(UserError, match=f"{name}, line .: byte 0xe9 is no UTF-8"):
+            load_questions(f"aime25:{tmp_path / name}")
+        return
+    [question] = load_questions(f"aime25:{tmp_path / name}")
+    assert (question.text, question.reference) == ("Café?", long)
+    said = capsys.readouterr().out
+    assert "1 of 3 rows have no question" in said and "aime25: 1 of 3 rows repeat a question and are left out" in said
+
+
 def test_a_folder_that_is_called_as_a_known_data_set_is_not_in_its_way(tmp_path, monkeypatch):
     """`hf download openai/gsm8k --local-dir gsm8k` makes one, as load_source tells."""
     (tmp_path / "gsm8k").mkdir()
@@ -340,7 +367,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123
         ("mine.jsonl", b"", "holds no questions"),
         ("mine.jsonl", b'{"question": "a", "answer": 1}\n\n{"question"', "line 3: not JSON"),
         ("mine.jsonl", b'{"question": "a", "answer": 1}\n{"question": "b"}', "line 2: no field `answer` .found: qu"),
-        ("mine.jsonl", b"[1]", "line 1: no field `question`"),
+        ("mine.jsonl", b"[1]", "row 1: no field `question` .found: int"),
+        ("mine.jsonl", b"[1]\n[2]", "line 1: no field `question` .found: list"),
+        ("mine.json", b'[{"question": "a", "answer": 1},\n{"question": "b"]', "line 1: not JSON"),
         ("mine.jsonl", b'{"question": "a", "answer": 1, "answer": 2}', "line 1: JSON .* .`answer` stands there twice"),
         ("mine.jsonl", b'{"id": 1, "question": "a", "answer": 1}\n' * 2, "the same `id`"),
         ("mine.csv", b"question,answer\n1 + 1?,2\n1, 2, 3?,6\n", "line 3: 4 cells, and 2 columns have names; a cell"),
