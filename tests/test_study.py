@@ -414,6 +414,10 @@ def test_hostile_names_stay_text(tmp_path):
 def test_a_folder_without_results_is_refused(tmp_path, capsys):
     assert p2o.main(["studies", "--results", str(tmp_path)]) == 2
     assert "no study has left its results there" in capsys.readouterr().err
+    for damaged in ('{"some": 1}', '{"some": {"command": "x"}}', '{"some": {"results": []}}'):
+        (tmp_path / "studies.json").write_text(damaged)
+        assert p2o.main(["studies", "--results", str(tmp_path)]) == 2
+        assert "studies.json: damaged, no results are there of the study some" in capsys.readouterr().err
 
 
 SORTER = """<script>
