@@ -245,7 +245,7 @@ def test_accuracy_is_broken_down_by_the_column_that_is_asked_for(tmp_path):
 def test_a_batch_whose_number_is_not_finite_is_left_out_of_its_picture(tmp_path):
     folder = made_up(tmp_path / "run")
     lines = log.read_lines(folder / "metrics.jsonl")
-    next(line for line in lines if line["kind"] == "rollouts")["entropy"] = None
+    next(line for line in lines if line["kind"] == "rollouts").update(entropy=None, reward=None)
     write_jsonl(folder / "metrics.jsonl", lines)
     entropy = [chart for chart in report.training_curves(report.read_runs([folder])) if "entropy" in chart]
     assert entropy[0].count("<circle") == 2  # of three batches

@@ -276,6 +276,7 @@ def reward_jumps(runs: list[dict]) -> Iterator[svg.Jump]:
     for i, run in enumerate(runs):
         templated = {e["epoch"]: bool(e.get("templated")) for e in run["epochs"]}
         batches = [line for line in run["lines"] if line["kind"] == "rollouts" and line["epoch"] in templated]
+        batches = [line for line in batches if line["reward"] is not None]  # null: not finite
         for a, b in pairwise(batches):
             if templated[a["epoch"]] != templated[b["epoch"]]:
                 yield i, b["updates"], a["reward"] / a["rollouts"], b["reward"] / b["rollouts"]
