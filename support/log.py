@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from support import checkpoint
 from support.errors import UserError
+from tools.tokens import pieces
 
 SHOWN_TOKENS = 500  # of each transcript come with their log-probs; its whole text is there anyway
 MAX_FAMILIES = 24  # a column with more values than that does not sort questions into families
@@ -121,7 +122,7 @@ class RunLog:
         the batch's earlier updates. old - sampled is the log template ratio, new - old the log importance ratio.
         """
         line = next(line for r, line in self.shown if r is rollout)
-        line["tokens"] = tokenizer.batch_decode([[token] for token in rollout.response_ids[:SHOWN_TOKENS]])
+        line["tokens"] = pieces(tokenizer, rollout.response_ids[:SHOWN_TOKENS])
         line["sampled_logprobs"] = rounded(rollout.sampled_logprobs)
         line["old_logprobs"] = rounded(rollout.old_logprobs)
         line["new_logprobs"] = rounded(new_logprobs)

@@ -76,8 +76,8 @@ def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
     for line in seen:
         lengths = {len(line[name]) for name in ("tokens", "sampled_logprobs")}
         lengths |= {len(line[name]) for name in ("old_logprobs", "new_logprobs") if line[name] is not None}
-        assert len(lengths) == 1 and line["tokens"][-1] == "<|end|>"
-        assert "".join(line["tokens"][:-1]).replace(" ", "") == line["response"].replace(" ", "")
+        assert len(lengths) == 1 and line["tokens"][-1].strip() == "<|end|>"
+        assert "".join(line["tokens"][:-1]).rstrip() == line["response"]  # spaces and all
     taught = [line for line in seen if line["new_logprobs"] is not None]
     distilled = [line for line in taught if line["template"]]
     assert distilled and all(line["old_logprobs"] != line["sampled_logprobs"] for line in distilled)
@@ -521,7 +521,7 @@ def test_a_title_too_long_for_its_chart_keeps_both_ends_and_many_jumps_have_no_n
     """A browser cuts what stands beyond the frame; the mouse reads all of it."""
     long = "P2O, --clip-high 0.28 --advantage overlong --keep informative"
     chart = svg.chart(long, "x", [("run", [(0, 0.0), (9, 1.0)])], jumps=[(0, x, 0.25, 0.75) for x in range(1, 9)])
-    assert ">P2O, --clip-high 0.… --keep informative<" in chart and f"<title>{long}</title>" in chart
+    assert ">P2O, --cli…verlong --keep informative<" in chart and f"<title>{long}</title>" in chart
     assert chart.count("<title>run: +0.50</title>") == 8 and ">+0.50</text>" not in chart
 
 
@@ -629,6 +629,9 @@ def test_pieces_join_to_the_text(tiny_policy):
     ids = tiny_policy.tokenizer(text).input_ids
     shown = tokens.pieces(tiny_policy.tokenizer, ids)
     assert len(shown) == len(ids) and "".join(shown) == tiny_policy.tokenizer.decode(ids)
+    by_bytes = SimpleNamespace(decode=lambda ids: bytes(ids).decode(errors="replace"))
+    assert tokens.pieces(by_bytes, list("7 😀!".encode())) == ["7", " ", "", "", "", "😀", "!"]
+    assert tokens.pieces(by_bytes, list("7 😀".encode())[:-1]) == ["7", " ", "", "", "\ufffd"]  # cut off
 
 
 # ------- --track: the same lines as metrics.jsonl, one tracker a run, and evolution in the middle of it changes nothing

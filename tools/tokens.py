@@ -86,6 +86,9 @@ def legend(name: str) -> str:
 
 
 def pieces(tokenizer, ids: list[int]) -> list[str]:
-    """The text of each token, spaces and all: joined they are the whole text. (Decoding one by one loses spaces.)"""
-    read = [tokenizer.decode(ids[:t]) for t in range(len(ids) + 1)]
+    """The text of each token, spaces and all: joined they are the whole text. (Decoding one by one loses spaces.)
+
+    A letter that several tokens share, as an emoji's bytes may be, is the last one's: before it, U+FFFD stands for it.
+    """
+    read = [*[tokenizer.decode(ids[:t]).rstrip("\ufffd") for t in range(len(ids))], tokenizer.decode(ids)]
     return [longer[len(shorter) :] for shorter, longer in zip(read, read[1:], strict=False)]
