@@ -521,7 +521,7 @@ def test_a_title_too_long_for_its_chart_keeps_both_ends_and_many_jumps_have_no_n
     """A browser cuts what stands beyond the frame; the mouse reads all of it."""
     long = "P2O, --clip-high 0.28 --advantage overlong --keep informative"
     chart = svg.chart(long, "x", [("run", [(0, 0.0), (9, 1.0)])], jumps=[(0, x, 0.25, 0.75) for x in range(1, 9)])
-    assert ">P2O, --cli…verlong --keep informative<" in chart and f"<title>{long}</title>" in chart
+    assert ">P2O, --cli…erlong --keep informative<" in chart and f"<title>{long}</title>" in chart
     assert chart.count("<title>run: +0.50</title>") == 8 and ">+0.50</text>" not in chart
 
 
