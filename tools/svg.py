@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from markupsafe import Markup
 
 MOST_NUMBERS = 4  # beside jumps; more would hide each other
-LONGEST_TITLE = 36  # letters that have room above a chart
+LONGEST_TITLE = 34  # letters that have room above a chart
 COLOURS = 8  # classes c0, c1, ... of the style sheet; a ninth run begins again
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 322, 26, 174  # the frame inside
@@ -57,7 +57,7 @@ def elided(title: str) -> str:
     """A title without its middle, if it is too long for the room above a chart. Its end says most.
 
     >>> elided("hard: accuracy by epoch"), elided("olympiadbench-in-english: accuracy by responses")
-    ('hard: accuracy by epoch', 'olympiadbe…sh: accuracy by responses')
+    ('hard: accuracy by epoch', 'olympiadbe…: accuracy by responses')
     """
     return title if len(title) <= LONGEST_TITLE else f"{title[:10]}…{title[11 - LONGEST_TITLE :].lstrip()}"
 
