@@ -423,6 +423,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         ("config.json", '{"model_type": "qwen2"}', "no run is there"),  # a model's folder
         ("config.json", '{"method": "p2o"}', "no run is there"),
         ("summary.json", "{", "summary.json: damaged"),
+        ("summary.json", "{}", "summary.json: it has no 'seconds'"),
         ("metrics.jsonl", '{"kind": "x"}\ngarbage\n', "metrics.jsonl, line 2: damaged"),
         ("metrics.jsonl", '{"kidn": "x"}\n', "metrics.jsonl, line 1: it has no 'kind'"),
         ("transcripts.jsonl", "12\n", "transcripts.jsonl, line 1: damaged"),

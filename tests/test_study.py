@@ -259,6 +259,16 @@ def test_a_finished_run_is_told_from_one_with_other_options(tmp_path):
     assert "gepa_budget 60, now 500" in taken_out and "temperature" not in taken_out
 
 
+def test_a_summary_without_its_numbers_is_named(small_study, tmp_path, capsys):
+    folder = tmp_path / "runs" / "small" / "grpo-seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"method": "grpo", "epochs": 1}))
+    (folder / "summary.json").write_text('{"seconds": 1.0}')
+    assert p2o.main(["study", str(small_study), "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "grpo-seed0/summary.json: it has no 'seed'" in said and len(said.splitlines()) == 1
+
+
 def test_a_finished_run_is_told_from_one_with_another_text_of_the_users_own_file(tmp_path):
     """Otherwise seed 0 of the function as it was would stand in the table beside seed 1 of the function as it is."""
     own = tmp_path / "own.py"

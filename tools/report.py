@@ -56,7 +56,7 @@ def read_run(folder: Path) -> dict:
         "name": folder.name,
         "folder": folder,
         "config": config,
-        "summary": read_json(summary) if summary.exists() else None,
+        "summary": read_json(summary, ("seconds",)) if summary.exists() else None,
         "lines": lines,
         "epochs": [line for line in lines if line["kind"] == "epoch"],
         "evolutions": [read_json(file, EVOLUTION) | {"epoch": epoch} for epoch, file in sorted(evolutions.items())],

@@ -371,7 +371,8 @@ def result_of(folder: Path) -> dict:
     run = read_run(folder)
     curve = [{"rollouts": spent(e), "accuracy": e["accuracy"], "hard_set": e.get("hard_set")} for e in run["epochs"]]
     kept = ("seed", "rollouts", "gepa_calls", "hard_set", "seconds")
-    return {name: run["summary"][name] for name in kept} | {"curve": curve}
+    summary = read_json(folder / "summary.json", kept)
+    return {name: summary[name] for name in kept} | {"curve": curve}
 
 
 def results_of(study_file: Path) -> Path:
