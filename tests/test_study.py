@@ -369,8 +369,9 @@ def test_whatever_accuracy_was_measured_of_is_in_the_table():
 
 @pytest.mark.parametrize("count, seeds", [(1, 1), (5, 2)])
 def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
-    results = made_up({f"variant {i}": [i / 16 + seed / 50 for seed in range(seeds)] for i in range(count)})
-    compare.draw_study(results, dict.fromkeys(results, "variant 0"), tmp_path / "figure.png")
+    names = [f"variant $_{{$ {i}" for i in range(count)]  # as a formula it would have no end
+    results = made_up({name: [i / 16 + seed / 50 for seed in range(seeds)] for i, name in enumerate(names)})
+    compare.draw_study(results, dict.fromkeys(results, names[0]), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 

@@ -256,17 +256,19 @@ def draw_study(results: dict[str, list[dict]], baselines: dict[str, str], file: 
 
     Of the first held-out file; the tables beside the figure have all.
     """
-    from matplotlib.figure import Figure  # takes a while, and whoever compares does not always draw
+    from matplotlib import rc_context  # takes a while, and whoever compares does not always draw
+    from matplotlib.figure import Figure
 
     name = files_of(results)[0]
     compared = compare(results, name, baselines)
     rows = math.ceil(len(compared) / COLUMNS)
     heights = [0.9 + 0.3 * len(compared), 0.6 + 1.7 * rows]
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    forest, curves = figure.subfigures(2, 1, height_ratios=heights)
-    draw_forest(forest.subplots(), compared, baselines, f"{name}: area up to {shared_budget(results):,} responses")
-    draw_curves(curves, results, list(compared), baselines, name)
-    figure.savefig(file, dpi=110)
+    with rc_context({"text.parse_math": False}):  # a $ in a name is no formula
+        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        forest, curves = figure.subfigures(2, 1, height_ratios=heights)
+        draw_forest(forest.subplots(), compared, baselines, f"{name}: area up to {shared_budget(results):,} responses")
+        draw_curves(curves, results, list(compared), baselines, name)
+        figure.savefig(file, dpi=110)
 
 
 def draw_forest(axis, compared: dict[str, Comparison], baselines: dict[str, str], title: str) -> None:
