@@ -375,6 +375,17 @@ def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
+def test_a_figure_has_room_for_rewards_beyond_0_and_1(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("matplotlib.figure.Figure", lambda **size: made.append(Figure(**size)) or made[0])
+    for ends, ticks in (([0.2, 0.9], [0, 0.5, 1]), ([-3.0, 5.0], [-3, 1, 5])):
+        made.clear()
+        compare.draw_study(made_up({"a": ends, "b": ends}), {"a": "a", "b": "a"}, tmp_path / "figure.png")
+        *_, curves = made[0].axes
+        low, high = curves.get_ylim()
+        assert list(curves.get_yticks()) == ticks and low < ticks[0] and high > ticks[-1]
+
+
 def test_nothing_that_a_figure_says_is_cut_off(tmp_path, monkeypatch):
     made, names = [], ["P2O", "P2O, --no-scale-by-std --aggregation seq-mean-token-sum-norm"]
     monkeypatch.setattr("matplotlib.figure.Figure", lambda **size: made.append(Figure(**size)) or made[0])
