@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from support import checkpoint
 from support.errors import UserError
+from support.messages import pieces
 
 SHOWN_TOKENS = 500  # of each transcript come with their log-probs; its whole text is there anyway
 MAX_FAMILIES = 24  # a column with more values than that does not sort questions into families
@@ -121,7 +122,7 @@ class RunLog:
         the batch's earlier updates. old - sampled is the log template ratio, new - old the log importance ratio.
         """
         line = next(line for r, line in self.shown if r is rollout)
-        line["tokens"] = tokenizer.batch_decode([[token] for token in rollout.response_ids[:SHOWN_TOKENS]])
+        line["tokens"] = pieces(tokenizer, rollout.response_ids[:SHOWN_TOKENS])
         line["sampled_logprobs"] = rounded(rollout.sampled_logprobs)
         line["old_logprobs"] = rounded(rollout.old_logprobs)
         line["new_logprobs"] = rounded(new_logprobs)
@@ -151,13 +152,16 @@ class RunLog:
         record = dataclasses.asdict(evolution) | {"weights": evolution.weights, "assignment": assignment}
         self._write(f"templates/epoch-{epoch}.json", record)
         self.log("evolution", epoch=epoch, metric_calls=evolution.metric_calls, chosen=len(evolution.chosen))
-        found, best = sum(map(bool, evolution.candidates)), max(map(statistics.fmean, evolution.dev_scores))
-        solved = statistics.fmean(map(max, zip(*evolution.dev_scores, strict=True)))  # by any of them
-        if any(evolution.candidates[k] for k in evolution.chosen):
+        by_each = [share_solved(scores) for scores in evolution.dev_scores]
+        templates = [k for k, text in enumerate(evolution.candidates) if text]
+        if {*templates} & {*evolution.chosen}:
+            found, best = len(templates), max(by_each[k] for k in templates)
+            solved = share_solved([max(scores) for scores in zip(*evolution.dev_scores, strict=True)])  # by any of them
             said = f"{found} template{'s' * (found > 1)} found; the best solves {best:.0%} of the dev set, "
             said += f"the {len(evolution.chosen)} chosen {solved:.0%} together"
         else:  # none at all, or none that solves what the empty one, with which the search begins, does not
-            said = f"no template was found that solves more of the dev set than the bare prompt, {best:.0%} greedily"
+            said = "no template was found that solves more of the dev set than the bare prompt, "
+            said += f"{by_each[evolution.chosen[0]]:.0%} greedily"
         early = f" (ended early: {evolution.stopped_early})" if evolution.stopped_early else ""
         tqdm.write(f"  evolution, {evolution.metric_calls} responses: {said}{early}")
 
@@ -191,6 +195,8 @@ class RunLog:
 
 def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:
     """What an epoch's line says, from the sums of its batches and the metrics of its updates."""
+    # A batch's line has null where a number was not finite: then neither is the epoch's.
+    batches = [{name: math.nan if value is None else value for name, value in batch.items()} for batch in batches]
     sums = {name: sum(batch[name] for batch in batches) for name in batches[0] if name not in ("kind", "epoch")}
     means = {name: sums[name] / sums["rollouts"] for name in ("reward", "templated", "truncated", "ill_formed")}
     return means | {
@@ -202,6 +208,15 @@ def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:
         "logprob_mismatch": sums["mismatch"] / len(batches),
         "logprob_mismatch_max": max(batch["mismatch_max"] for batch in batches),
     }
+
+
+def share_solved(scores: list[float]) -> float:
+    """The share of the dev questions that a template solves. A score of the user's own may be below 0, a failure.
+
+    >>> share_solved([3.0, -3.0, 0.0, 0.5])
+    0.5
+    """
+    return statistics.fmean(score > 0 for score in scores)
 
 
 def by_column(columns: list[dict[str, str]], rewards: list[float]) -> dict[str, dict[str, list[float]]]:
@@ -264,7 +279,7 @@ def silent_failures(line: dict, cfg) -> list[str]:
             f"the rewards of {line['small_contrast']:.0%} of the groups differ by less than 0.5, and dividing by their "
             "standard deviation makes that as much as right against wrong: --no-scale-by-std, or rewards of 0 and 1"
         )
-    if line["logprob_mismatch"] > MAX_MISMATCH:
+    if not line["logprob_mismatch"] <= MAX_MISMATCH:  # a NaN is no agreement either
         warnings.append(
             f"sampled and trained log-probs differ by {line['logprob_mismatch']:.2f} on average: a stale adapter in "
             "the sampler, or another temperature, top-k or top-p than the trainer's"

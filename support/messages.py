@@ -1,4 +1,4 @@
-"""From texts to token ids: which part of a prompt is whose message, and that a text stays a text.
+"""From texts to token ids, and back: which part of a prompt is whose message, and that a text stays a text.
 
 A template may come with a system part of its own. GEPA keeps a candidate's parts by name. Everything else here knows a
 template as one string: the state, rollouts, the assignment, transcripts, the report. So the system part stands in the
@@ -361,3 +361,12 @@ def response_texts(tokenizer, contexts: list[list[int]], responses: list[list[in
     openings = ("<think>", *(name for name, (tag, _) in tags.items() if tag == "<think>"))
     prompts = [tokenizer.decode(context[-16:]).rstrip() for context in contexts]
     return ["<think>" * prompt.endswith(openings) + text for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def pieces(tokenizer, ids: list[int]) -> list[str]:
+    """The text of each token, spaces and all: joined they are the whole text. (Decoding one by one loses spaces.)
+
+    A letter that several tokens share, as an emoji's bytes may be, is the last one's: before it, U+FFFD stands for it.
+    """
+    read = [*[tokenizer.decode(ids[:t]).rstrip("\ufffd") for t in range(len(ids))], tokenizer.decode(ids)]
+    return [longer[len(shorter) :] for shorter, longer in zip(read, read[1:], strict=False)]

@@ -165,9 +165,13 @@ def test_the_24_gb_preset_fits_and_a_small_card_is_told_what_to_lower(capsys):
     assert "DOES NOT FIT" in text and "--gradient-checkpointing" in text and "--micro-batch-tokens 5120" in text
     assert p2o.main(["fit", "--model", "nobody/knows"]) == 2
     assert "config.json" in capsys.readouterr().err
-    for size in ("abc", "-3", "0", "nan"):
-        assert p2o.main(["fit", "--card-gb", size]) == 2
-        assert f"--card-gb {size}: the GiB of a card's memory" in capsys.readouterr().err
+    for size in ("abc", "-3", "0", "nan", ""):
+        for given in (["--card-gb", size], [f"--card-gb={size}"]):
+            assert p2o.main(["fit", *given]) == 2
+            assert f"--card-gb {size}: the GiB of a card's memory" in capsys.readouterr().err
+    assert p2o.main(["fit", "--card-gb"]) == 2
+    p2o.main(["fit", "--card-gb=16"])
+    assert "card of 16.0 GiB" in capsys.readouterr().out
 
 
 def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_stop_it(monkeypatch, tmp_path, capsys):
@@ -180,9 +184,18 @@ def test_a_run_on_a_card_begins_with_its_estimate_and_an_unknown_model_does_not_
     assert p2o.main(["--preset", "qwen3-4b-24gb"]) == 0
     text = capsys.readouterr().out
     assert "card of 22.0 GiB" in text and "estimated hours on an L4" in text and "lower --train-questions" in text
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L40S")  # three times an L4
+    p2o.main(["fit", "--preset", "qwen3-4b-24gb"])
+    assert "estimated hours on an RTX 4090" in capsys.readouterr().out
     assert p2o.main(["--model", "nobody/knows"]) == 0
     assert "no estimate: --model nobody/knows" in capsys.readouterr().out and len(trained) == 2
-    for config, complaint in (('{"n_head": 12}', "has no 'num_attention_heads'"), ("{", "not JSON")):  # GPT-2's, half
+    sizes = {"num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": [8, 16], "num_attention_heads": 2}
+    for config, complaint in (
+        ('{"n_head": 12}', "has no 'num_hidden_layers'"),  # GPT-2's
+        (json.dumps(sizes), "has no 'intermediate_size' that is a number"),  # one for each layer
+        ("[]", "has no 'num_hidden_layers'"),
+        ("{", "not JSON"),
+    ):
         (tmp_path / "config.json").write_text(config)
         assert p2o.main(["--model", str(tmp_path)]) == 0
         assert complaint in capsys.readouterr().out and trained.pop().model == str(tmp_path)

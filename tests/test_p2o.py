@@ -235,6 +235,12 @@ def test_an_evolution_says_whether_it_found_anything(candidates, chosen, said, r
     assert said in capsys.readouterr().out
 
 
+def test_the_best_template_is_not_the_bare_prompt_and_a_score_below_0_solves_nothing(run, capsys):
+    scores = [[3.0, 3.0, -3.0], [-3.0, -3.0, 3.0]]
+    run.log_evolution(1, gepa_loop.Evolution(["", "z"], [[None], [0]], scores, ["a"] * 3, [], [0, 1], 2, 0, None), {})
+    assert "1 template found; the best solves 33% of the dev set, the 2 chosen 100% together" in capsys.readouterr().out
+
+
 def test_failed_templated_rollouts_are_dropped_on_request_only():
     rollouts = [rollout(f"q{reward}", reward, template=template) for reward in (0.0, 1.0) for template in ("", "z")]
     assert p2o.choose_rollouts(rollouts, Config()) == rollouts

@@ -24,7 +24,7 @@ from test_p2o import small_in
 import grpo
 import p2o
 import verify
-from support import checkpoint, log
+from support import checkpoint, log, messages
 from support.data import Question
 from support.errors import UserError
 from support.log import RunLog, silent_failures
@@ -76,8 +76,8 @@ def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
     for line in seen:
         lengths = {len(line[name]) for name in ("tokens", "sampled_logprobs")}
         lengths |= {len(line[name]) for name in ("old_logprobs", "new_logprobs") if line[name] is not None}
-        assert len(lengths) == 1 and line["tokens"][-1] == "<|end|>"
-        assert "".join(line["tokens"][:-1]).replace(" ", "") == line["response"].replace(" ", "")
+        assert len(lengths) == 1 and line["tokens"][-1].strip() == "<|end|>"
+        assert "".join(line["tokens"][:-1]).rstrip() == line["response"]  # spaces and all
     taught = [line for line in seen if line["new_logprobs"] is not None]
     distilled = [line for line in taught if line["template"]]
     assert distilled and all(line["old_logprobs"] != line["sampled_logprobs"] for line in distilled)
@@ -100,6 +100,20 @@ def test_warnings_are_in_the_log_as_well_as_on_the_screen(tmp_path, tiny_policy,
     assert len(known) == 2 and "not finite" in known[0] and known[1] == "look here"
     shown = capsys.readouterr().out
     assert all(text in shown for text in known)
+
+
+def test_a_number_that_is_not_finite_ends_no_epoch_and_is_warned_of(tmp_path, tiny_policy):
+    """The trainer's log-probs overflow in one batch: its updates are skipped, and the run goes on."""
+    run = p2o.Run(p2o.Config(runs=str(tmp_path), name="overflown"))
+    run.resume(p2o.State(), tiny_policy.model, None)
+    batch = dict.fromkeys(("groups", "zero_advantage", "small_contrast", "truncated", "ill_formed", "templated"), 1)
+    batch |= {"epoch": 1, "rollouts": 6, "reward": 3.0, "tokens": 40, "entropy": 4.0}
+    for gap in (0.01, float("nan")):
+        run.log("rollouts", **batch, mismatch=gap, mismatch_max=gap)
+    run.log_epoch(1, {"hard": 0.5})
+    [line], warnings = run.logged("epoch"), [line["text"] for line in run.logged("warning")]
+    assert line["entropy"] == 0.1 and line["logprob_mismatch"] is None
+    assert any("log-probs differ by nan on average" in text for text in warnings)
 
 
 # ---------------------------------------------------------------------------------------------------- a run made up
@@ -204,9 +218,10 @@ def test_a_run_that_has_just_begun(tmp_path):
 
 
 def test_several_runs_side_by_side(tmp_path):
-    folders = [made_up(tmp_path / side / "p2o", config={"seed": seed}) for seed, side in enumerate("ab")]
+    folders = [made_up(tmp_path / side / "p  o", config={"seed": seed}) for seed, side in enumerate("ab")]
     page = Page(report.write_report([*folders, folders[0]], tmp_path))  # one was given twice
-    assert page.text.count("a/p2o, after epoch 1") == page.text.count("b/p2o, after epoch 1") == 1
+    assert page.text.count("a/p  o, after epoch 1") == page.text.count("b/p  o, after epoch 1") == 1
+    assert ("value", "a/p  o") in page.attributes  # what a box lets choose has single spaces, if it has no value
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids)) and {"run0-epoch1-2", "run1-epoch1-2"} <= set(ids)
     differ = page.source.partition('class="differs"')[2].partition("</tr>")[0]
@@ -226,6 +241,42 @@ def test_accuracy_is_broken_down_by_the_column_that_is_asked_for(tmp_path):
     report.report((folder,), by="level")
     page = Page(folder / "report.html")
     assert "Accuracy by level" in page.text and "can take\nfamily" in page.text
+
+
+def test_a_batch_whose_number_is_not_finite_is_left_out_of_its_picture(tmp_path):
+    folder = made_up(tmp_path / "run")
+    lines = log.read_lines(folder / "metrics.jsonl")
+    next(line for line in lines if line["kind"] == "rollouts").update(entropy=None, reward=None)
+    write_jsonl(folder / "metrics.jsonl", lines)
+    entropy = [chart for chart in report.training_curves(report.read_runs([folder])) if "entropy" in chart]
+    assert entropy[0].count("<circle") == 2  # of three batches
+
+
+def test_a_response_whose_reward_is_below_0_is_no_solution(tmp_path):
+    folder = made_up(tmp_path / "run")
+    line = log.read_lines(folder / "transcripts.jsonl")[0]
+    write_jsonl(folder / "transcripts.jsonl", [line | {"reward": reward} for reward in (-1.0, 0.0, 0.5)])
+    page = Page(report.write_report([folder], folder))
+    assert [value for name, value in page.attributes if name == "data-solved"] == ["no", "no", "yes"]
+    assert "✗ -1.0" in page.text and "✓ 0.5" in page.text
+
+
+@pytest.mark.parametrize(
+    "scores, said",
+    [
+        ([[3.0, -3.0], [3.0, 3.0], [-3.0, -3.0]], "solves 50% of the dev set,\nthe best of 2 templates 100%"),
+        ([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], "solves 100% of the dev set,\nthe best of 2 templates 50%"),
+        ([[0.0, 0.0], [1.0, 0.0]], "solves 0% of the dev set,\nthe best of 1 template 50%"),
+    ],
+)
+def test_an_evolution_is_summed_up_in_questions_solved(scores, said, tmp_path, capsys):
+    """A reward of the user's own is no percentage, and the bare question is none of the templates."""
+    folder = made_up(tmp_path / "run")
+    file = folder / "templates" / "epoch-1.json"
+    found = json.loads(file.read_text()) | {"dev_scores": scores, "chosen": [1]}
+    found |= {name: found[name][: len(scores)] for name in ("candidates", "parents")}
+    file.write_text(json.dumps(found))
+    assert said in Page(report.write_report([folder], folder)).text
 
 
 # --------------------------------------------------------------------------------------------- the story that it tells
@@ -370,9 +421,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         ("config.json", "", "config.json: damaged"),
         ("config.json", '{"preset": "ti', "config.json: damaged"),
         ("config.json", '{"model_type": "qwen2"}', "no run is there"),  # a model's folder
+        ("config.json", '{"method": "p2o"}', "no run is there"),
         ("summary.json", "{", "summary.json: damaged"),
+        ("summary.json", "{}", "summary.json: it has no 'seconds'"),
         ("metrics.jsonl", '{"kind": "x"}\ngarbage\n', "metrics.jsonl, line 2: damaged"),
+        ("metrics.jsonl", '{"kidn": "x"}\n', "metrics.jsonl, line 1: it has no 'kind'"),
         ("transcripts.jsonl", "12\n", "transcripts.jsonl, line 1: damaged"),
+        ("transcripts.jsonl", '{"epoch": 1}\n', "transcripts.jsonl, line 1: it has no 'id'"),
+        ("templates/epoch-1.json", "{}", "epoch-1.json: it has no 'candidates'"),
         ("templates/epoch-1.json", "", "epoch-1.json: damaged"),
     ],
 )
@@ -456,6 +512,21 @@ def test_every_template_is_reached_by_its_lineage():
     assert all(f'href="#e{k}"' in drawn for k in range(6)) and drawn.count('class="chosen"') == 1
 
 
+def test_small_pictures_bear_rewards_beyond_0_and_1():
+    line = svg.sparkline([-3.0, 0.0, 3.0], 0).partition('points="')[2].partition('"')[0]
+    assert [point.split(",")[1] for point in line.split()] == ["18.0", "10.0", "2.0"]
+    scored = {"parents": [[None], [0]], "candidates": ["", "z"], "dev_scores": [[-3.0], [3.0]], "chosen": [1]}
+    assert re.findall('fill-opacity="([^"]*)"', svg.lineage(scored, "e")) == ["0.00", "0.70"]
+
+
+def test_a_title_too_long_for_its_chart_keeps_both_ends_and_many_jumps_have_no_numbers():
+    """A browser cuts what stands beyond the frame; the mouse reads all of it."""
+    long = "P2O, --clip-high 0.28 --advantage overlong --keep informative"
+    chart = svg.chart(long, "x", [("run", [(0, 0.0), (9, 1.0)])], jumps=[(0, x, 0.25, 0.75) for x in range(1, 9)])
+    assert ">P2O, --cli…long --keep informative<" in chart and f"<title>{long}</title>" in chart
+    assert chart.count("<title>run: +0.50</title>") == 8 and ">+0.50</text>" not in chart
+
+
 # --------------------------------------------------------------------------------------------------------- a browser
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -516,6 +587,17 @@ def test_no_script_but_the_page_s_own_would_run(page_of_two, tmp_path):
     assert "Content Security Policy" in " ".join(console)
 
 
+def test_a_word_without_end_widens_no_page(tmp_path):
+    if BROWSER is None:
+        pytest.skip("no browser: install Debian's chromium, or Chrome")
+    runs = [made_up(tmp_path / name, word="W" * 400) for name in ("run", "name-" * 50)]  # of which one is chosen
+    page = report.write_report(runs, tmp_path)
+    source = page.read_text().replace('<meta http-equiv="Content-Security-Policy"', "<meta name=off")
+    page.write_text(source + "<script>document.body.dataset.wide = document.documentElement.scrollWidth</script>")
+    found, _ = browse(page, tmp_path, "--window-size=800,600")
+    assert int(re.search('data-wide="([0-9]+)"', found)[1]) <= 800
+
+
 @pytest.mark.parametrize("scheme, paper", [("0", "rgb(13, 17, 23)"), ("1", "rgb(255, 255, 255)")])
 def test_tables_sort_filters_filter_and_colours_change(page_of_two, tmp_path, scheme, paper):
     driven = tmp_path / "driven.html"
@@ -548,8 +630,11 @@ def test_a_legend_names_its_scale():
 def test_pieces_join_to_the_text(tiny_policy):
     text = "7; 16. \\boxed{16}"
     ids = tiny_policy.tokenizer(text).input_ids
-    shown = tokens.pieces(tiny_policy.tokenizer, ids)
+    shown = messages.pieces(tiny_policy.tokenizer, ids)
     assert len(shown) == len(ids) and "".join(shown) == tiny_policy.tokenizer.decode(ids)
+    by_bytes = SimpleNamespace(decode=lambda ids: bytes(ids).decode(errors="replace"))
+    assert messages.pieces(by_bytes, list("7 😀!".encode())) == ["7", " ", "", "", "", "😀", "!"]
+    assert messages.pieces(by_bytes, list("7 😀".encode())[:-1]) == ["7", " ", "", "", "\ufffd"]  # cut off
 
 
 # ------- --track: the same lines as metrics.jsonl, one tracker a run, and evolution in the middle of it changes nothing

@@ -302,6 +302,16 @@ def test_a_finished_run_that_has_lost_epochs_is_refused(tmp_path):
         study.other_options(tmp_path, {"epochs": 2})
 
 
+def test_a_summary_without_its_numbers_is_named(small_study, tmp_path, capsys):
+    folder = tmp_path / "runs" / "small" / "grpo-seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"method": "grpo", "epochs": 1}))
+    (folder / "summary.json").write_text('{"seconds": 1.0}')
+    assert p2o.main(["study", str(small_study), "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "grpo-seed0/summary.json: it has no 'seed'" in said and len(said.splitlines()) == 1
+
+
 def test_a_finished_run_is_told_from_one_with_another_text_of_the_users_own_file(tmp_path):
     """Otherwise seed 0 of the function as it was would stand in the table beside seed 1 of the function as it is."""
     own = tmp_path / "own.py"
@@ -402,9 +412,21 @@ def test_whatever_accuracy_was_measured_of_is_in_the_table():
 
 @pytest.mark.parametrize("count, seeds", [(1, 1), (5, 2)])
 def test_a_figure_of_any_number_of_variants(count, seeds, tmp_path):
-    results = made_up({f"variant {i}": [i / 16 + seed / 50 for seed in range(seeds)] for i in range(count)})
-    compare.draw_study(results, dict.fromkeys(results, "variant 0"), tmp_path / "figure.png")
+    names = [f"variant $_{{$ {i}" for i in range(count)]  # as a formula it would have no end
+    results = made_up({name: [i / 16 + seed / 50 for seed in range(seeds)] for i, name in enumerate(names)})
+    compare.draw_study(results, dict.fromkeys(results, names[0]), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_a_figure_has_room_for_rewards_beyond_0_and_1(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("matplotlib.figure.Figure", lambda **size: made.append(Figure(**size)) or made[0])
+    for ends, ticks in (([0.2, 0.9], [0, 0.5, 1]), ([-3.0, 5.0], [-3, 1, 5])):
+        made.clear()
+        compare.draw_study(made_up({"a": ends, "b": ends}), {"a": "a", "b": "a"}, tmp_path / "figure.png")
+        *_, curves = made[0].axes
+        low, high = curves.get_ylim()
+        assert list(curves.get_yticks()) == ticks and low < ticks[0] and high > ticks[-1]
 
 
 def test_nothing_that_a_figure_says_is_cut_off(tmp_path, monkeypatch):
@@ -457,6 +479,10 @@ def test_hostile_names_stay_text(tmp_path):
 def test_a_folder_without_results_is_refused(tmp_path, capsys):
     assert p2o.main(["studies", "--results", str(tmp_path)]) == 2
     assert "no study has left its results there" in capsys.readouterr().err
+    for damaged in ('{"some": 1}', '{"some": {"command": "x"}}', '{"some": {"results": []}}'):
+        (tmp_path / "studies.json").write_text(damaged)
+        assert p2o.main(["studies", "--results", str(tmp_path)]) == 2
+        assert "studies.json: damaged, no results are there of the study some" in capsys.readouterr().err
 
 
 SORTER = """<script>

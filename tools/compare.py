@@ -256,17 +256,19 @@ def draw_study(results: dict[str, list[dict]], baselines: dict[str, str], file: 
 
     Of the first held-out file; the tables beside the figure have all.
     """
-    from matplotlib.figure import Figure  # takes a while, and whoever compares does not always draw
+    from matplotlib import rc_context  # takes a while, and whoever compares does not always draw
+    from matplotlib.figure import Figure
 
     name = files_of(results)[0]
     compared = compare(results, name, baselines)
     rows = math.ceil(len(compared) / COLUMNS)
     heights = [0.9 + 0.3 * len(compared), 0.6 + 1.7 * rows]
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    forest, curves = figure.subfigures(2, 1, height_ratios=heights)
-    draw_forest(forest.subplots(), compared, baselines, f"{name}: area up to {shared_budget(results):,} responses")
-    draw_curves(curves, results, list(compared), baselines, name)
-    figure.savefig(file, dpi=110)
+    with rc_context({"text.parse_math": False}):  # a $ in a name is no formula
+        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        forest, curves = figure.subfigures(2, 1, height_ratios=heights)
+        draw_forest(forest.subplots(), compared, baselines, f"{name}: area up to {shared_budget(results):,} responses")
+        draw_curves(curves, results, list(compared), baselines, name)
+        figure.savefig(file, dpi=110)
 
 
 def draw_forest(axis, compared: dict[str, Comparison], baselines: dict[str, str], title: str) -> None:
@@ -318,6 +320,8 @@ def draw_curves(
 
     axes = figure.subplots(math.ceil(len(variants) / COLUMNS), COLUMNS, sharex=True, sharey=True, squeeze=False)
     axes = [axis for row in axes for axis in row]
+    heights = [y for variant in variants for run in results[variant] for _, y in curve_of(run, name)]
+    low, high = min(0, *heights), max(1, *heights)  # a reward of the user's own may go beyond 0 and 1
     for axis, variant in zip(axes, variants, strict=False):
         curves = [curve for run in results[variant] if (curve := curve_of(run, name))]
         axis.plot(*mean_curve([curve_of(run, name) for run in results[baselines[variant]]]), color=BASE, linewidth=3)
@@ -325,7 +329,7 @@ def draw_curves(
             axis.plot(*zip(*curve, strict=True), color="#1f77b4", alpha=0.35, linewidth=0.8)
         axis.plot(*mean_curve(curves), color="#1f77b4", linewidth=1.8, marker="o", markersize=2.5)
         axis.set_title("\n".join(wrap(variant, 30)), fontsize=8)
-        axis.set(ylim=(-0.04, 1.04), yticks=[0, 0.5, 1])
+        axis.set(ylim=(low - 0.04 * (high - low), high + 0.04 * (high - low)), yticks=[low, (low + high) / 2, high])
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=7)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -76,15 +76,18 @@ def architecture(model: str) -> Architecture:
         raise UserError(f"--model {model}: fit knows {', '.join(KNOWN)}, and folders that hold a config.json")
     try:
         c = json.loads(file.read_text(encoding="utf-8"))
-        heads, kv_heads = c["num_attention_heads"], c.get("num_key_value_heads", c["num_attention_heads"])
-        return Architecture(
-            c["num_hidden_layers"], c["hidden_size"], c["intermediate_size"], heads, kv_heads,
-            c.get("head_dim") or c["hidden_size"] // heads, c["vocab_size"], c.get("tie_word_embeddings", False),
-        )  # fmt: skip
-    except KeyError as error:
-        raise UserError(f"--model {model}: fit cannot read this architecture; its config.json has no {error}") from None
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error})") from None
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    for name in names:  # some have a list there, a size for each layer, and some keep all this one level deeper
+        if not isinstance(c, dict) or type(c.get(name)) is not int or c[name] < 1:
+            raise UserError(
+                f"--model {model}: fit cannot read this architecture; its config.json has no {name!r} that is a number"
+            )
+    layers, hidden, intermediate, heads, vocabulary = (c[name] for name in names)
+    kv_heads, head_dim = c.get("num_key_value_heads") or heads, c.get("head_dim") or hidden // heads
+    tied = c.get("tie_word_embeddings", False)
+    return Architecture(layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, tied)
 
 
 def estimate(cfg, model: Architecture, card: float, on_gpu: bool = True) -> dict[str, float]:
@@ -232,9 +235,10 @@ def fitting_batch(cfg, parts: dict[str, float], over: float) -> int:
 def main(argv: list[str]) -> None:
     """`p2o.py fit`: a run's options, and `--card-gb 16` for another card than the one at hand (24 if there is none)."""
     card = None
-    if "--card-gb" in argv[:-1]:
+    argv = [part for text in argv for part in (text.split("=", 1) if text.startswith("--card-gb=") else [text])]
+    if "--card-gb" in argv:
         i = argv.index("--card-gb")
-        size, argv = argv[i + 1], argv[:i] + argv[i + 2 :]
+        size, argv = "".join(argv[i + 1 : i + 2]), argv[:i] + argv[i + 2 :]
         if not re.fullmatch(r"\d*\.?\d+", size) or not float(size):
             raise UserError(f"--card-gb {size}: the GiB of a card's memory, for instance 24")
         card = float(size) * GIB
@@ -258,7 +262,7 @@ def say(cfg, card: float | None = None) -> None:
         print(f"lower {hint}")
     name = torch.cuda.get_device_name() if present else ""
     cards = {key: speed for key, speed in CARDS.items() if cfg.engine == "hf" or key != "T4"}  # vLLM is refused there
-    known = [key for key in cards if key in name] or ["RTX 4090"]
+    known = [key for key in cards if re.search(rf"{key}(?!\d)", name)] or ["RTX 4090"]  # an L40S is no L4
     by_card = {key: hours(cfg, model, speed, parts["KV cache"]) for key, speed in cards.items()}
     totals = {key: sum(by_part.values()) for key, by_part in by_card.items()}
     if totals[known[-1]] < 0.1:

@@ -15,7 +15,7 @@ import random
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -27,21 +27,23 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from support.errors import UserError
-from support.log import RunLog
+from support.log import RunLog, share_solved
 from tools import svg, tokens
 
 PAGE = Path(__file__).resolve().parent / "page"
 MAX_TRANSCRIPTS = 240  # of a run in the page; transcripts.jsonl has them all
 RELOAD_SECONDS = 20  # a browser loads the page of a run that goes on anew so often
+EVOLUTION = ("candidates", "parents", "chosen", "dev_scores", "metric_calls", "stopped_early")  # what the page shows
+TRANSCRIPT = ("epoch", "id", "question", "reference", "template", "response", "reward")
 MIN_CHANGE = 0.05  # of an accuracy, for the verdict to say that it rose or fell
 
 
 def read_run(folder: Path) -> dict:
     """What the report shows of one run: its folder's files, read back."""
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    if "method" not in config:  # a model's folder has a config.json, too
+    if not {"method", "epochs"} <= config.keys():  # a model's folder has a config.json, too
         raise UserError(f"{folder}: no run is there")
-    lines, updates = whole_lines(folder / "metrics.jsonl"), 0
+    lines, updates = whole_lines(folder / "metrics.jsonl", ("kind",)), 0
     for line in lines:  # where it stands on a chart's lower axis
         updates += line["kind"] == "update"
         line["updates"] = updates
@@ -54,32 +56,37 @@ def read_run(folder: Path) -> dict:
         "name": folder.name,
         "folder": folder,
         "config": config,
-        "summary": read_json(summary) if summary.exists() else None,
+        "summary": read_json(summary, ("seconds",)) if summary.exists() else None,
         "lines": lines,
         "epochs": [line for line in lines if line["kind"] == "epoch"],
-        "evolutions": [read_json(file) | {"epoch": epoch} for epoch, file in sorted(evolutions.items())],
-        "transcripts": whole_lines(folder / "transcripts.jsonl"),
+        "evolutions": [read_json(file, EVOLUTION) | {"epoch": epoch} for epoch, file in sorted(evolutions.items())],
+        "transcripts": whole_lines(folder / "transcripts.jsonl", TRANSCRIPT),
     }
 
 
-def read_json(file: Path) -> dict:
-    return parsed(file.read_text(encoding="utf-8", errors="replace") if file.exists() else "", str(file))
+def read_json(file: Path, needed: Sequence[str] = ()) -> dict:
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    return parsed(text, str(file), needed)
 
 
-def whole_lines(file: Path) -> list[dict]:
+def whole_lines(file: Path, needed: Sequence[str]) -> list[dict]:
     """The lines of a file that may be growing: a last one without its end is not there yet."""
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    return [parsed(line, f"{file}, line {number}") for number, line in enumerate(text.split("\n")[:-1], start=1)]
+    return [
+        parsed(line, f"{file}, line {number}", needed) for number, line in enumerate(text.split("\n")[:-1], start=1)
+    ]
 
 
-def parsed(text: str, where: str) -> dict:
-    """A run writes nothing but JSON objects; a disk or an editor may have spoilt one."""
+def parsed(text: str, where: str, needed: Sequence[str]) -> dict:
+    """A run writes nothing but JSON objects, with the fields `needed`; a disk or an editor may have spoilt one."""
     try:
         found = json.loads(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):
         raise UserError(f"{where}: damaged, no JSON object is there; mend or remove it, or leave this run out")
+    if lacking := [name for name in needed if name not in found]:
+        raise UserError(f"{where}: it has no {lacking[0]!r}; mend or remove it, or leave this run out")
     return found
 
 
@@ -251,8 +258,8 @@ def draw(runs: list[dict], title: str, kind: str, value: Callable, x: str, **mor
     def said(line: dict) -> float | None:
         try:
             return value(line)
-        except KeyError:
-            return None  # an older version made this run, and did not write that down
+        except (KeyError, TypeError):
+            return None  # an older version did not write that down, or it was not finite, for which null stands
 
     curves = [(run["name"], [(at[x], said(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
     bands = [
@@ -270,6 +277,7 @@ def reward_jumps(runs: list[dict]) -> Iterator[svg.Jump]:
     for i, run in enumerate(runs):
         templated = {e["epoch"]: bool(e.get("templated")) for e in run["epochs"]}
         batches = [line for line in run["lines"] if line["kind"] == "rollouts" and line["epoch"] in templated]
+        batches = [line for line in batches if line["reward"] is not None]  # null: not finite
         for a, b in pairwise(batches):
             if templated[a["epoch"]] != templated[b["epoch"]]:
                 yield i, b["updates"], a["reward"] / a["rollouts"], b["reward"] / b["rollouts"]
@@ -327,8 +335,9 @@ def shown_evolutions(run: dict, number: int) -> Iterator[dict]:
             cover = "✓" if k in evolution["chosen"] else ""
             rows.append([cover, k, ", ".join(map(str, known)), scores[k], solves, text])
         anchor = f"run{number}-epoch{evolution['epoch']}-"
-        shown = {"anchor": anchor, "lineage": svg.lineage(evolution, anchor), "rows": rows, "bare": scores[0]}
-        yield evolution | shown | {"best": max(scores), "open": gain == max(gains)}
+        shown = {"anchor": anchor, "lineage": svg.lineage(evolution, anchor), "rows": rows}
+        bare, *others = map(share_solved, evolution["dev_scores"])
+        yield evolution | shown | {"bare": bare, "best": max(others, default=bare), "open": gain == max(gains)}
 
 
 def coloured_tokens(line: dict, cfg: dict) -> dict[str, Markup]:

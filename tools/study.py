@@ -395,7 +395,8 @@ def result_of(folder: Path) -> dict:
             "the run is done again"
         )
     kept = ("seed", "rollouts", "gepa_calls", "hard_set", "seconds")
-    return {name: run["summary"][name] for name in kept} | {"curve": curve}
+    summary = read_json(folder / "summary.json", kept)
+    return {name: summary[name] for name in kept} | {"curve": curve}
 
 
 def results_of(study_file: Path) -> Path:
@@ -406,7 +407,11 @@ def results_of(study_file: Path) -> Path:
 def read_results(folder: Path) -> dict[str, dict]:
     """{study: its record} of a folder's studies.json; nothing if there is no such file yet."""
     file = folder / "studies.json"
-    return read_json(file) if file.exists() else {}
+    records = read_json(file) if file.exists() else {}
+    for name, record in records.items():
+        if not isinstance(record, dict) or not isinstance(record.get("results"), dict):
+            raise UserError(f"{file}: damaged, no results are there of the study {name}; mend or remove its line")
+    return records
 
 
 def keep_record(folder: Path, name: str, record: dict) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 from markupsafe import Markup
 
+MOST_NUMBERS = 4  # beside jumps; more would hide each other
+LONGEST_TITLE = 34  # letters that have room above a chart
 COLOURS = 8  # classes c0, c1, ... of the style sheet; a ninth run begins again
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 322, 26, 174  # the frame inside
@@ -51,6 +53,15 @@ def short(number: float) -> str:
     return f"{number / 1000:g}k" if abs(number) >= 10_000 else f"{number:g}"
 
 
+def elided(title: str) -> str:
+    """A title without its middle, if it is too long for the room above a chart. Its end says most.
+
+    >>> elided("hard: accuracy by epoch"), elided("olympiadbench-in-english: accuracy by responses")
+    ('hard: accuracy by epoch', 'olympiadbe…: accuracy by responses')
+    """
+    return title if len(title) <= LONGEST_TITLE else f"{title[:10]}…{title[11 - LONGEST_TITLE :].lstrip()}"
+
+
 def join(parts: Iterable[Markup]) -> Markup:
     return Markup("").join(parts)
 
@@ -84,7 +95,6 @@ def chart(
 
     # The bands of several runs lie upon each other. Together they must not hide the curves; nor numbers each other.
     bands, jumps = list(bands), list(jumps)
-    runs_with_jumps = len({i for i, *_ in jumps})
     opacity = min(0.13, 0.26 / max(1, len({i for i, *_ in bands})))
     shaded = []
     for i, start, stop, said in bands:
@@ -122,21 +132,26 @@ def chart(
         number = Markup('<text x="{}" y="{}" dx="4" dy="4">{:+.2f}</text>').format(at, middle, after - before)
         drawn.append(
             Markup('<g class="jump c{}"><path d="M{} {}V{}"><title>{}: {:+.2f}</title></path>{}</g>').format(
-                i % COLOURS, at, start, stop, curves[i][0], after - before, number if runs_with_jumps < 3 else ""
+                i % COLOURS, at, start, stop, curves[i][0], after - before, number if len(jumps) <= MOST_NUMBERS else ""
             )
         )
     return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"><text class="title" x="{}" y="14">{}</text>'
-        '{}<text class="x" x="{}" y="{}">{}</text>{}</svg>'
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"><text class="title" x="{}" y="14">{}'
+        '<title>{}</title></text>{}<text class="x" x="{}" y="{}">{}</text>{}</svg>'
     ).format(
-        WIDTH, HEIGHT, title, LEFT, title, join(shaded + grid), (LEFT + RIGHT) / 2, HEIGHT - 4, x_label, join(drawn)
+        WIDTH, HEIGHT, title, LEFT, elided(title), title, join(shaded + grid),
+        (LEFT + RIGHT) / 2, HEIGHT - 4, x_label, join(drawn),
     )  # fmt: skip
 
 
 def sparkline(shares: list[float], colour: int) -> Markup:
-    """How a share went from epoch to epoch, small enough for a table's cell, in the colour of its run."""
-    step = 72 / max(1, len(shares) - 1)
-    line = " ".join(f"{4 + i * step:.1f},{18 - 16 * share:.1f}" for i, share in enumerate(shares))
+    """How a share went from epoch to epoch, small enough for a table's cell, in the colour of its run.
+
+    From 0 to 1, unless a reward of the user's own goes beyond.
+    """
+    step, low, high = 72 / max(1, len(shares) - 1), min(0, *shares), max(1, *shares)
+    heights = [18 - 16 * (share - low) / (high - low) for share in shares]
+    line = " ".join(f"{4 + i * step:.1f},{height:.1f}" for i, height in enumerate(heights))
     said = " → ".join(f"{share:.2f}" for share in shares)
     return Markup(
         '<svg class="spark c{}" viewBox="0 0 80 20" role="img"><title>{}</title><polyline points="{}"/></svg>'
@@ -216,7 +231,8 @@ def lineage(evolution: dict, anchor: str) -> Markup:
                 '<text x="{}" y="{}" dy="4">{}</text><text class="score" x="{}" y="{}">{:.2f}</text></a>'
             ).format(
                 anchor, k, evolution["candidates"][k] or "(empty: the bare question)",
-                "chosen" if k in evolution["chosen"] else "", x, y, 0.7 * scores[k], x, y, k, x, y + 29, scores[k],
+                "chosen" if k in evolution["chosen"] else "", x, y, 0.7 * min(1, max(0, scores[k])),
+                x, y, k, x, y + 29, scores[k],
             )
         )  # fmt: skip
     width, height = max(x for x, _ in at) + 36, max(y for _, y in at) + 36

@@ -83,9 +83,3 @@ def legend(name: str) -> str:
     spans = " ".join(_span(f" {value:g} ", value, False, scale) for value in shown)
     out = "; outside, struck through: masked" if scale.inside else ""
     return f"<small>{escape(scale.name)}: {spans}{out}</small>"
-
-
-def pieces(tokenizer, ids: list[int]) -> list[str]:
-    """The text of each token, spaces and all: joined they are the whole text. (Decoding one by one loses spaces.)"""
-    read = [tokenizer.decode(ids[:t]) for t in range(len(ids) + 1)]
-    return [longer[len(shorter) :] for shorter, longer in zip(read, read[1:], strict=False)]
