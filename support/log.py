@@ -160,8 +160,8 @@ class RunLog:
             said = f"{found} template{'s' * (found > 1)} found; the best solves {best:.0%} of the dev set, "
             said += f"the {len(evolution.chosen)} chosen {solved:.0%} together"
         else:  # none at all, or none that solves what the empty one, with which the search begins, does not
-            said = "no template was found that solves more of the dev set than the bare prompt, "
-            said += f"{by_each[evolution.chosen[0]]:.0%} greedily"
+            best = max(by_each)
+            said = f"no template was found that solves more of the dev set than the bare prompt, {best:.0%} greedily"
         early = f" (ended early: {evolution.stopped_early})" if evolution.stopped_early else ""
         tqdm.write(f"  evolution, {evolution.metric_calls} responses: {said}{early}")
 

@@ -289,7 +289,7 @@ def test_a_finished_run_that_has_lost_epochs_is_refused(tmp_path):
         for e in range(3)
     ]
     summary = {"seed": 0, "rollouts": 16, "gepa_calls": 0, "hard_set": 3, "seconds": 1.0, "accuracy": {"hard": 0.5}}
-    (tmp_path / "config.json").write_text('{"method": "grpo"}')
+    (tmp_path / "config.json").write_text('{"method": "grpo", "epochs": 2}')
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     for lines in (epochs[:1], epochs[:2], epochs[::2], []):
         (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))

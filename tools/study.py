@@ -386,16 +386,16 @@ def about(seconds: float) -> str:
 
 def result_of(folder: Path) -> dict:
     """What a study keeps of one run: what it cost, and after each epoch accuracy and hard set."""
-    run = read_run(folder)
-    curve = [{"rollouts": spent(e), "accuracy": e["accuracy"], "hard_set": e.get("hard_set")} for e in run["epochs"]]
-    numbers = [e["epoch"] for e in run["epochs"]]
-    if numbers != [*range(len(numbers))] or not numbers or curve[-1]["accuracy"] != run["summary"].get("accuracy"):
+    kept = ("seed", "rollouts", "gepa_calls", "hard_set", "seconds")
+    summary = read_json(folder / "summary.json", (*kept, "accuracy"))
+    epochs = read_run(folder)["epochs"]
+    curve = [{"rollouts": spent(e), "accuracy": e["accuracy"], "hard_set": e.get("hard_set")} for e in epochs]
+    numbers = [e["epoch"] for e in epochs]
+    if numbers != [*range(len(numbers))] or not numbers or curve[-1]["accuracy"] != summary["accuracy"]:
         raise UserError(
             f"{folder}: metrics.jsonl has lost epochs that summary.json knows; put it back, or remove the folder, and "
             "the run is done again"
         )
-    kept = ("seed", "rollouts", "gepa_calls", "hard_set", "seconds")
-    summary = read_json(folder / "summary.json", kept)
     return {name: summary[name] for name in kept} | {"curve": curve}
 
 
