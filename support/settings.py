@@ -29,8 +29,8 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
-        """The end of the chain. Every comparison with NaN is false, so no rule would see one; and torch holds no count
-        of more than 64 bits."""
+        """The end of the chain. Every comparison with NaN is false, so no rule would see one. A number beyond 32 bits
+        is a slip: no run samples as much, and torch would fail on it in mid-run."""
         for name, value in vars(self).items():
             option = f"--{name.replace('_', '-')} {value}"
             require(not isinstance(value, float) or not math.isnan(value), f"{option}: not a number")

@@ -232,11 +232,10 @@ def mixed(folders: dict[Key, Path], keys: list[Key]) -> list[str]:
         file = folders[variant, seed] / "inputs.json"
         if is_done(file.parent) and file.exists():
             made_on = {name: read_json(file).get(name) for name in ("data", "base_model")}
-            if first.setdefault(variant, (seed, made_on))[1] != made_on:
-                seeds = (
-                    f"{variant}, seed {seed}: made on other questions, or another model, than seed {first[variant][0]}"
-                )
-                lines.append(f"{seeds}. Remove the older folder to run it again")
+            earlier, theirs = first.setdefault(variant, (seed, made_on))
+            if made_on != theirs:
+                line = f"{variant}, seed {seed}: made on other questions, or another model, than seed {earlier}. "
+                lines.append(line + "Remove the older folder to run it again")
     return lines
 
 
