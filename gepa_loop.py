@@ -28,8 +28,8 @@ from gepa.strategies.proposal_sampling import IndependentSampling
 
 import verify
 from support.data import Question
-from support.gepa_glue import Evaluator, Meter, Reflection, TextLimits, check_budget, metric_call_budget, seed_candidate
-from support.messages import as_template, templated
+from support.gepa_glue import Evaluator, Meter, Reflection, TextLimits, best_only, check_budget, metric_call_budget
+from support.messages import as_template, seed_candidate, templated
 from support.reflection import fill_prompt, parse_reflection, read_wording
 from support.settings import Settings, at_least, require
 
@@ -195,10 +195,10 @@ def evolve(
     dev_scores = [[scores[n] for n in range(len(dev))] for scores in result.val_subscores]  # [K][N]
     return Evolution(
         candidates=[as_template(candidate) for candidate in result.candidates],
-        parents=[list(parents) for parents in result.parents], dev_scores=dev_scores, chosen=greedy_cover(dev_scores),
+        parents=[list(parents) for parents in result.parents], dev_scores=dev_scores, tokens=meter.spent,
+        chosen=greedy_cover(best_only(dev_scores)),
         dev_ids=[question.id for question in dev], train_ids=[question.id for question in train],
         metric_calls=result.total_metric_calls, rejected_replies=reflection.rejected, stopped_early=stopped_early,
-        tokens=meter.spent,
     )  # fmt: skip
 
 

@@ -250,21 +250,22 @@ def evolve_templates(policy: grpo.Policy, hard: list[Question], cfg: Config, epo
     # `journal(name, f)` gives a function of the inputs alone, which calls f with the inputs and the call's number.
     journal = run.journal(f"templates/epoch-{epoch}")
 
-    def respond(messages: list[str], call_number: int) -> list[tuple[str, bool]]:
+    def respond_greedily(messages: list[str], call_number: int) -> list[tuple[str, bool]]:
         # Greedy: a dev score should say how good a template is, not how lucky its samples were.
         return [(sample.text, sample.truncated) for sample in grpo.respond(policy, messages, seed=None)]
 
+    respond = journal("respond", respond_greedily)
     limits = limits_beside(hard, policy, cfg)
 
     def search(questions: list[Question]) -> gepa_loop.Evolution:
         return gepa_loop.evolve(
-            questions, journal("respond", respond), journal("reflect", reflection_model(policy, cfg, epoch)), cfg,
+            questions, respond, journal("reflect", reflection_model(policy, cfg, epoch)), cfg,
             judge=verify.judge_of(cfg.reward), limits=limits, seed=seed_for(cfg, "gepa", epoch), log=run.note,
         )  # fmt: skip
 
     # Algorithm 3, and step 1 of Algorithm 2: candidates, their dev scores, and the few that cover the dev set. A
-    # variant of the user's own may call `search`, too.
-    own_evolve = variant("evolve", cfg, default=None, folder=cfg.folder, epoch=epoch)
+    # variant of the user's own may call `search`, too, or `respond`, to score templates that it has from elsewhere.
+    own_evolve = variant("evolve", cfg, default=None, folder=cfg.folder, epoch=epoch, respond=respond)
     evolution = own_evolve(hard, search) if own_evolve else search(hard)
     leave_out_long_templates(evolution, limits, run.note)  # those of an `--evolve`: the search has none
     # Algorithm 2, step 2: one template for each *rollout*, not for each question. Where one template solves a question

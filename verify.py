@@ -81,7 +81,7 @@ from typing import NamedTuple
 from support.answers.places import boxes_in
 from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
 from support.data import Question
-from support.seams import checked_reward, find
+from support.seams import checked_rewards, find
 
 
 @dataclass(frozen=True)
@@ -228,12 +228,10 @@ def rescored(grade: Grade, question: Question) -> Grade:
 def judge_of(reward: str) -> Judge:
     """`judge`, or what `--reward` names instead: a function of (response, question) that gives (reward, feedback)."""
     # A reward of one's own may pay for anything that a program can check. It need not be 0 or 1.
-    own_reward = find("reward", reward)
-    if own_reward is None:
+    if find("reward", reward) is None:
         return judge
 
     def judge_by_own_reward(responses: list[str], questions: list[Question], truncated: list[bool]) -> list[Verdict]:
-        pairs = zip(responses, questions, strict=True)
-        return [Verdict(*checked_reward(reward, own_reward, response, question)) for response, question in pairs]
+        return [Verdict(*given) for given in checked_rewards(reward, responses, questions)]
 
     return judge_by_own_reward

@@ -47,14 +47,17 @@ def metric_call_budget(auto: str, dev_size: int) -> int:
     return dev_size + 5 * candidates + 35 * trials + full_evaluations * dev_size
 
 
-def seed_candidate(cfg) -> dict[str, str]:
-    """Candidate 0, a text for each component. GEPA changes them in this order, so the template comes first.
+def best_only(dev_scores: list[list[float]]) -> list[list[float]]:
+    """The scores [K][N], with 0 in place of each that another candidate beats on that dev question.
 
-    >>> from types import SimpleNamespace
-    >>> seed_candidate(SimpleNamespace(gepa_seed_template="Add.", gepa_system=True))
-    {'template': 'Add.', 'system': ''}
+    For the cover, to which any score above 0 is a success. With rewards of 0 and 1 nothing changes. With partial credit
+    the bare prompt may earn a little everywhere: it would cover every question, and no template would be chosen.
+
+    >>> best_only([[0.2, 0.2, 1.0], [1.0, 0.2, 0.0]])
+    [[0.0, 0.2, 1.0], [1.0, 0.2, 0.0]]
     """
-    return {"template": cfg.gepa_seed_template} | ({"system": ""} if cfg.gepa_system else {})
+    best = [max(scores) for scores in zip(*dev_scores, strict=True)]
+    return [[score if score == top else 0.0 for score, top in zip(row, best, strict=True)] for row in dev_scores]
 
 
 @dataclass(frozen=True)

@@ -211,12 +211,14 @@ def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:
 
 
 def share_solved(scores: list[float]) -> float:
-    """The share of the dev questions that a template solves. A score of the user's own may be below 0, a failure.
+    """The share of the dev questions that a template solves; partial credit counts in part.
+
+    A score of the user's own may be below 0, a failure, or above 1, a success.
 
     >>> share_solved([3.0, -3.0, 0.0, 0.5])
-    0.5
+    0.375
     """
-    return statistics.fmean(score > 0 for score in scores)
+    return statistics.fmean(min(max(score, 0.0), 1.0) for score in scores)
 
 
 def by_column(columns: list[dict[str, str]], rewards: list[float]) -> dict[str, dict[str, list[float]]]:

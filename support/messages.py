@@ -37,6 +37,16 @@ def as_template(parts: dict[str, str]) -> str:
     return "\n\n".join(filter(None, (system, parts["template"])))
 
 
+def seed_candidate(cfg) -> dict[str, str]:
+    """Candidate 0, a text for each component. GEPA changes them in this order, so the template comes first.
+
+    >>> from types import SimpleNamespace
+    >>> seed_candidate(SimpleNamespace(gepa_seed_template="Add.", gepa_system=True))
+    {'template': 'Add.', 'system': ''}
+    """
+    return {"template": cfg.gepa_seed_template} | ({"system": ""} if cfg.gepa_system else {})
+
+
 class Templated(str):
     """A template and a question as one string, which knows its two parts: the system's, and the user's."""
 

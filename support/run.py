@@ -21,7 +21,7 @@ from support.data import Question, digest
 from support.errors import UserError
 from support.log import RunLog, read_lines, start_tracker
 from support.pretrained import fingerprint
-from support.seams import NOW, SEAMS
+from support.seams import NOW, SEAMS, memories, remember
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"
 # Where a run and its inputs are is no part of what it computes. What the inputs hold is, and that is in inputs.json.
@@ -88,6 +88,7 @@ class Run(RunLog):
         self.per_epoch = math.ceil(asked / self.cfg.questions_per_batch)  # batches, as the loop counts them
         self.tracker = start_tracker(self.cfg.track, self.folder, dataclasses.asdict(self.cfg))
         found = checkpoint.newest(self.folder / "checkpoints", print) if self.cfg.resume else None
+        remember(self.cfg, found[1].get("memory", {}) if found else {})
         if found is not None:
             state = self._load(*found, kind=type(state))
         else:
@@ -189,6 +190,7 @@ class Run(RunLog):
             lengths = {name: (self.folder / name).stat().st_size for name in GROWING_FILES}
             record = {"state": dataclasses.asdict(state), "lengths": lengths, "base_model": self.fingerprint}
             record |= {"seconds": self.seconds, "updates": self.updates, "per_epoch": self.per_epoch}
+            record |= {"memory": memories(self.cfg)}
             checkpoint.save(self.folder / "checkpoints", self.saved + 1, record, write_files)
             self.saved += 1
             for journal in self.folder.glob("rollouts-*.json"):
@@ -213,11 +215,13 @@ class Run(RunLog):
         if record.get("settings") != self._identity():
             return None
         seed_libraries(self.cfg, step, "sampled")
+        remember(self.cfg, record.get("memory", {}))
         return [kind(**fields) for fields in record["made"]]
 
     def save_rollouts(self, step: int, rollouts: list) -> None:
         """Write the rollouts of a step to disk. The next checkpoint removes them."""
         record = {"settings": self._identity(), "made": [dataclasses.asdict(rollout) for rollout in rollouts]}
+        record |= {"memory": memories(self.cfg)}
         checkpoint.write_whole(self.folder / f"rollouts-{step}.json", json.dumps(record))
         seed_libraries(self.cfg, step, "sampled")
 

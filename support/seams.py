@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import inspect
+import json
 import math
 import numbers
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -20,10 +23,10 @@ SEAMS = ("select", "evolve", "mine", "reward", "advantage", "keep", "ratio", "lo
 # support/run.py says it at each batch.
 NOW = {"epoch": 0, "done": 0.0}
 # How many arguments a function of each seam is called with, and what it may ask for by name, beside options. A reward
-# is not among them: `checked_reward` calls it, with a response and its question.
+# is not among them: `checked_rewards` calls it, with a response and its question.
 CALLED_WITH = {
     "select": (4, ("policy", "templated")),
-    "evolve": (2, ("folder",)),
+    "evolve": (2, ("folder", "respond")),
     "mine": (1, ()),
     "advantage": (1, ("batch", "policy", "questions")),
     "keep": (1, ("policy", "questions")),
@@ -188,15 +191,46 @@ def find(seam: str, name: str) -> Callable | None:
     return found
 
 
-def checked_reward(name: str, reward: Callable, response: str, question) -> tuple[float, str, bool]:
-    """(reward, feedback, well formed) that the user's own `reward` gives a response; UserError if it gives none."""
+def all_at_once(reward: Callable) -> Callable:
+    """Says of a reward that it is a function of lists: (responses, questions) in, a list of (reward, feedback) out.
+
+    For what is slow one by one: tests that run in processes of their own, a judge behind an endpoint, a reward model.
+    """
+    reward.all_at_once = True
+    return reward
+
+
+def checked_rewards(name: str, responses: list[str], questions: list) -> list[tuple]:
+    """(reward, feedback, well formed) that `--reward NAME` gives each response; UserError if it gives none."""
+    reward = find("reward", name)
+    pairs = list(zip(responses, questions, strict=True))
+    if not getattr(reward, "all_at_once", False):
+        return [checked_reward(name, _asked(name, reward, *pair), pair[1]) for pair in pairs]
     try:
-        given = reward(response, question)
+        given = list(reward(list(responses), list(questions)))
+    except Exception as error:
+        raise UserError(
+            f"--reward {name}: {_told(error, name)}; it was asked about {len(pairs)} responses, as a function of "
+            "(responses, questions)"
+        ) from error
+    if len(given) != len(pairs):
+        raise UserError(f"--reward {name}: it gave {len(given)} rewards for {len(pairs)} responses")
+    return [checked_reward(name, each, question) for each, question in zip(given, questions, strict=True)]
+
+
+def _asked(name: str, reward: Callable, response: str, question):
+    """What the user's own `reward` says of one response."""
+    try:
+        return reward(response, question)
     except Exception as error:
         raise UserError(
             f"--reward {name}: {_told(error, name)}; it was asked about the response {_shown(response)} to question "
             f"{question.id}, as a function of (response, question)"
         ) from error
+
+
+def checked_reward(name: str, given, question) -> tuple[float, str, bool]:
+    """(reward, feedback, well formed) from what a reward function gave; UserError if that is none."""
     value, feedback, *formed = given if isinstance(given, tuple | list) and len(given) in (2, 3) else (None, None)
     # A bool counts as a number in Python; as a reward it is a function that forgot its feedback, or how much it pays.
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -247,7 +281,42 @@ def load_file(file: Path):
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.MEMORY_AT_FIRST = copy.deepcopy(getattr(module, "MEMORY", {}))  # a second run in this process begins with it
     return module
+
+
+def _files_with_memory(cfg) -> dict[str, ModuleType]:
+    """{seam: the user's file behind it}, of files with a dictionary MEMORY; a file behind several seams stands once."""
+    found: dict[str, ModuleType] = {}
+    for seam in SEAMS:
+        file = getattr(cfg, seam).rpartition(":")[0]  # "" for a variant of ours
+        module = load_file(Path(file)) if file else None
+        if isinstance(getattr(module, "MEMORY", None), dict) and module not in found.values():
+            found[seam] = module
+    return found
+
+
+def memories(cfg) -> dict[str, dict]:
+    """{seam: the MEMORY of the user's file behind it}, to be kept. UserError if JSON cannot hold it as it is."""
+    found = {seam: module.MEMORY for seam, module in _files_with_memory(cfg).items()}
+    for seam, memory in found.items():
+        try:
+            same = json.loads(json.dumps(memory)) == memory
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise UserError(
+                f"--{seam} {getattr(cfg, seam)}: MEMORY is kept in checkpoints, as JSON. Its keys must be texts, its "
+                "values texts, finite numbers, lists or such dictionaries (dataclasses.asdict makes one of a rollout)"
+            )
+    return found
+
+
+def remember(cfg, kept: dict[str, dict]) -> None:
+    """Put back what `memories` found then. What is not in it is again as the user's file begins with it."""
+    for seam, module in _files_with_memory(cfg).items():
+        module.MEMORY.clear()
+        module.MEMORY.update(copy.deepcopy(kept.get(seam, module.MEMORY_AT_FIRST)))
 
 
 def needs(**settings) -> Callable[[Callable], Callable]:
@@ -270,6 +339,7 @@ def check_variants(cfg) -> None:
                 raise UserError(f"--{seam} {name} needs {as_option(option, value)}")
         if function and seam in CALLED_WITH:
             check_signature(seam, name, function, cfg)
+    memories(cfg)
     try_out_loss(cfg)
 
 

@@ -5,6 +5,7 @@ Teacher reflection runs against a real OpenAI-compatible server on loopback: `tr
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -243,6 +244,19 @@ def test_evolution_finds_and_combines_what_the_feedback_shows():
     assert {"RED", "BLUE"} <= set(found.candidates[found.chosen[0]].split())
     assert sorted(found.dev_ids + found.train_ids) == sorted(p.id for p in hard_questions())
     assert found.metric_calls < 200 and found.stopped_early is None  # ends once the whole dev set is solved
+
+
+def test_templates_are_chosen_where_the_bare_prompt_earns_partial_credit_everywhere():
+    """Any score above 0 counts for the cover: the bare prompt would cover all, and the next epoch would run bare."""
+
+    def judge(responses, questions, truncated):
+        verdicts = verify.judge(responses, questions, truncated)
+        return [verdict._replace(reward=max(verdict.reward, 0.2)) for verdict in verdicts]
+
+    skills = itertools.cycle(["```\nRED\n```", "```\nBLUE\n```"])
+    found = evolve(lambda prompt: next(skills), gepa_budget="120", judge=judge)
+    assert found.dev_scores[0] == [0.2] * 8 and 0 not in found.chosen
+    assert {"RED", "BLUE"} <= {found.candidates[k] for k in found.chosen}
 
 
 def test_evolution_starts_from_a_seed_template_and_may_keep_it():

@@ -28,7 +28,7 @@ from support.errors import UserError, exit_code_of
 from support.log import MAX_FAMILIES, by_column, read_lines
 from support.messages import as_template
 from support.run import Run
-from support.seams import check_variants, variant
+from support.seams import check_variants, find, variant
 from tiny.problems import FAMILIES
 from tools import cli, fit, report
 from variants import evolve
@@ -771,6 +771,35 @@ def test_a_reward_that_fails_in_mid_run_names_the_question_and_the_response(tmp_
     assert judge(["0.5"], questions[:1], [False]) == [verify.Verdict(0.5, "", True)]
     with pytest.raises(UserError, match=f"'no number' to question {questions[1].id}"):
         judge(["0.5", "no number"], questions[:2], [False] * 2)
+
+
+def test_a_reward_of_all_at_once_is_asked_once_and_checked_one_by_one(tmp_path, questions):
+    """Tests in processes of their own, or a judge behind an endpoint, are too slow one after the other."""
+    body = """
+from support.seams import all_at_once
+
+calls = []
+
+@all_at_once
+def f(responses, questions):
+    calls.append(len(responses))
+    return ((float(text), question.id) for text, question in zip(responses, questions) if text != "none")
+"""
+    (tmp_path / "mine.py").write_text(body)
+    name = f"{tmp_path}/mine.py:f"
+    judge, calls = verify.judge_of(name), find("reward", name).__globals__["calls"]
+    assert judge(["0.5", "1"], questions[:2], [False] * 2) == [
+        verify.Verdict(0.5, questions[0].id), verify.Verdict(1.0, questions[1].id)
+    ]  # fmt: skip
+    assert calls == [2]
+    for text, complaint in [
+        ("none", "it gave 1 rewards for 2 responses"),
+        ("no number", "ValueError: could not convert .*mine.py, line 9.*; it was asked about 2 responses, as a function"),
+        ("inf", f"gave \\(inf, '{questions[1].id}'\\) for question {questions[1].id}"),
+    ]:
+        with pytest.raises(UserError, match=complaint) as refusal:
+            judge(["0.5", text], questions[:2], [False] * 2)
+        assert "\n" not in str(refusal.value)
 
 
 def test_numbers_of_numpy_are_rewards(tmp_path, questions):

@@ -289,6 +289,50 @@ def test_a_run_does_not_go_on_with_an_edited_function_of_the_users_own(cfg, tmp_
     p2o.train(dataclasses.replace(resumed, allow_changes=True))
 
 
+REMEMBERING = """
+import dataclasses
+
+MEMORY = {"groups": 0, "last": []}
+
+
+def weighed(group):  # called when a batch is sampled
+    MEMORY["groups"] += 1
+    return [MEMORY["groups"] * (-1) ** i for i in range(len(group))]
+
+
+def replayed(group):  # called when a batch is trained, sampled just now or before the run was stopped
+    before = [Rollout(**fields) for fields in MEMORY["last"]]
+    MEMORY["last"] = [dataclasses.asdict(group[0])]
+    return [*group, *[dataclasses.replace(r, question_id=group[0].question_id) for r in before]]
+
+
+from grpo import Rollout
+"""
+
+
+def test_what_a_users_file_keeps_in_its_memory_is_kept_in_the_checkpoint(cfg, tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text(REMEMBERING)
+    mine = dataclasses.replace(cfg, advantage=f"{file}:weighed", keep=f"{file}:replayed", epochs=2)
+    whole = dataclasses.replace(mine, name="whole")
+    p2o.train(whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(grpo, "mismatch", Mock(side_effect=[(0.0, 0.0), KeyboardInterrupt]))
+        p2o.train(mine)  # in the same process: its memory is empty at first
+    p2o.train(dataclasses.replace(mine, resume=True))
+    found = [checkpoint.newest(run.folder / "checkpoints", print)[1]["memory"] for run in (whole, mine)]
+    assert found[0] == found[1] and found[0]["advantage"]["groups"] == 4 * cfg.questions_per_batch
+    adapters = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (whole, mine)]
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize("memory", ["{0: 1}", "{'seen': (1, 2)}", "{'seen': float('nan')}", "{'seen': {1}}"])
+def test_a_memory_that_json_would_change_is_refused_before_the_model_is_loaded(cfg, tmp_path, memory):
+    (tmp_path / "mine.py").write_text(f"MEMORY = {memory}\ndef f(group): return group")
+    with pytest.raises(UserError, match="--keep .*mine.py:f: MEMORY is kept in checkpoints, as JSON"):
+        p2o.prepare(dataclasses.replace(cfg, keep=f"{tmp_path}/mine.py:f"))
+
+
 def test_a_run_that_goes_on_with_other_data_samples_anew_and_forgets_the_questions_that_are_gone(cfg, capsys):
     p2o.train(cfg)
     rewritten(cfg.train_data, lambda lines: lines[4:])

@@ -3,7 +3,7 @@
 `hard` are the hard questions, and `search(hard)` is prompt evolution as it is without a variant: GEPA, and the greedy
 cover. Who gets which template is decided afterwards, from what is returned here (gepa_loop.assign_templates): a
 question draws from the chosen templates that solve it. One that leaves no room for the longest question is left out
-first. Behind `*`: options, and `folder` and `epoch` of the run.
+first. Behind `*`: options, `folder` and `epoch` of the run, and `respond`, which gives the policy's greedy responses.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gepa_loop
+import verify
 from support.data import Question
 
 Search = Callable[[list[Question]], gepa_loop.Evolution]
@@ -33,6 +34,25 @@ def given(hard: list[Question], templates: list[str], scores: list[list[float]])
         dev_scores=[[0.0] * len(hard), *scores], dev_ids=[q.id for q in hard],
         chosen=list(range(1, len(templates) + 1)), metric_calls=0, rejected_replies=0, stopped_early=None,
     )  # fmt: skip
+
+
+def scored(hard: list[Question], templates: list[str], respond: gepa_loop.Respond, reward: str) -> gepa_loop.Evolution:
+    """Templates from elsewhere, each tried on every hard question; those that cover the questions are chosen.
+
+    `reward` is the option of that name: "" for the verifier. A mutation or a crossover of one's own begins here.
+
+    >>> def respond(messages):
+    ...     return [(r"\\boxed{1}" if "Count" in message else "no", False) for message in messages]
+    >>> found = scored(asked("a", "b"), ["Add.", "Count."], respond, reward="")
+    >>> found.dev_scores, found.chosen, found.metric_calls
+    ([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]], [2], 4)
+    """
+    pairs = [(template, question) for template in templates for question in hard]
+    tried = gepa_loop.run_templates(pairs, respond, verify.judge_of(reward))
+    rewards = [verdict.reward for _, verdict, _ in tried]
+    scores = [rewards[start : start + len(hard)] for start in range(0, len(rewards), len(hard))]
+    found = given(hard, templates, scores)
+    return dataclasses.replace(found, chosen=gepa_loop.greedy_cover(found.dev_scores), metric_calls=len(pairs))
 
 
 def frozen(hard: list[Question], search: Search, *, folder: Path, epoch: int) -> gepa_loop.Evolution:
