@@ -109,7 +109,7 @@ def load_config(model: str, longest: int):
 
     Dropout would make an update train other log-probs than those that were sampled.
     """
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     try:
         # No code of the model's own: transformers would ask on the terminal whether to run it.
@@ -120,6 +120,11 @@ def load_config(model: str, longest: int):
         raise UserError(
             f"--model {model}: {config.model_type} has an encoder and a decoder; P2O trains models that only continue "
             "a text (decoders)"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"--model {model}: {config.model_type} is no kind of model that AutoModelForCausalLM loads: it sees or "
+            "hears as well, or does not write texts. Give a model of texts"
         )
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
@@ -203,20 +208,23 @@ def load_base(
         raise UserError(f"--model {model}: it does not fit on the card; try --load-in-4bit") from error
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(
-            f"--model {model}: its weights cannot be read ({_in_one_line(error)}): a download that broke off, or a "
-            "pointer of git-lfs in their place (git lfs pull fetches them)"
+            f"--model {model}: its weights cannot be read ({_in_one_line(error)}): a download that broke off, a "
+            "pointer of git-lfs in their place (git lfs pull fetches them), or a whole model that torch.save pickled "
+            "(save its state_dict)"
         ) from error
     except Exception as error:  # a config.json that it reads but cannot follow may raise anything
         reason = f"{type(error).__name__}: {_in_one_line(error)}"
         raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
     lacking = sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]})
+    unexpected = sorted(report["unexpected_keys"])
     if lacking:
+        instead = f"; what they hold instead begins with {unexpected[0]}" if unexpected else ""
         raise UserError(
-            f"--model {model}: its files lack {len(lacking)} weights, or hold them in another shape, and random ones "
-            f"would take their place: {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}. "
+            f"--model {model}: its files lack {_weights(lacking)}, or hold them in another shape, and random ones "
+            f"would take their place: {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}{instead}. "
             f"Is it another kind of model than {type(base).__name__}?"
         )
-    refuse_or_tell_what_has_no_place(model, base, sorted(report["unexpected_keys"]))
+    refuse_or_tell_what_has_no_place(model, base, unexpected)
     refuse_if_nothing_trains_through_it(model, base)
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
@@ -296,7 +304,7 @@ def refuse_or_tell_what_has_no_place(model: str, base: torch.nn.Module, unexpect
     cut = [name for name in unexpected if not layers.isdisjoint(accumulate(name.split("."), "{}.{}".format))]
     shown = cut or unexpected
     told = (
-        f"--model {model}: its files hold {len(shown)} weights for which {type(base).__name__} has no place: "
+        f"--model {model}: its files hold {_weights(shown)} for which {type(base).__name__} has no place: "
         f"{', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''}"
     )
     if cut:
@@ -305,6 +313,10 @@ def refuse_or_tell_what_has_no_place(model: str, base: torch.nn.Module, unexpect
             "model_type, and the quantization, if there is one?"
         )
     print(f"{told}; they are left out")
+
+
+def _weights(names: list[str]) -> str:
+    return f"{len(names)} weight{'s' * (len(names) != 1)}"
 
 
 def body_of(causal_lm: torch.nn.Module) -> torch.nn.Module:
@@ -439,9 +451,7 @@ def load_tokenizer(model: str):
     from transformers import AutoTokenizer
 
     if Path(model).exists() and not (Path(model) / "config.json").exists():
-        raise UserError(
-            f"--model {model}: that folder holds no config.json; give a folder that from_pretrained can load"
-        )
+        raise UserError(f"--model {model}: {what_is_no_model(Path(model))}")
     try:
         if not (Path(model).exists() or constants.HF_HUB_OFFLINE or try_to_load_from_cache(model, "config.json")):
             print(f"--model {model}: no folder here has that name; asking {constants.ENDPOINT} for it", flush=True)
@@ -459,7 +469,8 @@ def load_tokenizer(model: str):
         ) from error
     except Exception as error:  # what tokenizers raises is an Exception and no more
         load_config(model, longest=0)
-        raise UserError(f"--model {model}: its tokenizer cannot be used ({_in_one_line(error)})") from error
+        reason = f"{type(error).__name__}: {_in_one_line(error)}"
+        raise UserError(f"--model {model}: its tokenizer cannot be used ({reason})") from error
     as_its_file_says(model, tokenizer)
     if tokenizer.chat_template is None:
         raise UserError(
@@ -491,14 +502,25 @@ def load_tokenizer(model: str):
     return tokenizer
 
 
+def what_is_no_model(path: Path) -> str:
+    """What stands at a path without a config.json, and what to give instead."""
+    if not path.is_dir():
+        return "that is a file; give a model's folder, with its config.json (what is in a GGUF file is not trained)"
+    if (path / "adapter_config.json").exists():
+        return "that is an adapter; merge it into its base model (peft's merge_and_unload), and give what comes out"
+    inner = sorted(path.glob("*/config.json"), key=lambda file: file.stat().st_mtime)  # a trainer's checkpoints
+    instead = f"{inner[-1].parent} has one" if inner else "give a folder that from_pretrained can load"
+    return f"that folder holds no config.json; {instead}"
+
+
 def check_adapter(adapter: str, tokenizer) -> None:
     """Refuse what is no adapter, or one for another chat format, before the model is loaded that it is put on."""
     from peft import PeftConfig
     from transformers import AutoTokenizer
 
-    inner = Path(adapter) / "adapter"
-    if (inner / "adapter_config.json").exists():
-        raise UserError(f"--adapter {adapter}: a run's folder; its adapter is {inner}")
+    inner = sorted(Path(adapter).glob("*/adapter_config.json"))  # of a run's folder, or of an adapter with a name
+    if inner and not (Path(adapter) / "adapter_config.json").exists():
+        raise UserError(f"--adapter {adapter}: no adapter is there, but one is in {inner[0].parent}")
     try:
         PeftConfig.from_pretrained(adapter)
     except Exception as error:  # each kind of adapter raises another one
@@ -590,8 +612,8 @@ def base_mark(model: torch.nn.Module) -> dict:
 
 
 def _in_one_line(error: Exception) -> str:
-    """What a library's exception says, short enough for one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What a library's exception says, short enough for one line, and without a terminal's codes for bold letters."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200] or type(error).__name__
 
 
 def fingerprint(model: torch.nn.Module) -> str:

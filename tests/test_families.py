@@ -12,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import re
+import shutil
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_grpo import noise_adapter
 from test_real_models import edit_json, make_tokenizer
@@ -655,6 +658,39 @@ def test_a_config_that_says_of_full_weights_that_they_are_quantized_is_refused(m
     """As after a merge that left it there: transformers makes layers for 4 bits, and fills them with full weights."""
     edit_json(model / "config.json", quantization_config={"quant_method": "bitsandbytes", bits: True})
     assert "says that its weights are quantized, and they are not; take quantization_config" in refusal(model)
+
+
+def test_a_path_that_leads_to_no_model_is_refused_with_what_to_give_instead(model, tmp_path):
+    """An adapter, a trainer's output whose checkpoints are the models, a file."""
+    adapter, output = tmp_path / "adapter", tmp_path / "output"
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig()).save_pretrained(adapter)
+    assert "that is an adapter; merge it into its base model" in refusal(adapter)
+    for step in (500, 1000):
+        shutil.copytree(model, output / f"checkpoint-{step}")
+        os.utime(output / f"checkpoint-{step}" / "config.json", (step, step))
+    assert refusal(output).endswith(f"holds no config.json; {output / 'checkpoint-1000'} has one")
+    assert "that is a file; give a model's folder" in refusal(model / "model.safetensors")
+
+
+def test_a_model_that_sees_and_has_no_class_for_texts_alone_is_refused(model):
+    """transformers would list the hundred kinds of models that have one."""
+    edit_json(model / "config.json", model_type="qwen2_5_vl")
+    assert "qwen2_5_vl is no kind of model that AutoModelForCausalLM loads: it sees or hears" in refusal(model)
+
+
+@pytest.mark.parametrize("saved", ["a whole model", "a wrapped model"])
+def test_weights_of_torchs_own_format_that_are_no_plain_state_dict_are_refused(model, saved):
+    """torch says what to do in bold letters, and another trainer's wrapper puts its name in front of every weight."""
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    wrapped = {f"_orig_mod.{name}": weight for name, weight in weights.items()}
+    torch.save(torch.nn.Linear(2, 2) if saved == "a whole model" else wrapped, model / "pytorch_model.bin")
+    said = refusal(model)
+    assert "\x1b" not in said
+    if saved == "a whole model":
+        assert "its weights cannot be read" in said and "a whole model that torch.save pickled" in said
+    else:
+        assert f"what they hold instead begins with {min(wrapped)}. Is it" in said
 
 
 def test_a_control_token_that_the_model_was_never_trained_on_is_told(model, capsys):

@@ -794,7 +794,7 @@ def f(responses, questions):
     assert calls == [2]
     for text, complaint in [
         ("none", "it gave 1 rewards for 2 responses"),
-        ("no number", "ValueError: could not convert .*mine.py, line 9.*; it was asked about 2 responses, as a function"),
+        ("no number", "ValueError: could not convert .*mine.py, line 9.*; it was asked about 2 responses"),
         ("inf", f"gave \\(inf, '{questions[1].id}'\\) for question {questions[1].id}"),
     ]:
         with pytest.raises(UserError, match=complaint) as refusal:

@@ -904,7 +904,7 @@ def test_eval_refuses_what_it_cannot_do_before_the_model_is_loaded(tmp_path, cap
         (["--data", "a text where a file is wanted " * 10], "no file can be called so (File name too long)"),
         (["--data"], "--data: name at least one file"),
         (["--out", str(tmp_path)], "cannot be written"),
-        (["--adapter", str(tmp_path / "run")], f"a run's folder; its adapter is {tmp_path / 'run' / 'adapter'}"),
+        (["--adapter", str(tmp_path / "run")], f"no adapter is there, but one is in {tmp_path / 'run' / 'adapter'}"),
         (["--adapter", str(tmp_path / "nowhere")], "no adapter is there"),
         (["--adapter", str(tmp_path / "empty")], "no adapter is there"),
         (["--samples", "-1"], "--samples -1"),
