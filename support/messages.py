@@ -172,14 +172,27 @@ def end_of_turn(tokenizer) -> int | None:
     It may be another one than the tokenizer's and the config's end token, as in Qwen's base models. A response that
     went on behind it would play the user's part as well.
     """
+    token = control_tokens(tokenizer).match(_behind_a_response(tokenizer))
+    return tokenizer.convert_tokens_to_ids(token.group()) if token else None
+
+
+def end_in_plain_text(tokenizer) -> str:
+    """What the chat format writes behind a response, if no control token is in it; "" for nothing.
+
+    As `<|im_end|>`, where a chat template was given to a tokenizer that has no such token.
+    """
+    behind = _behind_a_response(tokenizer).rstrip()
+    return "" if control_tokens(tokenizer).search(behind) else behind
+
+
+def _behind_a_response(tokenizer) -> str:
     conversation = [{"role": "user", "content": "7 + 9?"}, {"role": "assistant", "content": "sixteen"}]
     try:
         text = _render(tokenizer, conversation, add_generation_prompt=False, tokenize=False)
     except UserError:  # a template for questions only
-        return None
+        return ""
     _, response, behind = text.rpartition("sixteen")
-    token = control_tokens(tokenizer).match(behind.lstrip()) if response else None
-    return tokenizer.convert_tokens_to_ids(token.group()) if token else None
+    return behind.lstrip() if response else ""
 
 
 def not_begun(tokenizer) -> str:

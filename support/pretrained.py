@@ -23,6 +23,7 @@ from support.messages import (
     as_messages,
     control_tokens,
     encode_chat,
+    end_in_plain_text,
     end_of_turn,
     need_system_role,
     not_begun,
@@ -488,6 +489,11 @@ def load_tokenizer(model: str):
             f"--model {model}: its chat template writes {left_out!r} in front of a response, but not at the end of a "
             "prompt, where the response is to begin; let it write that where add_generation_prompt is set "
             "(chat_template.jinja in the model's folder)"
+        )
+    if text := end_in_plain_text(tokenizer):
+        print(
+            f"--model {model}: its chat template ends a response by {text!r}, which is no token of its tokenizer: a "
+            "response goes on behind it, up to another end token"
         )
     answer = "\\boxed{12}"
     [read] = response_texts(tokenizer, [[]], [tokenizer(answer, add_special_tokens=False).input_ids])

@@ -739,6 +739,16 @@ def test_a_chat_template_without_the_token_that_begins_a_text_is_told(tmp_path, 
     assert encode_chat(tokenizer, [{"role": "user", "content": "7?"}])[:2] == [0, 1]  # and only once
 
 
+def test_a_chat_template_that_ends_a_response_by_a_text_is_told(tmp_path, capsys):
+    """A template put beside a tokenizer without its tokens."""
+    folder = make_model(tmp_path, chat_template=CHAT_TEMPLATE)
+    pretrained.load_tokenizer(folder)
+    assert "ends a response" not in capsys.readouterr().out
+    (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|im_end|>", "<|end|>"))
+    pretrained.load_tokenizer(folder)
+    assert "its chat template ends a response by '<|end|>', which is no token of its" in capsys.readouterr().out
+
+
 def test_a_chat_template_saved_by_an_editor_that_marks_texts_begins_as_it_is_written(tmp_path):
     """Windows PowerShell and others begin a file in UTF-8 with U+FEFF. The prompt would begin with it."""
     folder = make_model(tmp_path, chat_template="\ufeff" + CHAT_TEMPLATE)
