@@ -467,7 +467,7 @@ def test_the_list_of_variants_is_whole():
         module = importlib.import_module(f"variants.{seam}")
         public = {name for name in getattr(module, "__all__", vars(module)) if callable(getattr(module, name))}
         own = {n for n in public if n == "gps" or getattr(module, n).__module__ == module.__name__}
-        helpers = {"given", "rewards_of", "scaled", "strength", "in_a_row", "Tensor"}
+        helpers = {"given", "scored", "rewards_of", "scaled", "strength", "in_a_row", "Tensor"}
         partners = {"sdpo", "disco", "luffy"} - set(NAMES[seam])  # run by the advantage, the keep or the diff they need
         assert own - helpers - partners == set(NAMES[seam])
 
