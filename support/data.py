@@ -166,7 +166,7 @@ SOURCES = {
 def load_source(name: str, local: str = "") -> list[Question]:
     """The questions of a known data set, from the hub (or its cache), or from a local copy of the same columns."""
     source = SOURCES[name]
-    if Path(local).is_file() and not local.lower().endswith(".parquet"):
+    if Path(local).is_file():
         # Read as any file is. `datasets` would make 1.2345678901234568e+22 of a long whole number.
         rows = []
         for where, row in _rows(Path(local)):
@@ -174,7 +174,6 @@ def load_source(name: str, local: str = "") -> list[Question]:
                 raise UserError(f"{where}: {_kind(row)}, and a row is an object")
             rows.append(row)
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        rows = [dict.fromkeys(columns) | row for row in rows]
     else:
         rows = _of_the_hub(name, local)
         columns = rows.column_names
@@ -184,11 +183,10 @@ def load_source(name: str, local: str = "") -> list[Question]:
         raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {columns})")
     found: dict[str, Question] = {}  # by question: a repeated one could stand on both sides of a split
     incomplete = twice = 0
-    short = short_columns(rows[0]) if len(rows) else {}
-    if not isinstance(rows, list):
-        rows = rows.select_columns(list({*needed, *short}))
+    if not isinstance(rows, list) and len(rows):  # the hub's other columns may hold long solutions: they are not read
+        rows = rows.select_columns(list({*needed, *short_columns(rows[0])}))
     for number, row in enumerate(rows, start=1):
-        where = f"{name}, row {number}"
+        where, row = f"{name}, row {number}", dict.fromkeys(needed) | row  # a line of a local file may lack a column
         if source.hardest:
             column, least = source.hardest
             if row[column] in (None, "") or _cell(where, column, float, row) < least:
@@ -219,7 +217,7 @@ def load_source(name: str, local: str = "") -> list[Question]:
 
 
 def _of_the_hub(name: str, local: str):
-    """The rows of a known data set, from the hub, its cache, a folder as the hub lays it out, or a parquet file."""
+    """The rows of a known data set, from the hub, its cache, or a folder as the hub lays it out."""
     from datasets import load_dataset
     from huggingface_hub.utils import logging
 
@@ -228,8 +226,6 @@ def _of_the_hub(name: str, local: str):
     try:
         if local and not Path(local).exists():
             raise FileNotFoundError(local)  # or the hub would be asked for a data set of that name
-        if Path(local).is_file():
-            return load_dataset("parquet", data_files=local, split="train")
         return load_dataset(local or source.hub_id, source.config, split=source.split)
     except Exception as error:  # whatever the hub's client raises, offline or not, the way out is the same
         folder = source.hub_id.rpartition("/")[2]

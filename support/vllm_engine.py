@@ -1,9 +1,8 @@
 """--engine vllm: rollouts sampled by vLLM in the same process, on the same card, from the same weights.
 
-grpo.sample hands over to `VllmEngine.sample`, which promises what grpo.sample does: token ids in and out, the trainer's
-temperature and stop tokens and nothing else of the model's generation config, log-probs of the distribution that was
-drawn from. Whether that holds is measured rather than believed: a run computes some of each batch's sampled log-probs
-again with the trainer, and logs the difference.
+`VllmEngine.sample` promises what grpo.sample does: token ids in and out, the trainer's temperature and stop tokens,
+nothing of the model's generation config, log-probs of the distribution that was drawn from. A run measures whether that
+holds: it computes some of each batch's sampled log-probs again with the trainer, and logs the difference.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
 @atexit.register
 def shut_down() -> None:
-    """End what vLLM has begun, in its order: torch warns of a process group that is still there at exit."""
+    """End vLLM's engines, then their process group: torch warns of one that is still there at exit."""
     for engine in list(_engines):
         engine.llm.llm_engine.engine_core.shutdown()
     if VllmEngine.started and torch.distributed.is_initialized():  # left by an engine that is gone
@@ -88,13 +87,11 @@ def refuse_what_a_card_cannot_do(dtype: torch.dtype) -> None:
 class VllmEngine:
     """vLLM with the weights of a peft model's base; the adapter is handed over when it has changed.
 
-    `max_model_len`: tokens of the longest prompt (reflection's) and its response together. Of the settings (grpo's
-    PolicyConfig) it reads the model, `sample_batch`, and `vllm_memory`, the share of the card that weights and KV cache
-    may take while sampling. Between two calls vLLM sleeps, its weights parked in the host's memory, so that training
-    has the card.
+    `max_model_len`: tokens of the longest prompt and its response together. `cfg`: grpo.PolicyConfig. Between two calls
+    vLLM sleeps, its weights parked in the host's memory, so that training has the card.
     """
 
-    started = False  # any in this process, be it in vain: its process group is there all the same
+    started = False  # in this process, be it in vain: its process group is there all the same
 
     def __init__(
         self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0,
@@ -103,9 +100,7 @@ class VllmEngine:
         """`enforce_eager` compiles nothing: a faster start, and slower tokens (lab/gpu.py measures both)."""
         adapter = peft_model.peft_config["default"]
         if adapter.peft_type != "LORA":
-            raise UserError(
-                f"--engine vllm: it serves LoRA adapters, and this one is {adapter.peft_type.value}; --engine hf"
-            )
+            raise UserError(f"--engine vllm: it serves LoRA, not {adapter.peft_type.value}; take --engine hf")
         rank = adapter.r
         if rank > RANKS[-1]:
             raise UserError(f"--lora-rank {rank}: vLLM has kernels up to rank {RANKS[-1]}; take less, or --engine hf")
@@ -157,10 +152,10 @@ class VllmEngine:
         self, contexts: list[list[int]], stop_ids: list[int], seed: int | None, temperature: float, length: int,
         adapter: bool,
     ) -> list[tuple[list[int], list[float], bool]]:  # fmt: skip
-        """(token ids, log-probs, truncated) of each response; greedy ones have NaN for log-probs.
+        """(token ids, log-probs, truncated) of each response. Each has a seed of its own, whatever else is sampled.
 
-        vLLM computes those at temperature 1, and nothing trains on greedy responses; if something ever did, NaN would
-        show at once. Seeds are per response, so a batch's composition does not matter to the draw.
+        Greedy ones have NaN for log-probs: vLLM computes these at temperature 1. Nothing trains on them; if something
+        did, NaN would show at once.
         """
         from vllm import SamplingParams
 
@@ -214,19 +209,19 @@ class VllmEngine:
         if self._sleeps:
             self.llm.sleep(level=1)
 
-    def _wake(self, last_try: bool = False) -> None:
+    def _wake(self) -> None:
         """Take the card back from the trainer. What woke before a failure stays awake: a second try goes on."""
         if not self._sleeps:
             return
-        torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
-        try:
-            self.llm.wake_up()
-        except RuntimeError as error:  # of vLLM's own allocator, which knows no torch.OutOfMemoryError
-            if not last_try:
-                return self._wake(last_try=True)
-            raise UserError(
-                f"vLLM found no room on the card to wake up ({error}): lower --vllm-memory, or end what else runs there"
-            ) from error
+        for last_try in (False, True):
+            torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
+            try:
+                self.llm.wake_up()
+                return
+            except RuntimeError as error:  # of vLLM's own allocator, which knows no torch.OutOfMemoryError
+                if last_try:
+                    cure = "lower --vllm-memory, or end what else runs there"
+                    raise UserError(f"vLLM found no room on the card to wake up ({error}): {cure}") from error
 
     def preemptions(self) -> int:
         """How often a response so far lost its place in the KV cache to another, and was computed again."""
@@ -234,11 +229,10 @@ class VllmEngine:
 
 
 def folder_for_copy(peft_model: torch.nn.Module, otherwise: str) -> Path:
-    """A new folder for the dequantized copy, with the same path whenever it is a copy of the same model.
+    """A new folder for the dequantized copy, with the same path for the same model.
 
-    vLLM keeps what it has compiled, and finds it again by the model's path among others: under a path that nobody has
-    seen, it compiles for a minute once more. Where that folder is in use, or left by a run that was killed, the copy
-    goes into `otherwise`.
+    vLLM keeps what it has compiled, and finds it by the model's path, among others. Under a new path it compiles again,
+    for a minute. Where the folder is in use, or left by a run that was killed, the copy goes into `otherwise`.
     """
     same = Path(tempfile.gettempdir()) / f"p2o-vllm-of-{fingerprint(peft_model)}"
     try:
@@ -250,10 +244,9 @@ def folder_for_copy(peft_model: torch.nn.Module, otherwise: str) -> Path:
 
 
 def dequantized_copy(peft_model: torch.nn.Module, tokenizer, folder: Path, dtype: torch.dtype) -> str:
-    """Write the base weights as the 4-bit trainer sees them, in full width, where vLLM can load them; the folder.
+    """Write the base weights as the 4-bit trainer sees them, in full width, for vLLM to load; returns the folder.
 
-    vLLM no longer reads NF4 itself, and weights that were never quantized would be another policy than the one that is
-    trained. So vLLM serves the rounded weights: 2 bytes each, for the time of sampling.
+    vLLM no longer reads NF4 itself, and weights that were never quantized would be another policy than the trained one.
     """
     from bitsandbytes.functional import dequantize_4bit
     from huggingface_hub import save_torch_state_dict
