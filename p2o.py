@@ -60,8 +60,8 @@ def train(cfg: Config) -> dict:
     # What stands behind `# --- solution: part N ---` is taken out for the students of the course in assignment/.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
-    # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be
-    # the same as when the run was started.
+    # A new State; with --resume that of the newest checkpoint, whose adapter and optimizer are loaded, too. The data
+    # must be the same as when the run was started.
     state = run.resume(State(), policy.model, optimizer, {"training data": questions} | held_out)
     by_id = {question.id: question for question in questions}
     batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, enough to ask every question once

@@ -1,7 +1,7 @@
-"""What is proved of a model before it is trained. No check asks for an architecture's name: it tries what a model does.
+"""What is tried on a model before it is trained, whatever its architecture is called.
 
-Does the sampler draw from what the trainer computes? Do gradients reach every layer? Is an adapter found again? What
-does not hold is refused in one line. Otherwise it would show as a run that learns nothing, or something else.
+Does the sampler draw from what the trainer computes? Do gradients reach every layer? Is an adapter found again? If not,
+one line refuses the model. Otherwise the run would go on, and learn nothing, or something else.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
 
 
 def find_head(model: torch.nn.Module, ids: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from a peft model's last hidden states [M, D] to its logits [M, V], proved on one text.
+    """The function from a peft model's last hidden states [M, D] to its logits [M, V], tried on one text.
 
-    For most models it is the output layer. Others scale the logits or cap them, or have more layers there: then it is
+    For most models it is the output layer. Others scale or cap the logits, or have more layers there. For them it is
     the model's own forward, with a body that only hands back the hidden states.
     """
     causal_lm, bodies = model.get_base_model(), []
@@ -110,10 +110,9 @@ def refuse_odd_logits(model: torch.nn.Module, ids: list[int]) -> None:
 
 @torch.no_grad()
 def refuse_if_beyond_its_positions(model: torch.nn.Module, rollout: int, longest: int) -> None:
-    """UserError if a rollout, or the longest sequence of all, is more tokens than the model has positions for.
+    """UserError if the longest sequence has more tokens than the model has learned positions.
 
-    Learned positions end there, and a run would stop at its first long response, or reflection. Rotary ones go on: that
-    is said.
+    A run would stop at the first long response or reflection. Rotary positions go on without end; a line says so.
     """
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
@@ -207,7 +206,7 @@ def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
 @contextmanager
 @torch.no_grad()
 def moved_adapter(model: torch.nn.Module) -> Iterator[None]:
-    """As if it had been trained: a fresh adapter adds nothing, and would hide a path that goes past it."""
+    """Within it the adapter is as if trained. A fresh one adds nothing, so a path that goes past it would not show."""
     generator, kept = torch.Generator().manual_seed(0), {}
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -221,8 +220,7 @@ def moved_adapter(model: torch.nn.Module) -> Iterator[None]:
 def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable) -> None:
     """UserError if the two disagree about a few tokens after prompts of unequal length.
 
-    It asks no name of an architecture. Whatever a model does that the sampler's cache or the trainer's padding does not
-    know about, shows here, before anything is written.
+    Whatever a model does that the sampler's cache or the trainer's padding does not know of shows here.
     """
     contexts = contexts * 2  # the trainer reads repeated prompts once: support/fast.py
     length = min(4, policy.cfg.max_response_tokens)
