@@ -538,8 +538,7 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
 
     uniform: [responses, length], the numbers that the tokens are drawn by; None decodes greedily.
     """
-    # Prefill. The G rollouts of a question share its context, so each of the C distinct contexts goes through the model
-    # once. They are padded on the left, so that all end in the last column, where the first token is predicted.
+    # Prefill. The G rollouts of a question share its context, so each distinct context goes through the model once.
     ids, mask, positions, context_rows = fast.each_context_once(contexts, policy.device)  # [C, W] each, [B]
     cache = fast.roomy_cache(policy.model.config)
     logits = fast.next_token_logits(policy.model, ids, mask, positions, cache)  # [C, V]

@@ -120,49 +120,42 @@ class Run(RunLog):
         if known.get("chat") != chat:
             changed += [f"{self.cfg.model} has another chat format: its tokenizer, chat template or end tokens"]
         if changed and not self.cfg.allow_changes:
-            raise UserError(
-                f"--resume: {self.folder} was started on other inputs: {', '.join(changed)}. Give the same ones, "
-                "or add --allow-changes, or start a new run with another --name"
-            )
+            cure = "Give the same ones, or add --allow-changes, or start a new run with another --name"
+            raise UserError(f"--resume: {self.folder} was started on other inputs: {', '.join(changed)}. {cure}")
         if changed:
             print(f"the run was started on other inputs: {', '.join(changed)}")
 
     def _load(self, folder: Path, record: dict, kind: type):
         try:
             state = kind(**record["state"])
-        except TypeError as error:
-            raise UserError(
-                f"--resume: {folder} was written by another version of this code ({error}); go on with that version, "
-                "or start a new run with another --name"
-            ) from None
+            self.updates, self.bad_updates = record["updates"], record["bad_updates"]
+            self.earlier_seconds, self.saved, before = record["seconds"], int(folder.name), record["per_epoch"]
+        except (KeyError, TypeError) as error:
+            cure = "go on with that version, or start a new run with another --name"
+            told = f"{folder} was written by another version of this code ({error})"
+            raise UserError(f"--resume: {told}; {cure}") from None
         if record["base_model"] != self.fingerprint:
             raise UserError(f"--resume: the adapter of {folder} belongs to another base model than {self.cfg.model}")
         try:
             checkpoint.load_adapter(self.model, folder / "adapter")
         except RuntimeError:  # other shapes: with --allow-changes the rank may be another one
-            raise UserError(
-                f"--resume: the adapter of {folder} does not fit --lora-rank {self.cfg.lora_rank}; give the rank in "
-                f"{folder / 'adapter' / 'adapter_config.json'}"
-            ) from None
+            cure = f"give the rank in {folder / 'adapter' / 'adapter_config.json'}"
+            told = f"the adapter of {folder} does not fit --lora-rank {self.cfg.lora_rank}"
+            raise UserError(f"--resume: {told}; {cure}") from None
         checkpoint.load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         for name, length in record["lengths"].items():  # lines written after the checkpoint will be written again
             file = self.folder / name
             present = file.stat().st_size if file.is_file() else 0
             if name == "metrics.jsonl" and present < length:  # the others are only read by people, who may clear them
-                raise UserError(
-                    f"--resume: {file} has lost lines that it had when checkpoint {folder.name} was written; put it "
-                    "back as it was, or start a new run with another --name"
-                )
+                told = f"{file} has lost lines that it had when checkpoint {folder.name} was written"
+                raise UserError(f"--resume: {told}; put it back as it was, or start a new run with another --name")
             file.touch()
             os.truncate(file, min(present, length))  # a longer length would add zeros
         read_lines(self.folder / "metrics.jsonl")  # damaged, it is told now, and not after an epoch
-        before = record["per_epoch"]
         if before != self.per_epoch:  # with --allow-changes: else 2 epochs of 1 batch were over after 1 of 2
             state.step = state.step * self.per_epoch // before
             at = f"epoch {state.step // self.per_epoch + 1}, batch {state.step % self.per_epoch + 1}"
             print(f"an epoch had {before} batches, and has {self.per_epoch} now: going on with {at}")
-        self.earlier_seconds, self.saved = record["seconds"], int(folder.name)
-        self.updates, self.bad_updates = record["updates"], record["bad_updates"]
         print(f"resumed from checkpoint {folder.name} of {self.folder}")
         return state
 
@@ -291,10 +284,8 @@ def check_folder(cfg) -> None:
     names = [name for name in now if before.get(name) != now[name]]
     changed = [f"{name} ({known.get(name, 'not recorded')} -> {present[name]})" for name in names]
     if changed and not cfg.allow_changes:
-        raise UserError(
-            f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "
-            "--allow-changes"
-        )
+        cure = "Give the same ones, or add --allow-changes"
+        raise UserError(f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. {cure}")
 
 
 def read_record(file: Path, cure: str = "mend it, or start a new run with another --name") -> dict:
