@@ -136,10 +136,9 @@ def load_adapter(model: torch.nn.Module, folder: Path) -> None:
     device = next(model.parameters()).device
     found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(device)))
     if lost := sorted([name for name in found.missing_keys if "lora_" in name] + found.unexpected_keys):
-        raise UserError(
-            f"--resume: {len(lost)} weights of the adapter in {folder} do not fit, {lost[0]} first: was it saved with "
-            "other versions of peft or transformers, which have other names for them?"
-        )
+        told = f"{len(lost)} weights of the adapter in {folder} do not fit, {lost[0]} first"
+        cause = "was it saved with other versions of peft or transformers, which have other names for them?"
+        raise UserError(f"--resume: {told}: {cause}")
 
 
 def write_whole(file: Path, text: str) -> None:

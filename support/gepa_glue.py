@@ -27,10 +27,8 @@ def check_budget(budget: str, dev_set_size: int) -> None:
     if budget not in BUDGETS and not re.fullmatch("[0-9]{1,15}", budget):
         raise UserError(f"--gepa-budget {budget[:80]}: a number, or one of {', '.join(BUDGETS)}")
     if metric_call_budget(budget, dev_set_size) <= dev_set_size:
-        raise UserError(
-            f"--gepa-budget {budget}: the first template alone is scored on {dev_set_size} dev questions or more, and "
-            "a budget that is spent on that proposes none; give more"
-        )
+        told = f"the first template alone is scored on {dev_set_size} dev questions or more"
+        raise UserError(f"--gepa-budget {budget}: {told}, and nothing is left to propose others; give more")
 
 
 def metric_call_budget(auto: str, dev_size: int) -> int:
@@ -70,10 +68,9 @@ class TextLimits:
 
     def require_room_for_seed(self, template: str) -> None:
         if not self.fits(template):
-            raise UserError(
-                f"--gepa-seed-template: it has {self.count(template)} tokens, and beside the longest question there is "
-                f"room for {max(self.room - 1, 0)}; shorten it, or raise --max-prompt-tokens"
-            )
+            room = f"beside the longest question there is room for {max(self.room - 1, 0)}"
+            told = f"--gepa-seed-template: it has {self.count(template)} tokens, and {room}"
+            raise UserError(f"{told}; shorten it, or raise --max-prompt-tokens")
 
 
 def text_limits(tokenizer, room: int, quoted_tokens: int) -> TextLimits:

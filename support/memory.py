@@ -118,10 +118,10 @@ def halve_when_out_of_memory(size: str, smallest: int):
                 present = getattr(policy.cfg, size)
                 half = present // 2
                 if half < smallest:
-                    raise UserError(
-                        f"out of memory with {size} = {present}: lower --max-response-tokens or --group-size, or add "
-                        "--gradient-checkpointing or --load-in-4bit"
+                    cure = (
+                        "lower --max-response-tokens or --group-size, or add --gradient-checkpointing or --load-in-4bit"
                     )
+                    raise UserError(f"out of memory with {size} = {present}: {cure}")
                 print(f"out of memory: {size} goes down to {half}")
                 policy.cfg = dataclasses.replace(policy.cfg, **{size: half})
                 if torch.cuda.is_available():

@@ -217,10 +217,8 @@ def need_system_role(tokenizer, option: str) -> None:
     except UserError:
         rendered = ""
     if text not in rendered:
-        raise UserError(
-            f"{option}: this model's chat template has no system role. Leave it away; what stands in --question-suffix "
-            "or --gepa-seed-template goes into the user's message"
-        )
+        cure = "--question-suffix and --gepa-seed-template go into the user's message"
+        raise UserError(f"{option}: this model's chat template has no system role. Leave it away; {cure}")
 
 
 @functools.lru_cache(maxsize=8)

@@ -16,6 +16,11 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import DynamicCache
+from transformers.utils import logging as transformers_logging
 
 from support import messages
 from support.errors import UserError
@@ -42,7 +47,7 @@ def has_bfloat16() -> bool:
 
 def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object, list[int]]:
     """(base model, tokenizer, ids that end a response) for a grpo.PolicyConfig. `adapter`: a saved one for it."""
-    silence_libraries()  # before they are imported
+    silence_libraries()
     tokenizer = load_tokenizer(cfg.model)
     if adapter:
         check_adapter(adapter, tokenizer)
@@ -62,12 +67,10 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
 
 def refuse_without_a_head(model: str, base: torch.nn.Module) -> None:
     """UserError for a model whose output layer is missing, or is not kept in full width."""
-    head = base.get_output_embeddings()
+    head, name = base.get_output_embeddings(), type(base).__name__
     if head is None or not head.weight.is_floating_point():
-        raise UserError(
-            f"--model {model}: the output layer of {type(base).__name__} is "
-            f"{'missing' if head is None else 'quantized'}; log-probs need one in full width"
-        )
+        fault = "missing" if head is None else "quantized"
+        raise UserError(f"--model {model}: the output layer of {name} is {fault}; log-probs need one in full width")
 
 
 def prompts_within_its_vocabulary(cfg, base: torch.nn.Module, tokenizer) -> list[list[int]]:
@@ -77,7 +80,7 @@ def prompts_within_its_vocabulary(cfg, base: torch.nn.Module, tokenizer) -> list
     """
     table = base.get_input_embeddings().weight
     rows = tokenizer.rows = table.shape[0]
-    messages.control_tokens.cache_clear()
+    messages.control_tokens.cache_clear()  # it was asked before the number of rows was known
     questions = [messages.as_messages(text, cfg.system_prompt) for text in PROBES]
     prompts = [messages.encode_chat(tokenizer, asked, enable_thinking=cfg.enable_thinking) for asked in questions]
     used = sorted({token for prompt in prompts for token in prompt})
@@ -106,10 +109,7 @@ def load_config(model: str, longest: int):
     except Exception as error:  # each kind of model checks its own
         raise UserError(f"--model {model}: its config.json cannot be used ({_in_one_line(error)})") from error
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(
-            f"--model {model}: {config.model_type} has an encoder and a decoder; P2O trains models that only continue "
-            "a text (decoders)"
-        )
+        raise UserError(f"--model {model}: {config.model_type} has an encoder and a decoder; P2O trains decoders only")
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
     # One for all layers, or one for each kind of layer.
@@ -119,11 +119,9 @@ def load_config(model: str, longest: int):
             original = "original_max_position_embeddings"
             limit = part.get(original) or getattr(text, original, None) or text.max_position_embeddings
             if longest > limit:
-                raise UserError(
-                    f"--model {model}: {longest} tokens of prompt and response are beyond its original context of "
-                    f"{limit}. There its rotary embedding ({kind}) makes a sequence depend on the others in its batch: "
-                    "lower --max-prompt-tokens or --max-response-tokens"
-                )
+                told = f"{longest} tokens of prompt and response are beyond its original context of {limit}"
+                why = f"There its rotary embedding ({kind}) makes a sequence depend on the others in its batch"
+                raise UserError(f"--model {model}: {told}. {why}: lower --max-prompt-tokens or --max-response-tokens")
     make_plain(config)
     return config
 
@@ -134,7 +132,6 @@ def forget_a_window_without_effect(base: torch.nn.Module, ids: list[int]) -> Non
 
     transformers' cache goes by the config alone. It would drop tokens that the trainer sees.
     """
-    from transformers import DynamicCache
 
     def logits(window: int | None) -> torch.Tensor:
         for name in windows:
@@ -174,7 +171,6 @@ def load_base(
     model: str, config, tokenizer, load_in_4bit: bool, dtype: torch.dtype
 ) -> tuple[torch.nn.Module, list[int]]:
     """The base model, frozen, and the token ids that end a response."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quantization = None
@@ -191,10 +187,8 @@ def load_base(
     except torch.OutOfMemoryError as error:
         raise UserError(f"--model {model}: it does not fit on the card; try --load-in-4bit") from error
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(
-            f"--model {model}: its weights cannot be read ({_in_one_line(error)}): a download that broke off, or a "
-            "pointer of git-lfs in their place (git lfs pull fetches them)"
-        ) from error
+        cause = "a download that broke off, or a pointer of git-lfs in their place (git lfs pull fetches them)"
+        raise UserError(f"--model {model}: its weights cannot be read ({_in_one_line(error)}): {cause}") from error
     except Exception as error:  # a config.json that it reads but cannot follow may raise anything
         reason = f"{type(error).__name__}: {_in_one_line(error)}"
         raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
@@ -208,10 +202,9 @@ def load_base(
     refuse_or_tell_what_has_no_place(model, base, sorted(report["unexpected_keys"]))
     refuse_if_nothing_trains_through_it(model, base)
     if getattr(base, "_hf_peft_config_loaded", False):
-        raise UserError(
-            f"--model {model}: an adapter (adapter_config.json) lies beside the weights, and the new one would take "
-            "its place. Merge it into the weights (peft's merge_and_unload), or take it out of the folder"
-        )
+        told = "an adapter (adapter_config.json) lies beside the weights, and the new one would take its place"
+        cure = "Merge it into the weights (peft's merge_and_unload), or take it out of the folder"
+        raise UserError(f"--model {model}: {told}. {cure}")
     with or_refused(model, base):
         stop_ids = ends_of_a_response(model, base.generation_config, tokenizer)
     base.requires_grad_(False)
@@ -228,17 +221,13 @@ def refuse_if_nothing_trains_through_it(model: str, base: torch.nn.Module) -> No
     """UserError for weights that stay quantized, by a method that is for sampling only. transformers knows which."""
     quantizer, layers = getattr(base, "hf_quantizer", None), base.modules()
     if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
-        method = quantizer.quantization_config.quant_method
-        raise UserError(
-            f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
-            "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
-            "not quantized; --load-in-4bit quantizes it in a way that can be trained"
-        )
+        kind = quantizer.quantization_config.quant_method
+        told = f"its weights are quantized ({getattr(kind, 'value', kind)}), and transformers cannot train through them"
+        cure = "Take a version that is not quantized; --load-in-4bit quantizes it in a way that can be trained"
+        raise UserError(f"--model {model}: {told}: layers below would get a wrong gradient, or none. {cure}")
     if any(type(m).__name__ in ("Linear4bit", "Linear8bitLt") and type(m.weight) is torch.nn.Parameter for m in layers):
-        raise UserError(
-            f"--model {model}: its config.json says that its weights are quantized, and they are not; take "
-            "quantization_config out of it"
-        )
+        told = "its config.json says that its weights are quantized, and they are not"
+        raise UserError(f"--model {model}: {told}; take quantization_config out of it")
 
 
 def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
@@ -258,10 +247,8 @@ def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
     named |= {tokenizer.eos_token_id, messages.end_of_turn(tokenizer)} - {None}
     stop_ids = sorted(token for token in named if token >= 0)
     if not stop_ids:
-        raise UserError(
-            f"--model {model}: neither its generation_config.json nor its tokenizer nor its chat template names a "
-            "token that ends a response; set eos_token in its tokenizer_config.json"
-        )
+        told = "neither generation config nor tokenizer nor chat template names a token that ends a response"
+        raise UserError(f"--model {model}: {told}; set eos_token in its tokenizer_config.json")
     return stop_ids
 
 
@@ -282,10 +269,8 @@ def refuse_or_tell_what_has_no_place(model: str, base: torch.nn.Module, unexpect
         f"{', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''}"
     )
     if cut:
-        raise UserError(
-            f"{told}. Those layers would compute something else without them. Does config.json name the right "
-            "model_type, and the quantization, if there is one?"
-        )
+        hint = "Does config.json name the right model_type, and the quantization, if there is one?"
+        raise UserError(f"{told}. Those layers would compute something else without them. {hint}")
     print(f"{told}; they are left out")
 
 
@@ -393,16 +378,12 @@ def or_refused(model: str, base: torch.nn.Module) -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise UserError(
-            f"--model {model}: {type(base).__name__} does not work with this code's adapter, sampler and trainer "
-            f"({type(error).__name__}: {_in_one_line(error)})"
-        ) from error
+        told = f"{type(base).__name__} does not work with this code's adapter, sampler and trainer"
+        raise UserError(f"--model {model}: {told} ({type(error).__name__}: {_in_one_line(error)})") from error
 
 
 def silence_libraries() -> None:
     """Switch off progress bars, tables of what `load_base` says in a line, and advice that does not apply here."""
-    from transformers.utils import logging as transformers_logging
-
     # bitsandbytes (peft loads it) advises a CPU to fetch a faster kernel; peft asks transformers in an outdated way.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -415,8 +396,6 @@ def silence_libraries() -> None:
 
 def load_tokenizer(model: str):
     """The tokenizer of a model folder or hub id, padded on the left; UserError if there is none to be had."""
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
     from transformers import AutoTokenizer
 
     if Path(model).exists() and not (Path(model) / "config.json").exists():
@@ -432,10 +411,8 @@ def load_tokenizer(model: str):
     except (OSError, HFValidationError) as error:
         if Path(model).exists():
             load_config(model, longest=0)  # it is read first, and may be what is wrong
-        raise UserError(
-            f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
-            f"({_in_one_line(error)})"
-        ) from error
+        told = f"neither a model folder here nor a model that the hub or its cache can give ({_in_one_line(error)})"
+        raise UserError(f"--model {model}: {told}") from error
     except Exception as error:  # what tokenizers raises is an Exception and no more
         load_config(model, longest=0)
         raise UserError(f"--model {model}: its tokenizer cannot be used ({_in_one_line(error)})") from error
@@ -444,19 +421,15 @@ def load_tokenizer(model: str):
     if isinstance(template, dict):  # several templates by name
         template = template.get("default")
     if template is None:
-        raise UserError(
-            f"--model {model}: its tokenizer has no chat template. Take the instruct version of the model, or put a "
-            "chat_template.jinja into its folder"
-        )
+        cure = "take the instruct version of the model, or put a chat_template.jinja into its folder"
+        raise UserError(f"--model {model}: its tokenizer has no chat template; {cure}")
     tokenizer.chat_template = messages.on_one_day(template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if left_out := messages.not_begun(tokenizer):
-        raise UserError(
-            f"--model {model}: its chat template writes {left_out!r} in front of a response, but not at the end of a "
-            "prompt, where the response is to begin; let it write that where add_generation_prompt is set "
-            "(chat_template.jinja in the model's folder)"
-        )
+        told = f"its chat template writes {left_out!r} in front of a response, but not at the end of a prompt"
+        cure = "let it write that where add_generation_prompt is set (chat_template.jinja in the model's folder)"
+        raise UserError(f"--model {model}: {told}, where the response is to begin; {cure}")
     answer = "\\boxed{12}"
     [read] = messages.response_texts(tokenizer, [[]], [tokenizer(answer, add_special_tokens=False).input_ids])
     if answer not in read:
@@ -464,10 +437,8 @@ def load_tokenizer(model: str):
     bos, question = tokenizer.bos_token_id, "7 + 9?"
     prompt = messages.encode_chat(tokenizer, messages.as_messages(question))
     if bos is not None and tokenizer(question).input_ids[0] == bos != prompt[0]:
-        print(
-            f"--model {model}: its tokenizer begins a text with {tokenizer.bos_token}, its chat template does not; "
-            "prompts are what the chat template writes"
-        )
+        told = f"its tokenizer begins a text with {tokenizer.bos_token}, its chat template does not"
+        print(f"--model {model}: {told}; prompts are what the chat template writes")
     return tokenizer
 
 
@@ -482,17 +453,15 @@ def check_adapter(adapter: str, tokenizer) -> None:
     try:
         PeftConfig.from_pretrained(adapter)
     except Exception as error:  # each kind of adapter raises another one
-        raise UserError(
-            f"--adapter {adapter}: no adapter is there (adapter_config.json cannot be read: {_in_one_line(error)})"
-        ) from None
+        reason = _in_one_line(error)
+        raise UserError(f"--adapter {adapter}: no adapter is there (adapter_config.json: {reason})") from None
     # Other trainers leave their tokenizer beside an adapter. Its chat template is the one that was trained with.
     if (Path(adapter) / "tokenizer_config.json").exists():
         trained_with = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).chat_template
         if isinstance(trained_with, str) and not messages.writes_the_same(tokenizer, messages.on_one_day(trained_with)):
-            raise UserError(
-                f"--adapter {adapter}: the chat template beside it writes other prompts than that of --model. Copy it "
-                "into the model's folder (chat_template.jinja), or remove the tokenizer's files beside the adapter"
-            )
+            told = "the chat template beside it writes other prompts than that of --model"
+            cure = "Copy that template into the model's folder, or remove the tokenizer's files beside the adapter"
+            raise UserError(f"--adapter {adapter}: {told}. {cure}")
 
 
 def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
@@ -512,24 +481,19 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # each kind of adapter raises another one
-        reason = re.search("size mismatch for .*", str(error))
-        raise UserError(
-            f"--adapter {adapter}: it does not fit this model, or is damaged "
-            f"({reason.group() if reason else _in_one_line(error)})"
-        ) from None
+        mismatch = re.search("size mismatch for .*", str(error))
+        reason = mismatch.group() if mismatch else _in_one_line(error)
+        raise UserError(f"--adapter {adapter}: it does not fit this model, or is damaged ({reason})") from None
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     # It may bring weights of the base along, as embeddings or biases: whether they are the same is asked below.
     if odd := sorted((saved ^ wanted) - {f"base_model.model.{name}" for name in base.state_dict()}):
-        raise UserError(
-            f"--adapter {adapter}: made for another model, or to score: {len(odd)} weights do not fit, {odd[0]} first"
-        )
+        told = f"made for another model, or to score: {len(odd)} weights do not fit, {odd[0]} first"
+        raise UserError(f"--adapter {adapter}: {told}")
     made = model.active_peft_config
     if before - weights() or getattr(made, "layer_replication", None):
-        raise UserError(
-            f"--adapter {adapter}: it changes the model beneath it as well, for instance by PiSSA or OLoRA, trained "
-            "biases or replicated layers. Switched off, it would not leave the base model. Merge it into the weights "
-            "(peft's merge_and_unload), and give these as --model"
-        )
+        told = "it changes the model beneath it as well, as PiSSA, OLoRA, trained biases and replicated layers do"
+        cure = "Merge it into the weights (peft's merge_and_unload), and give these as --model"
+        raise UserError(f"--adapter {adapter}: {told}. Switched off, it would not leave the base model. {cure}")
     if getattr(made, "alora_invocation_tokens", None):
         raise UserError(f"--adapter {adapter}: an aLoRA works behind certain tokens only; nothing here looks for them")
     outputs = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]

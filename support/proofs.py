@@ -61,10 +61,8 @@ def find_head(model: torch.nn.Module, ids: list[int]) -> Callable[[torch.Tensor]
             gaps.append((head(hidden).float() - logits).abs().max().item())
             if gaps[-1] <= tolerance * logits.abs().max().item():
                 return head
-    raise UserError(
-        f"--model {model.config.name_or_path}: no way was found from the last hidden states of "
-        f"{type(causal_lm).__name__} to its logits; they differ by {min(gaps):.2g}"
-    )
+    told = f"no way was found from the last hidden states of {type(causal_lm).__name__} to its logits"
+    raise UserError(f"--model {model.config.name_or_path}: {told}; they differ by {min(gaps):.2g}")
 
 
 def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -> torch.Tensor:
@@ -101,11 +99,9 @@ def refuse_odd_logits(model: torch.nn.Module, ids: list[int]) -> None:
     one, other = logits[:, :-1]
     change = (one - other).norm() / one.norm()  # 0 for a causal model but for rounding; 0.02 for a random BERT
     if change > 0.003:
-        raise UserError(
-            f"{told}class, {type(model.get_base_model()).__name__}, reads tokens that come later (another last token "
-            f"changes the logits in front of it by {change:.1%}): it fills gaps, and P2O trains models that continue a "
-            "text"
-        )
+        told += f"class, {type(model.get_base_model()).__name__}, reads tokens that come later"
+        proof = f"another last token changes the logits in front of it by {change:.1%}"
+        raise UserError(f"{told} ({proof}): it fills gaps, and P2O trains models that continue a text")
 
 
 @torch.no_grad()
@@ -149,10 +145,8 @@ def refuse_if_a_layer_stops_gradients(model: torch.nn.Module, ids: list[int]) ->
     for hook in hooks:
         hook.remove()
     if stopped:
-        raise UserError(
-            f"--model {model.config.name_or_path}: {len(stopped)} of its layers, {stopped[0]} first, compute in a way "
-            "that has no backward pass: what stands below them would get a wrong gradient"
-        )
+        told = f"{len(stopped)} of its layers, {stopped[0]} first, compute in a way that has no backward pass"
+        raise UserError(f"--model {model.config.name_or_path}: {told}: layers below would get a wrong gradient")
 
 
 def refuse_if_an_adapter_is_lost(model: torch.nn.Module) -> None:
@@ -162,11 +156,9 @@ def refuse_if_an_adapter_is_lost(model: torch.nn.Module) -> None:
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     lost = [name for name in set_peft_model_state_dict(model, saved).missing_keys if "lora_" in name]
     if lost:
-        name = type(model.get_base_model()).__name__
-        raise UserError(
-            f"--model {model.config.name_or_path}: peft saves an adapter of {name} and "
-            f"does not find {len(lost)} of its weights again, {lost[0]} first: a checkpoint would not be the policy"
-        )
+        told = f"peft saves an adapter of {type(model.get_base_model()).__name__} and does not find {len(lost)} of its"
+        told += f" weights again, {lost[0]} first: a checkpoint would not be the policy"
+        raise UserError(f"--model {model.config.name_or_path}: {told}")
 
 
 def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
@@ -246,9 +238,7 @@ def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Calla
     else:
         worst, limit = gap.max().item(), 0.001
     if not worst <= limit:  # nor if it is not a number
-        name = type(policy.model.get_base_model()).__name__
-        raise UserError(
-            f"--model {policy.cfg.model}: sampler and trainer disagree about {name}: the log-probs of the same tokens "
-            f"differ by {worst:.2g}, and rounding allows for {limit:g}. This code does not know how that architecture "
-            "keeps its state, and would train it wrongly"
-        )
+        told = f"sampler and trainer disagree about {type(policy.model.get_base_model()).__name__}"
+        proof = f"the log-probs of the same tokens differ by {worst:.2g}, and rounding allows for {limit:g}"
+        why = "This code does not know how that architecture keeps its state, and would train it wrongly"
+        raise UserError(f"--model {policy.cfg.model}: {told}: {proof}. {why}")

@@ -56,10 +56,8 @@ def import_vllm(on_gpu: bool) -> type:
     try:
         from vllm import LLM
     except ImportError as error:
-        raise UserError(
-            "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
-            f"(without a GPU: make test-vllm), or use --engine hf ({error})"
-        ) from error
+        cure = "pip install -r requirements-gpu.txt (without a GPU: make test-vllm), or use --engine hf"
+        raise UserError(f"--engine vllm: vLLM is not installed; {cure} ({error})") from error
     return LLM
 
 
@@ -73,15 +71,12 @@ def refuse_what_a_card_cannot_do(dtype: torch.dtype) -> None:
     if not has_bfloat16():
         raise UserError(f"--engine vllm: {card} is older than Ampere, where this was never tried; use --engine hf")
     if dtype == torch.float32:
-        raise UserError(
-            "--engine vllm: on a card, vLLM's kernels for adapters compute in 16 bits only; take --dtype bfloat16 or "
-            "float16, or --engine hf"
-        )
+        told = "on a card, vLLM's kernels for adapters compute in 16 bits only"
+        raise UserError(f"--engine vllm: {told}; take --dtype bfloat16 or float16, or --engine hf")
     if batch_invariant() and torch.cuda.get_device_capability()[0] == 8:
-        raise UserError(
-            f"VLLM_BATCH_INVARIANT=1: on {card} (Ampere or Ada), vLLM replaces torch's linear layers by kernels that "
-            "have no backward pass, and this process trains as well; leave it out, or use --engine hf"
-        )
+        told = f"on {card} (Ampere or Ada), vLLM replaces torch's linear layers by kernels that have no backward pass"
+        cure = "leave it out, or use --engine hf"
+        raise UserError(f"VLLM_BATCH_INVARIANT=1: {told}, and this process trains as well; {cure}")
 
 
 class VllmEngine:
@@ -117,7 +112,7 @@ class VllmEngine:
         if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
             copied = folder_for_copy(peft_model, self._folder.name)
             model = dequantized_copy(peft_model, tokenizer, copied, dtype)
-        # Of a model that also sees, the text's part; and some know no limit.
+        # In the config of the text's part, where a model also sees. Some name no limit.
         positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         longest = min(max_model_len, positions or max_model_len)
         overrides = {"head_dtype": "float32"}  # as the trainer's: rounded logits are most of the mismatch
@@ -138,10 +133,8 @@ class VllmEngine:
             )  # fmt: skip
         # No room for the share, or in it for one whole sequence; an assertion says that a process has vLLM already.
         except (ValueError, RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"--engine vllm: vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of {longest} "
-                f"tokens; python p2o.py fit says what needs how much ({error})"
-            ) from error
+            told = f"vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of {longest} tokens"
+            raise UserError(f"--engine vllm: {told}; python p2o.py fit says what needs how much ({error})") from error
         finally:
             if copied:
                 shutil.rmtree(copied, ignore_errors=True)  # gigabytes that nobody needs once they are loaded
