@@ -98,11 +98,8 @@ def test_the_mismatch_is_the_mean_and_the_largest_gap(tiny_policy, monkeypatch):
         ([[1, 2], [1, 2]], None, True, False),
     ],
 )
-@pytest.mark.parametrize("name", ["activation", "gradient"])  # transformers' name, and that of older versions
-def test_a_prompt_is_shared_where_that_halves_the_work_and_the_model_can(
-    contexts, layers, checkpointing, expected, name
-):
-    model = SimpleNamespace(config=SimpleNamespace(layer_types=layers), **{f"is_{name}_checkpointing": checkpointing})
+def test_a_prompt_is_shared_where_that_halves_the_work_and_the_model_can(contexts, layers, checkpointing, expected):
+    model = SimpleNamespace(config=SimpleNamespace(layer_types=layers), is_activation_checkpointing=checkpointing)
     assert fast.can_share_prompts(model, contexts) is expected
 
 

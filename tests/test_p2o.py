@@ -56,7 +56,7 @@ def questions():
 def run(small, tiny_policy):
     """An open run on the tiny policy, for what wants to write into its folder."""
     run = Run(small)
-    run.resume(p2o.State(), tiny_policy.model, torch.optim.SGD(tiny_policy.trainable))
+    run.resume(p2o.State(), tiny_policy.model, torch.optim.SGD(tiny_policy.trainable), {"training data": []})
     return run
 
 
@@ -267,11 +267,11 @@ def test_mean_only_advantages_are_not_scaled():
 
 
 def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
-    (tmp_path / "own.py").write_text("def mine(group, policy='its own', *, seed):\n    return group, policy, seed\n")
+    (tmp_path / "own.py").write_text("def mine(group, policy='own', *, seed):\n    return [len(policy), seed]\n")
     own = variant(
         "advantage", Config(advantage=f"{tmp_path / 'own.py'}:mine", seed=5), None, policy="the run's", other=1
     )
-    assert own("g") == ("g", "its own", 5)
+    assert own([rollout("a", 1.0), rollout("a", 0.0)]) == [3.0, 5.0]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
 
 def test_warnings_are_in_the_log_as_well_as_on_the_screen(tmp_path, tiny_policy, capsys):
     run = p2o.Run(p2o.Config(runs=str(tmp_path), name="warned"))
-    run.resume(p2o.State(), tiny_policy.model, None)
+    run.resume(p2o.State(), tiny_policy.model, None, {"training data": []})
     run.log_update(1, {"skipped": 1.0, "loss": float("nan")}, [SimpleNamespace(reward=0.0)])
     run.warn("look here", epoch=2)
     known = [line["text"] for line in run.logged("warning")]
@@ -105,7 +105,7 @@ def test_warnings_are_in_the_log_as_well_as_on_the_screen(tmp_path, tiny_policy,
 def test_a_number_that_is_not_finite_ends_no_epoch_and_is_warned_of(tmp_path, tiny_policy):
     """The trainer's log-probs overflow in one batch: its updates are skipped, and the run goes on."""
     run = p2o.Run(p2o.Config(runs=str(tmp_path), name="overflown"))
-    run.resume(p2o.State(), tiny_policy.model, None)
+    run.resume(p2o.State(), tiny_policy.model, None, {"training data": []})
     batch = dict.fromkeys(("groups", "zero_advantage", "small_contrast", "truncated", "ill_formed", "templated"), 1)
     batch |= {"epoch": 1, "rollouts": 6, "reward": 3.0, "tokens": 40, "entropy": 4.0}
     for gap in (0.01, float("nan")):

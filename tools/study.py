@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from support.checkpoint import write_whole
 from support.errors import UserError
-from support.run import INPUTS, PLACES, files_of, settings_of, without_places
+from support.run import comparable, files_of, recorded
 from support.seams import SEAMS
 from tools import cli, compare
 from tools.compare import Cell
@@ -244,11 +244,11 @@ def other_options(folder: Path, options: dict) -> str:
     empty text."""
     if not is_done(folder):
         return ""  # to be resumed, which refuses other options by itself
-    recorded = read_json(folder / "config.json")
+    made_with = read_json(folder / "config.json")
     changed = [
-        f"{name} {recorded[name]}, now {value}"
+        f"{name} {made_with[name]}, now {value}"
         for name, value in options.items()
-        if name in recorded and value != recorded[name] and str(value) != str(recorded[name])
+        if name in made_with and value != made_with[name] and str(value) != str(made_with[name])
     ]
     inputs = folder / "inputs.json"
     files = read_json(inputs).get("files", {}) if inputs.exists() else {}
@@ -259,7 +259,7 @@ def other_options(folder: Path, options: dict) -> str:
         ]
     # An option that was taken out of the study file means its default again.
     means = settings_meant(json.dumps(options, default=str))
-    before = without_places({name: recorded[name] for name in means if name in recorded})
+    before = comparable({name: made_with[name] for name in means if name in made_with})
     changed += [
         f"{name} {value}, now {means[name]}"
         for name, value in before.items()
@@ -276,7 +276,7 @@ def settings_meant(options: str) -> dict:
             cfg = cli.parse_config(as_arguments({"threads": 1} | json.loads(options)))
     except (SystemExit, UserError):
         return {}
-    return without_places(settings_of(cfg, but=(*PLACES, *INPUTS, "seed")))
+    return comparable({name: value for name, value in recorded(cfg).items() if name != "seed"})
 
 
 def command_of(options: dict, seed: int, folder: Path) -> list[str]:
