@@ -38,8 +38,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 import gepa_loop
 import grpo
 import verify
@@ -49,7 +47,7 @@ from support.gepa_glue import TextLimits, leave_out_long_templates, text_limits
 from support.memory import adamw, longest_sequence
 from support.messages import need_system_role
 from support.reflection import read_wording, teacher
-from support.run import RUNS, Run, seed_for
+from support.run import RUNS, Run, folder_below, seed_for
 from support.seams import check_variants, variant
 from support.settings import QWEN3, at_least, require
 
@@ -215,7 +213,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
+        return folder_below(self.runs, self.name or f"{self.preset}-{self.method}-seed{self.seed}")
 
     def __post_init__(self) -> None:
         super().__post_init__()  # what the other groups of options require
@@ -456,7 +454,7 @@ def held_out_accuracy(policy: grpo.Policy, held_out: HeldOut, cfg: Config, run: 
 # ------------------------------------------------------------------------------------------ preparing; command line
 
 
-def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Question], HeldOut]:
+def prepare(cfg: Config) -> tuple[grpo.Policy, grpo.Optimizer, list[Question], HeldOut]:
     """Policy, optimizer, training questions, held-out questions by name. Bad input is refused here, at the start."""
     check_variants(cfg)
     read_wording(cfg.reflection_prompt, "")  # UserError if the file is bad

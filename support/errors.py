@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what one file may hold
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
-NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR)  # a text where a file's name is wanted; a folder that is a file
+# A text where a file's name is wanted; a file where a folder is wanted; a folder where a file is wanted.
+NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
 
 class UserError(Exception):
@@ -52,7 +53,7 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
         return 128 + 13  # as of a program that SIGPIPE ends: `p2o.py --help | head`
     except OSError as error:
         if error.errno in NO_PATH:
-            print(f"p2o: {str(error.filename)[:60]}: no file can be called so ({error.strerror})", file=sys.stderr)
+            print(f"p2o: {str(error.filename)[:200]}: cannot be opened as a file ({error.strerror})", file=sys.stderr)
             return 2
         if error.errno not in FULL + FORBIDDEN:
             raise
@@ -64,6 +65,21 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _say_stopped(kind: type, error: BaseException, trace: object) -> None:
+    """Ctrl-C while torch is loaded, which takes seconds: no command has begun that would catch it. One line, too.
+
+    Python then ends the process by SIGINT, which a shell calls 130.
+    """
+    if issubclass(kind, KeyboardInterrupt):
+        print("p2o: stopped; start the same command again", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if os.path.basename(sys.argv[0]) == "p2o.py":  # not in a notebook, or in a program that only imports this
+    sys.excepthook = _say_stopped
 
 
 def _raise_at_sigterm() -> Callable | int | None:

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -665,6 +666,13 @@ def refused(capsys, *argv):
         (["--teacher-max-calls", "0"], "--teacher-max-calls 0: at least 1"),
         (["--teacher-max-tokens", "0"], "--teacher-max-tokens 0: at least 1"),
         (["--eval-data", "a/test.jsonl", "a/test.jsonl"], "a/test.jsonl: given twice"),
+        (["--eval-data", "a", "--eval_data=b"], "--eval-data is given twice, and the second would replace the first"),
+        (["--name", ".."], "--name ..: leads out of "),
+        (["--name", "."], "--name .: leads out of "),
+        (["--name", "a/../../b"], "--name a/../../b: leads out of "),
+        (["--name", "/tmp/run"], "--name /tmp/run: leads out of "),
+        (["--train-data", str(ROOT / "docs")], "docs: no plain file"),
+        (["--reflection-prompt", str(ROOT / "docs")], "docs: cannot be read"),
         (["--gepa-tokens", "-1"], "--gepa-tokens -1"),
         (["--gepa-seed-template", "Add." * 300], "--gepa-seed-template: it has "),
         (["--soft-clip", "--no-ratio-mask"], "soft clip is a ratio mask"),
@@ -853,6 +861,15 @@ def test_a_stopped_run_and_a_mistake_have_codes_and_lines_of_their_own(capsys):
     assert capsys.readouterr().err == "p2o: no questions in x.jsonl\n"
 
 
+def test_ctrl_c_while_torch_is_loaded_gets_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")  # where it would be pressed
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "p2o.py", "--help"]
+    said = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert said.stderr == "p2o: stopped; start the same command again\n"
+    assert said.returncode == -signal.SIGINT  # 130 in a shell
+
+
 def test_sigterm_says_what_ctrl_c_says_and_is_what_it_was_afterwards(capsys):
     before = signal.getsignal(signal.SIGTERM)
     assert exit_code_of(lambda: signal.raise_signal(signal.SIGTERM)) == 143
@@ -916,6 +933,8 @@ def test_a_demo_that_was_stopped_goes_on_where_it_was(monkeypatch, tmp_path):
     cli.demo(["--runs", str(tmp_path)])
     assert trained[2:] == [("demo-3/grpo", False), ("demo-3/p2o", False)]
     (tmp_path / "m\u00b2-\u00b2").mkdir()  # a digit, and no number to count on from
+    with pytest.raises(UserError, match="--name ../m: leads out of"):
+        cli.demo(["--runs", str(tmp_path / "runs"), "--name", "../m"])
     cli.demo(["--runs", str(tmp_path), "--name", "m\u00b2-\u00b2"])
     assert trained[4:] == [("m\u00b2-\u00b2-2/grpo", False), ("m\u00b2-\u00b2-2/p2o", False)]
 
