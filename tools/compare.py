@@ -9,6 +9,7 @@ questions in the same order for every variant, so differences are taken within a
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -236,13 +237,18 @@ def reached_cell(of: Comparison) -> Cell:
 
 def markdown(header: list[str], rows: list[list[Cell]]) -> str:
     """
-    >>> print(markdown(["a", "b"], [[Cell("x|y", None), Cell("1", 1)]]))
-    | a | b |
+    >>> print(markdown(["a|b", "c"], [[Cell("x|<b>", None), Cell("1", 1)]]))
+    | a\\|b | c |
     | --- | --- |
-    | x\\|y | 1 |
+    | x\\|\\<b> | 1 |
     """
-    table = [header, ["---"] * len(header), *[[cell.text.replace("|", "\\|") for cell in row] for row in rows]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+    table = [header, ["---"] * len(header), *[[cell.text for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(map(plain, row))} |" for row in table)
+
+
+def plain(text: str) -> str:
+    """A name in Markdown: no new cell begins in it, no HTML, and no new line."""
+    return " ".join(re.sub(r"[|<]", r"\\\g<0>", text).split())
 
 
 # ------------------------------------------------------------------------------------------------ the figure of a study
