@@ -27,6 +27,7 @@ from tools.report import read_json
 # The settings of a run that decide what is measured. The others decide how fast.
 TRAINED_AS = ("model", "system_prompt", "enable_thinking", "question_suffix", "reward", "temperature",
               "max_prompt_tokens", "max_response_tokens", "load_in_4bit", "dtype")  # fmt: skip
+MOST_SAMPLES = 10_000  # of a question
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -154,8 +155,10 @@ def evaluate(
     }
     for questions in files.values():
         verify.judge_of(reward)(["\\boxed{0}"], questions[:1], [False])
-    if samples < 0:
-        raise UserError(f"--samples {samples}: at least 0")
+    if not 0 <= samples <= MOST_SAMPLES:
+        raise UserError(
+            f"--samples {samples}: from 0 to {MOST_SAMPLES} for each question; all are held in memory to be counted"
+        )
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: from 0 to 4294967295 (2^32 - 1)")
     cfg = grpo.PolicyConfig(

@@ -455,7 +455,7 @@ def sha256(text: str) -> str:
 def write_page(file: Path, **fields) -> Path:
     """tools/page/NAME of the file's name, filled in with the fields, which are escaped."""
     pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    pages.filters |= {"said": said, "sha256": sha256}
+    pages.filters |= {"said": said, "sha256": sha256, "key": svg.key}
     html = pages.get_template(file.name).render(**fields)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(html, encoding="utf-8", errors="replace")  # a lone surrogate, which JSON can hold, has no UTF-8
