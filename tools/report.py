@@ -65,16 +65,17 @@ def read_run(folder: Path) -> dict:
 
 
 def read_json(file: Path, needed: Sequence[str] = ()) -> dict:
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    return parsed(text, str(file), needed)
+    return parsed(text_of(file), str(file), needed)
 
 
 def whole_lines(file: Path, needed: Sequence[str]) -> list[dict]:
     """The lines of a file that may be growing: a last one without its end is not there yet."""
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    return [
-        parsed(line, f"{file}, line {number}", needed) for number, line in enumerate(text.split("\n")[:-1], start=1)
-    ]
+    lines = enumerate(text_of(file).split("\n")[:-1], start=1)
+    return [parsed(line, f"{file}, line {number}", needed) for number, line in lines]
+
+
+def text_of(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 def parsed(text: str, where: str, needed: Sequence[str]) -> dict:
@@ -255,13 +256,13 @@ AXES = {"epoch": "epoch", "updates": "updates", "responses": "responses sampled,
 def draw(runs: list[dict], title: str, kind: str, value: Callable, x: str, **more) -> Markup:
     """A value of all lines of a kind, a curve for each run. Epochs that were sampled under templates are shaded."""
 
-    def said(line: dict) -> float | None:
+    def number_in(line: dict) -> float | None:
         try:
             return value(line)
         except (KeyError, TypeError):
             return None  # an older version did not write that down, or it was not finite, for which null stands
 
-    curves = [(run["name"], [(at[x], said(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
+    curves = [(run["name"], [(at[x], number_in(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
     bands = [
         (i, a[x], b[x], f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates")
         for i, run in enumerate(runs)

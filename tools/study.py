@@ -100,7 +100,7 @@ def check_options(file: Path, study: Study, names: list[str]) -> None:
         except SystemExit:  # of tyro
             raise UserError(f"{file}, variant {name}: {first_words(said.getvalue())}") from None
         except UserError:
-            pass  # told by the run itself, beside which the others go on
+            pass  # its runs say so and fail; those of the other variants go on
 
 
 def first_words(said: str) -> str:

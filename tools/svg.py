@@ -93,7 +93,7 @@ def chart(
         right = LEFT + (RIGHT - LEFT) * (x - across[0]) / (across[-1] - across[0])
         return f"{right:.1f}", f"{BOTTOM + (TOP - BOTTOM) * (y - up[0]) / (up[-1] - up[0]):.1f}"
 
-    # The bands of several runs lie upon each other. Together they must not hide the curves; nor numbers each other.
+    # The bands of several runs lie upon each other: the more runs, the fainter, or they would hide the curves.
     bands, jumps = list(bands), list(jumps)
     opacity = min(0.13, 0.26 / max(1, len({i for i, *_ in bands})))
     shaded = []
