@@ -872,6 +872,12 @@ def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_pa
     assert f"{files[0]}  greedy" in said  # a long name keeps its distance
 
 
+def test_eval_refuses_a_file_of_too_long_questions_before_it_has_measured_another(capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "measure", pytest.fail)
+    files = ["--data", *(str(ROOT / "tiny" / name) for name in ("hard.jsonl", "ood.jsonl"))]
+    assert "ood: no question fits into --max-prompt-tokens 18" in refused(capsys, *files, "--max-prompt-tokens", "18")
+
+
 def test_eval_grades_as_training_does(tiny_policy, monkeypatch):
     """A puzzle by its own scorer, and a copy of the question as no answer."""
     puzzle = Question("puzzle", "Name a word that rhymes with cat.", "hat", score=lambda answer: float(answer == "bat"))

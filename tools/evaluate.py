@@ -18,7 +18,7 @@ import tyro
 import grpo
 import verify
 from gepa_loop import apply_template
-from support.data import Question, labelled, load_questions
+from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError
 from support.seams import as_option
 from tools.cli import given
@@ -167,15 +167,18 @@ def evaluate(
         dtype=dtype, engine=engine, vllm_memory=vllm_memory, sample_batch=sample_batch, threads=threads,
     )  # fmt: skip
     policy = grpo.load_policy(cfg, adapter=adapter or None)
+
+    def prompt(question: Question) -> list[int]:
+        return grpo.chat_ids(policy, apply_template(template, question.text))
+
+    # All files, before the first is measured: one without a question that fits shows at once.
+    files = {
+        name: that_fit(name, questions, lambda question: len(prompt(question)), max_prompt_tokens)
+        for name, questions in files.items()
+    }
     results = []
     for name, questions in files.items():
-        contexts = [grpo.chat_ids(policy, apply_template(template, question.text)) for question in questions]
-        kept = [i for i, context in enumerate(contexts) if len(context) <= max_prompt_tokens]
-        if len(kept) < len(contexts):
-            print(f"{name}: {len(contexts) - len(kept)} questions are longer than {max_prompt_tokens} tokens: left out")
-        if not kept:
-            raise UserError(f"{name}: no question fits into --max-prompt-tokens {max_prompt_tokens}")
-        contexts, questions = [contexts[i] for i in kept], [questions[i] for i in kept]
+        contexts = [prompt(question) for question in questions]
         results += [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed, reward)]
     print_table(results)
     if out:
