@@ -190,12 +190,14 @@ def evaluate(
 
 def check_out(out: str, data: tuple[str, ...]) -> None:
     """Refuse a file that cannot be written, before hours of sampling for it; and the questions themselves."""
-    if out and Path(out).resolve() in [Path(path).resolve() for path in data]:
+    if not out:
+        return
+    if Path(out).resolve() in [Path(path).resolve() for path in data]:
         raise UserError(f"--out {out}: one of the files of --data, which it would write over; name another file")
-    folder = Path(out or ".").absolute().parent
-    if out and not folder.is_dir():
+    folder = Path(out).absolute().parent
+    if not folder.is_dir():
         raise UserError(f"--out {out}: there is no folder {folder}; make it first")
-    if out and (Path(out).is_dir() or not os.access(folder, os.W_OK)):
+    if Path(out).is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"--out {out}: cannot be written; name a file in a folder of yours")
 
 

@@ -9,6 +9,7 @@ them is imported where it is used.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from dataclasses import dataclass
@@ -243,17 +244,15 @@ def fitting_batch(cfg, parts: dict[str, float], over: float) -> int:
 
 def main(argv: list[str]) -> None:
     """`p2o.py fit`: a run's options, and `--card-gb 16` for another card than the one at hand (24 if there is none)."""
-    card = None
-    argv = [part for text in argv for part in (text.split("=", 1) if text.startswith("--card-gb=") else [text])]
-    if "--card-gb" in argv:
-        i = argv.index("--card-gb")
-        size, argv = "".join(argv[i + 1 : i + 2]), argv[:i] + argv[i + 2 :]
-        if not re.fullmatch(r"\d*\.?\d+", size) or not float(size):
-            raise UserError(f"--card-gb {size}: the GiB of a card's memory, for instance 24")
-        card = float(size) * GIB
     from tools import cli
 
-    say(cli.parse_config(argv), card)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--card-gb", nargs="?", const="")
+    ours, others = parser.parse_known_args(argv)
+    size = ours.card_gb
+    if size is not None and not (re.fullmatch(r"\d*\.?\d+", size) and float(size)):
+        raise UserError(f"--card-gb {size}: the GiB of a card's memory, for instance 24")
+    say(cli.parse_config(others), float(size) * GIB if size else None)
 
 
 def say(cfg, card: float | None = None) -> None:
