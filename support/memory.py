@@ -71,7 +71,7 @@ def longest_sequence(cfg) -> int:
     if cfg.reflection_prompt:
         from support.reflection import read_wording  # here, for gepa may be missing where only a card is measured
 
-        words += len(read_wording(cfg.reflection_prompt, "").encode())  # no tokenizer makes more tokens than bytes
+        words += len(read_wording(cfg.reflection_prompt, "").encode())  # a token has at least a byte
     return max(rollout, cfg.max_prompt_tokens + quoted + cfg.reflection_tokens + words)
 
 

@@ -45,7 +45,7 @@ def given(argv: list[str], option: str) -> str:
 def refuse_lists_given_twice(argv: list[str]) -> None:
     """Of `--eval-data a --eval-data b` tyro takes b alone, without a word.
 
-    It asks for what a user has typed: of two programs' options put together (real/demo.py) the later are to win.
+    `argv` is what the user typed. (real/demo.py puts options of its own in front, over which the user's are to win.)
     """
     names = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
     for option in LISTS:

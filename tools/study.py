@@ -399,9 +399,11 @@ def result_of(folder: Path) -> dict:
             f"{folder}: metrics.jsonl has lost epochs that summary.json knows; put it back, or remove the folder, and "
             "the run is done again"
         )
-    inputs = read_json(folder / "inputs.json") if (folder / "inputs.json").exists() else {}
-    made_on = {"made_on": {name: inputs[name] for name in ("data", "base_model")}} if "data" in inputs else {}
-    return {name: summary[name] for name in kept} | {"curve": curve} | made_on
+    result = {name: summary[name] for name in kept} | {"curve": curve}
+    inputs = folder / "inputs.json"
+    if inputs.exists():
+        result["made_on"] = {name: read_json(inputs).get(name) for name in ("data", "base_model")}
+    return result
 
 
 def results_of(study_file: Path) -> Path:
