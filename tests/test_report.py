@@ -878,6 +878,15 @@ def test_eval_refuses_a_file_of_too_long_questions_before_it_has_measured_anothe
     assert "ood: no question fits into --max-prompt-tokens 18" in refused(capsys, *files, "--max-prompt-tokens", "18")
 
 
+def test_eval_that_is_stopped_has_told_what_it_had_measured(tmp_path, capsys, monkeypatch):
+    row = {"metric": "greedy", "value": 0.5, "low": 0.4, "high": 0.6, "questions": 100, "truncated": 0.0}
+    monkeypatch.setattr(evaluate, "measure", Mock(side_effect=[[row], KeyboardInterrupt]))
+    files = ["--data", *(str(ROOT / "tiny" / name) for name in ("hard.jsonl", "ood.jsonl"))]
+    assert p2o.main(["eval", "--model", MODEL, *files, "--out", str(tmp_path / "out.json")]) == 130
+    assert "hard        greedy        0.500   0.400 - 0.600" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["results"] == [{"data": "hard"} | row]
+
+
 def test_eval_grades_as_training_does(tiny_policy, monkeypatch):
     """A puzzle by its own scorer, and a copy of the question as no answer."""
     puzzle = Question("puzzle", "Name a word that rhymes with cat.", "hat", score=lambda answer: float(answer == "bat"))

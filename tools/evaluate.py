@@ -176,16 +176,19 @@ def evaluate(
         name: that_fit(name, questions, lambda question: len(prompt(question)), max_prompt_tokens)
         for name, questions in files.items()
     }
-    results = []
-    for name, questions in files.items():
+    settings = {name: getattr(cfg, name) for name in TRAINED_AS if hasattr(cfg, name)}
+    settings |= {"adapter": adapter, "template": template, "question_suffix": question_suffix, "reward": reward}
+    settings |= {"samples": samples, "seed": seed}
+    results, width = [], max(12, *[len(name) + 2 for name in files])
+    print(f"{'data':<{width}}{'metric':<12}{'value':>7}   {'95 % interval':<16}{'questions':>9}{'cut off':>9}")
+    for name, questions in files.items():  # each file's numbers as soon as they are there: the next may take hours
         contexts = [prompt(question) for question in questions]
-        results += [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed, reward)]
-    print_table(results)
-    if out:
-        settings = {name: getattr(cfg, name) for name in TRAINED_AS if hasattr(cfg, name)}
-        settings |= {"adapter": adapter, "template": template, "question_suffix": question_suffix, "reward": reward}
-        settings |= {"samples": samples, "seed": seed}
-        Path(out).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+        rows = [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed, reward)]
+        print_rows(rows, width)
+        results += rows
+        if out:
+            record = json.dumps({"settings": settings, "results": results}, indent=1)
+            Path(out).write_text(record + "\n", encoding="utf-8")
 
 
 def check_out(out: str, data: tuple[str, ...]) -> None:
@@ -243,12 +246,10 @@ def measure(
     return rows
 
 
-def print_table(rows: list[dict]) -> None:
-    width = max(12, *[len(r["data"]) + 2 for r in rows])
-    print(f"{'data':<{width}}{'metric':<12}{'value':>7}   {'95 % interval':<16}{'questions':>9}{'cut off':>9}")
+def print_rows(rows: list[dict], width: int) -> None:
     for r in rows:
         span, name = f"{r['low']:.3f} - {r['high']:.3f}", f"{r['data']:<{width}}{r['metric']:<12}"
-        print(f"{name}{r['value']:>7.3f}   {span:<16}{r['questions']:>9}{r['truncated']:>9.1%}")
+        print(f"{name}{r['value']:>7.3f}   {span:<16}{r['questions']:>9}{r['truncated']:>9.1%}", flush=True)
 
 
 def trained_as(adapter: str) -> dict[str, object]:
