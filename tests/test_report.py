@@ -433,6 +433,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         ("summary.json", "{}", "summary.json: it has no 'seconds'"),
         ("metrics.jsonl", '{"kind": "x"}\ngarbage\n', "metrics.jsonl, line 2: damaged"),
         ("metrics.jsonl", '{"kidn": "x"}\n', "metrics.jsonl, line 1: it has no 'kind'"),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": 1}\n', "metrics.jsonl, line 1: it has no 'rollouts'"),
         ("transcripts.jsonl", "12\n", "transcripts.jsonl, line 1: damaged"),
         ("transcripts.jsonl", '{"epoch": 1}\n', "transcripts.jsonl, line 1: it has no 'id'"),
         ("templates/epoch-1.json", "{}", "epoch-1.json: it has no 'candidates'"),

@@ -34,6 +34,7 @@ PAGE = Path(__file__).resolve().parent / "page"
 MAX_TRANSCRIPTS = 240  # of a run in the page; transcripts.jsonl has them all
 RELOAD_SECONDS = 20  # a browser loads the page of a run that goes on anew so often
 EVOLUTION = ("candidates", "parents", "chosen", "dev_scores", "metric_calls", "stopped_early")  # what the page shows
+EPOCH = ("epoch", "rollouts", "gepa_calls", "accuracy")
 TRANSCRIPT = ("epoch", "id", "question", "reference", "template", "response", "reward")
 MIN_CHANGE = 0.05  # of an accuracy, for the verdict to say that it rose or fell
 
@@ -86,6 +87,7 @@ def parsed(text: str, where: str, needed: Sequence[str]) -> dict:
         found = None
     if not isinstance(found, dict):
         raise UserError(f"{where}: damaged, no JSON object is there; mend or remove it, or leave this run out")
+    needed = [*needed, *(EPOCH if found.get("kind") == "epoch" else ())]
     if lacking := [name for name in needed if name not in found]:
         raise UserError(f"{where}: it has no {lacking[0]!r}; mend or remove it, or leave this run out")
     return found
