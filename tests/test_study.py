@@ -185,6 +185,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_
         ("seeds = [0]\n[variants.a]\nseed = 4", [], "variant a: `seed` is set by the study itself"),
         ("seeds = [0]\n[variants.a]\nepoch = 4", [], "variant a: Unrecognized options: --epoch, 4"),
         ('seeds = [0]\n[variants.a]\nmethod = "gpro"', [], "invalid choice 'gpro' for argument '--method'"),
+        ("seeds = [0]\neval_data = []\n[variants.a]", [], "variant a: `eval_data` is empty; a study compares held-out"),
         ("seeds = [0]\n[variants.a]\nepochs = 1.5", [], "bad.toml, variant a: "),
         ("seeds = [0]\n[variants.a]\nname = '\udce9'", [], "not TOML"),  # a byte that is no UTF-8
     ],

@@ -96,11 +96,13 @@ def check_options(file: Path, study: Study, names: list[str]) -> None:
                 raise UserError(f"{file}, variant {name}: `{ours}` is set by the study itself; leave it away")
         try:
             with contextlib.redirect_stderr(io.StringIO()) as said:
-                cli.parse_config(as_arguments(study.variants[name]))
+                cfg = cli.parse_config(as_arguments(study.variants[name]))
         except SystemExit:  # of tyro
             raise UserError(f"{file}, variant {name}: {first_words(said.getvalue())}") from None
         except UserError:
-            pass  # its runs say so and fail; those of the other variants go on
+            continue  # its runs say so and fail; those of the other variants go on
+        if not cfg.eval_data:
+            raise UserError(f"{file}, variant {name}: `eval_data` is empty; a study compares held-out accuracies")
 
 
 def first_words(said: str) -> str:
