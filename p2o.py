@@ -49,7 +49,7 @@ from support.gepa_glue import TextLimits, leave_out_long_templates, text_limits
 from support.memory import adamw, longest_sequence
 from support.messages import need_system_role
 from support.reflection import read_wording, teacher
-from support.run import RUNS, Run, seed_for
+from support.run import RUNS, Run, folder_below, seed_for
 from support.seams import check_variants, variant
 from support.settings import QWEN3, at_least, require
 
@@ -214,7 +214,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
+        return folder_below(self.runs, self.name or f"{self.preset}-{self.method}-seed{self.seed}")
 
     def __post_init__(self) -> None:
         super().__post_init__()  # what the other groups of options require

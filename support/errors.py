@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what one file may hold
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
-NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR)  # a text where a file's name is wanted; a folder that is a file
+# A text where a file's name is wanted; a file where a folder is wanted; a folder where a file is wanted.
+NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
 
 class UserError(Exception):
@@ -54,7 +55,7 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
         return 128 + 13  # as of a program that SIGPIPE ends: `p2o.py --help | head`
     except OSError as error:
         if error.errno in NO_PATH:
-            return say(f"{str(error.filename)[:60]}: no file can be called so ({error.strerror})")
+            return say(f"{str(error.filename)[:200]}: cannot be opened as a file ({error.strerror})")
         if error.errno not in FULL + FORBIDDEN:
             raise
         if error.errno == errno.EFBIG:

@@ -65,8 +65,12 @@ def longest_sequence(cfg) -> int:
     if cfg.method == "grpo" or cfg.reflection == "teacher" or cfg.reflection_model:
         return rollout
     quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + min(cfg.reflection_quote, cfg.max_response_tokens))
-    reflection = cfg.max_prompt_tokens + quoted + cfg.reflection_tokens + 512  # its own words, and the feedback
-    return max(rollout, reflection)
+    words = 512  # of the prompt itself, and of the feedback
+    if cfg.reflection_prompt:
+        from support.reflection import read_wording  # here, for gepa may be missing where only a card is measured
+
+        words += len(read_wording(cfg.reflection_prompt, "").encode())  # a token has at least a byte
+    return max(rollout, cfg.max_prompt_tokens + quoted + cfg.reflection_tokens + words)
 
 
 def padded(values: list[float | list[float]], lengths: list[int], device: torch.device | str = "cpu") -> torch.Tensor:

@@ -28,6 +28,14 @@ PLACES, INPUTS = ("runs", "name"), ("train_data", "eval_data", "model")  # where
 GROWING_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # a checkpoint holds how long they were
 
 
+def folder_below(runs: str, name: str) -> Path:
+    """The folder of that name in `runs`. `--name ..` would put a run's files beside whatever else is there."""
+    folder = Path(runs, name)
+    if Path(os.path.abspath(runs)) not in Path(os.path.abspath(folder)).parents:
+        raise UserError(f"--name {name}: leads out of {runs}; give a name, and another folder with --runs")
+    return folder
+
+
 def seed_for(cfg, *what: object) -> int:
     """A seed of its own for every draw of a run, from the run's seed: so no generator's state has to be kept."""
     return int.from_bytes(hashlib.sha256(repr((cfg.seed, *what)).encode()).digest()[:6])

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -665,6 +666,13 @@ def refused(capsys, *argv):
         (["--teacher-max-calls", "0"], "--teacher-max-calls 0: at least 1"),
         (["--teacher-max-tokens", "0"], "--teacher-max-tokens 0: at least 1"),
         (["--eval-data", "a/test.jsonl", "a/test.jsonl"], "a/test.jsonl: given twice"),
+        (["--eval-data", "a", "--eval_data=b"], "--eval-data is given twice, and the second would replace the first"),
+        (["--name", ".."], "--name ..: leads out of "),
+        (["--name", "."], "--name .: leads out of "),
+        (["--name", "a/../../b"], "--name a/../../b: leads out of "),
+        (["--name", "/tmp/run"], "--name /tmp/run: leads out of "),
+        (["--train-data", str(ROOT / "docs")], "docs: no plain file"),
+        (["--reflection-prompt", str(ROOT / "docs")], "docs: cannot be read"),
         (["--gepa-tokens", "-1"], "--gepa-tokens -1"),
         (["--gepa-seed-template", "Add." * 300], "--gepa-seed-template: it has "),
         (["--soft-clip", "--no-ratio-mask"], "soft clip is a ratio mask"),
@@ -916,6 +924,8 @@ def test_a_demo_that_was_stopped_goes_on_where_it_was(monkeypatch, tmp_path):
     cli.demo(["--runs", str(tmp_path)])
     assert trained[2:] == [("demo-3/grpo", False), ("demo-3/p2o", False)]
     (tmp_path / "m\u00b2-\u00b2").mkdir()  # a digit, and no number to count on from
+    with pytest.raises(UserError, match="--name ../m: leads out of"):
+        cli.demo(["--runs", str(tmp_path / "runs"), "--name", "../m"])
     cli.demo(["--runs", str(tmp_path), "--name", "m\u00b2-\u00b2"])
     assert trained[4:] == [("m\u00b2-\u00b2-2/grpo", False), ("m\u00b2-\u00b2-2/p2o", False)]
 
