@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
