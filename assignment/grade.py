@@ -135,6 +135,8 @@ FIGURES_OF = {
         "templates of each": "G templates for each question, with either option, too.",
         "one more": "A question too many: those of dev_ids and train_ids get templates, and none does without a cover.",
         "same again": "The same rng state must give the same draws: draw from `rng` and from nothing else.",
+        "train questions differ": "Each question has draws of its own, with cfg.one_template_per_group, too: draw anew "
+        "for the next question.",
         "others": "Another rng gives other draws: draw from `rng`, not in turn, nor from a generator of your own.",
         "shares": "Right pools, wrong shares: rng.choices, with evolution.weights of the pool's members.",
         "groups of one template": "G draws for each question, one for each rollout, and anew for the next question; a "
