@@ -383,9 +383,12 @@ def loops(rng: random.Random) -> Iterator[Case]:
     few = [
         [f"q{n}", reward] for n, group in enumerate(((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1))) for reward in group
     ]
-    mixed = rng.sample([*few, ["q5", 0.5], ["q5", 0.25], ["q6", 0.75], ["q6", 0.5]], 16)
+    few += [["q5", 0.5], ["q5", 0.25], ["q6", 0.75], ["q6", 0.5]]
+    few += [[name, reward] for name, group in (("q7", (-1, 1, 1)), ("q8", (-1, 1, 0))) for reward in group]
+    mixed = rng.sample(few, len(few))
     for near in (True, False):
-        hint = "One id for each group whose rewards sum to 0, or to at most 1 with cfg.near_hard; in the groups' order."
+        hint = "One id for each group whose rewards sum to 0, or to at most 1 with cfg.near_hard, in the groups' order."
+        hint += " A reward below 0 counts as 0."
         yield f"hard questions, near_hard={near}", "mine_hard", {"rewards": mixed, "options": {"near_hard": near}}, hint
     yield from groups(rng)
     yield from runs(rng)

@@ -396,6 +396,10 @@ MISTAKES = [
         "Near-hard questions count whatever cfg.near_hard says.",
     ),
     Mistake(
+        8, "p2o.py", "sum(max(rollout.reward, 0.0) for", "sum(rollout.reward for",
+        "A reward below 0 cancels a success: it counts as 0.",
+    ),
+    Mistake(
         8, "p2o.py", "for rollout in group) <= most_successes", "for rollout in group) == most_successes",
         "Exactly that many successes are too few questions: up to that many.",
     ),
