@@ -58,6 +58,8 @@ FIGURES = {
     "templated": "Hard questions are sampled under state.templates, which each epoch's first batch replaces: by what "
     "evolve_templates gives, or by {} for GRPO.",
     "gepa_calls": "Templates are evolved at an epoch's first batch, on last epoch's hard questions, for P2O only.",
+    "metric_calls": "Another search: evolve_templates gets last epoch's hard questions (those that by_id has) in the "
+    "order of state.hard, and `epoch` as it is, from 0.",
     "masked": "grpo.score_old finds old log-probs and token weights: once, before the first update of a batch.",
     "old_logprobs": "grpo.score_old comes once, before the first update: what was distilled needs its bare log-probs.",
     "token_weight": "grpo.score_old weighs the tokens of what was distilled, before the first update.",
@@ -149,6 +151,9 @@ FIGURES_OF = {
         "trained_context": "Trained is grpo.chat_ids(policy, question.text); without cfg.distill the sampled context.",
         "response_ids": "Right contexts, other responses: one call of grpo.sample for all of them, with seed=seed.",
         "reward": "Those of one call verify.judge_of(cfg.reward)(texts, bare questions, truncated), as they are.",
+        "well_formed": "What the verdict says: a Rollout's own default is True.",
+        "old_logprobs": "Leave old_logprobs as it is: grpo.score_old fills it in, where it has to.",
+        "token_weight": "Leave token_weight as it is: grpo.score_old fills it in, where it has to.",
         "advantage": "Of each group grpo.advantages_of(group, cfg, batch=rollouts, policy=policy, questions=questions)"
         ", when all rollouts are there.",
     },
