@@ -266,29 +266,40 @@ IN_COMMON = {
 }
 
 
+def has_another_shape(call: str, message: str) -> bool:
+    """Does this difference tell of a list in place of a number, of another length, or of another type?
+
+    >>> [has_another_shape("surrogate", f"[0]: expected 1, got {got}") for got in ("[1.0]", "2")]
+    [True, False]
+    """
+    if "ValueError" in message:
+        return False
+    # In part 6 lists are pools, and their length is no shape.
+    shape = r"expected '.*', got -?\d" if call == "assign_templates" else r"\(how many\)|got \[|expected \["
+    kind = r"expected (True|False), got -?\d|expected -?\d\S*, got (True|False)$|got 'Tensor'$"
+    return re.search(f"{shape}|{kind}", message) is not None
+
+
 def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
     """The known mistake that gives just this answer; else what its shape should be, what all wrong numbers have in
     common, what the first wrong figure says, or the case's own hint."""
+    call = case["call"]
     for hint, output in mistaken:
         if difference(output, got, case["tol"]) is None:
             return hint
-    figures = FIGURES_OF.get(case["call"], {})
-    names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
-    # A list in place of a number, or of another length; in part 6 lists are pools, and their length is no shape.
-    other_shape = (
-        r"\(how many\)|got \[|expected \[" if case["call"] != "assign_templates" else r"expected '.*', got -?\d"
-    )
-    other_type = r"expected (True|False), got -?\d|expected -?\d\S*, got (True|False)$|got 'Tensor'$"
-    if case["call"] in SHAPES and re.search(f"{other_shape}|{other_type}", message) and "ValueError" not in message:
-        return SHAPES[case["call"]]
-    if case["call"] in IN_COMMON:
-        have_it_in_common, hint = IN_COMMON[case["call"]]
+    if call in SHAPES and has_another_shape(call, message):
+        return SHAPES[call]
+    if call in IN_COMMON:
+        have_it_in_common, hint = IN_COMMON[call]
         wanted, given = (
             numbers_in(value["logprobs"] if isinstance(value, dict) and "logprobs" in value else value)
             for value in (case["expected"], got)
         )
         if given and len(given) == len(wanted) and have_it_in_common(wanted, given, case["tol"]):
             return hint
+    # The message begins with the path to the first wrong figure; the last name in it that is known says most.
+    figures = FIGURES_OF.get(call, {})
+    names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
     return next((figures[name] for name in reversed(names) if name in figures), case["hint"])
 
 
