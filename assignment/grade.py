@@ -434,6 +434,8 @@ def where_it_failed(error: str, trace: str) -> str:
     'KeyError at line 12 of p2o.py'
     """
     name = error.partition(":")[0]
+    if name == "ValueChanged":  # by calls.py
+        return f"{name}: an input was changed in place, by pop, += or the like: it belongs to the caller"
     known = isinstance(getattr(builtins, name, None), type)
     places = re.findall(r'File "[^"\n]{1,200}/(p2o|adapters)\.py", line ([0-9]{1,5}), in', trace)
     at = f" at line {places[-1][1]} of {places[-1][0]}.py" if places else ""

@@ -250,12 +250,15 @@ def test_what_no_check_has_to_do_with_is_said_instead_of_the_checks_hint(error, 
     assert said in hint and case["hint"] not in hint
 
 
-def test_all_that_an_advantage_may_ask_for_has_to_be_handed_on(grader, tmp_path):
+def test_what_an_advantage_may_ask_for_is_handed_on_and_templates_stay_the_callers(grader, tmp_path):
     asked = [case for case in grader.cases if case["name"] == "rollouts, another advantage"]
     grader = grade.Grader(grader.process, asked, grader.mistaken, grader.below)
     files = changed("p2o.py", "batch=rollouts, policy=policy, ", "batch=rollouts, ")
     (outcome,) = grader.grade(submission(tmp_path / "student", files), (8,))[8]
     assert not outcome["passed"] and "policy=" in outcome["hint"]
+    files = changed("p2o.py", "templates.get(", "templates.pop(")
+    (outcome,) = grader.grade(submission(tmp_path / "another", files), (8,))[8]
+    assert outcome["hint"].startswith("an input was changed in place")
 
 
 def test_a_report_says_nothing_twice():
