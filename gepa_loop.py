@@ -227,7 +227,7 @@ def split_hard_set(
     >>> len(train), len(dev)
     (6, 6)
     """
-    require(len(hard) >= 2, f"prompt evolution on {len(hard)} hard questions: it shows one, and another one scores")
+    require(len(hard) >= 2, f"prompt evolution needs 2 hard questions, to reflect on and score with; got {len(hard)}")
     # At random, or the dev set would hold the questions of the first batches only. With few hard questions both parts
     # get half: a dev set of 300 and a train part of 2 would leave reflection nothing to see.
     shuffled = rng.sample(list(hard), len(hard))

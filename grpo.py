@@ -37,7 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from support import fast, pretrained, proofs
 from support.memory import LossScale, halve_when_out_of_memory, micro_batches, padded
 from support.messages import as_messages, encode_chat, response_texts
-from support.seams import checked_advantages, variant
+from support.seams import variant
 from support.settings import Settings, at_least, require
 
 TINY = Path(__file__).resolve().parent / "tiny"
@@ -187,7 +187,7 @@ def advantages_of(group: list[Rollout], cfg: UpdateConfig, **available) -> list[
     """
     own_advantage = variant("advantage", cfg, default=None, **available)
     if own_advantage:
-        return checked_advantages(cfg.advantage, own_advantage(group), group)
+        return own_advantage(group)
     rewards = torch.tensor([r.reward for r in group])
     return group_advantages(rewards, len(group), cfg.scale_by_std).tolist()
 
@@ -538,16 +538,12 @@ def _decode(policy: Policy, contexts, uniform, temperature: float, length: int) 
 
     uniform: [responses, length], the numbers that the tokens are drawn by; None decodes greedily.
     """
-    # Prefill. The G rollouts of a question share its context, so each of the C distinct contexts goes through the model
-    # once. They are padded on the left, so that all end in the last column, where the first token is predicted.
-    row_of_context = {context: row for row, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
-    ids, mask = fast.padded_on_the_left(list(row_of_context), policy.device)  # [C, W]
+    # Prefill. The G rollouts of a question share its context, so each distinct context goes through the model once.
+    ids, mask, positions, context_rows = fast.each_context_once(contexts, policy.device)  # [C, W] each, [B]
     cache = fast.roomy_cache(policy.model.config)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # a context begins at 0, however much padding is in front
     logits = fast.next_token_logits(policy.model, ids, mask, positions, cache)  # [C, V]
 
     # Expand. From here on a row of the batch is a response; it starts from a copy of its context's keys and values.
-    context_rows = torch.tensor([row_of_context[tuple(context)] for context in contexts], device=policy.device)  # [B]
     logits = logits[context_rows]  # [B, V]
     cache.reorder_cache(context_rows)
     read_on = fast.step_for(policy.model, cache, mask[context_rows], length)

@@ -49,7 +49,7 @@ from support.gepa_glue import TextLimits, leave_out_long_templates, text_limits
 from support.memory import adamw, longest_sequence
 from support.messages import need_system_role
 from support.reflection import read_wording, teacher
-from support.run import RUNS, Run, seed_for
+from support.run import RUNS, Run, folder_below, seed_for
 from support.seams import check_variants, variant
 from support.settings import QWEN3, at_least, require
 
@@ -60,8 +60,7 @@ def train(cfg: Config) -> dict:
     # What stands behind `# --- solution: part N ---` is taken out for the students of the course in assignment/.
     run = Run(cfg)
     policy, optimizer, questions, held_out = prepare(cfg)
-    # A new State. With --resume it is the newest checkpoint's, whose adapter and optimizer are loaded. The data must be
-    # the same as when the run was started.
+    # A new State; with --resume that of the newest checkpoint, whose adapter and optimizer are loaded, too.
     state = run.resume(State(), policy.model, optimizer, {"training data": questions} | held_out)
     by_id = {question.id: question for question in questions}
     batches = math.ceil(len(questions) / cfg.questions_per_batch)  # of an epoch, enough to ask every question once
@@ -215,7 +214,7 @@ class Config(gepa_loop.EvolutionConfig, grpo.UpdateConfig, grpo.PolicyConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs) / (self.name or f"{self.preset}-{self.method}-seed{self.seed}")
+        return folder_below(self.runs, self.name or f"{self.preset}-{self.method}-seed{self.seed}")
 
     def __post_init__(self) -> None:
         super().__post_init__()  # what the other groups of options require
@@ -464,9 +463,7 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
     questions, held_out = load_data(cfg, verify.unparseable)
     # A reward function of the user's own is tried on one made-up response: better now than after an hour of sampling.
     verify.judge_of(cfg.reward)(["\\boxed{0}"], questions[:1], [False])
-    needed = cfg.hard_set_min if cfg.method == "p2o" else 1
-    if needed > len(questions):
-        raise UserError(f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
+    refuse_too_few(questions, cfg)
     # What has been read so far is cheap. Loading the model is not, so it comes after all that can be refused before it.
     policy = grpo.load_policy(cfg, seed=cfg.seed, longest_sequence=longest_sequence(cfg))
     if cfg.gepa_system:
@@ -479,13 +476,20 @@ def prepare(cfg: Config) -> tuple[grpo.Policy, torch.optim.Optimizer, list[Quest
 
     # Too long a question is left out and counted. Cut short, it would be another question.
     limit = cfg.max_prompt_tokens
-    questions = that_fit(cfg.train_data, questions, prompt_length, limit, needed)
+    questions = that_fit(cfg.train_data, questions, prompt_length, limit)
+    refuse_too_few(questions, cfg)
     held_out = {name: that_fit(name, asked, prompt_length, limit) for name, asked in held_out.items()}
     if cfg.gepa_seed_template:
         limits_beside(questions, policy, cfg).require_room_for_seed(cfg.gepa_seed_template)
     optimizer = adamw(policy.trainable, cfg.learning_rate)
     print(f"{cfg.method}: {len(questions)} questions, {cfg.epochs} epochs, G = {cfg.group_size} -> {cfg.folder}")
     return policy, optimizer, questions, held_out
+
+
+def refuse_too_few(questions: list[Question], cfg: Config) -> None:
+    """UserError if there are fewer questions than a prompt evolution needs hard ones."""
+    enough = cfg.method == "grpo" or len(questions) >= cfg.hard_set_min
+    require(enough, f"--hard-set-min {cfg.hard_set_min}: no template is ever evolved on {len(questions)} questions")
 
 
 def main(argv: list[str]) -> int:

@@ -5,6 +5,7 @@ Each function takes the student's `adapters` and the inputs of one call, and ret
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -37,14 +38,19 @@ def tensors(inputs: dict) -> dict:
 # -------------------------------------------------------------------------------------------------------- parts 1 to 3
 
 
-def called(function, inputs: dict):
-    """What a function gives for these tensors, which are the caller's: they must come out as they went in."""
-    before = {name: value.clone() for name, value in inputs.items() if hasattr(value, "clone")}
-    result = function(**inputs)
-    changed = [name for name, value in before.items() if not value.equal(inputs[name])]
+def called(ask, **inputs):
+    """What `ask()` gives. The inputs it is given are the caller's: they must come out as they went in."""
+    before = copy.deepcopy(inputs)
+    result = ask()
+    changed = [name for name, value in before.items() if not is_as_before(value, inputs[name])]
     if changed:
-        raise ValueChanged(f"{', '.join(changed)} changed in place: += and the like write into the caller's tensor")
+        what = "+=, pop and the like write into what belongs to the caller"
+        raise ValueChanged(f"{', '.join(changed)} changed in place: {what}")
     return result
+
+
+def is_as_before(before, now) -> bool:
+    return before.equal(now) if hasattr(before, "equal") else before == now
 
 
 class ValueChanged(Exception):
@@ -57,7 +63,8 @@ class WrongKind(Exception):
 
 def numbers_of(function, inputs: dict) -> list:
     """The tensor that a function gives for these tensors, as lists."""
-    return numbers(called(function, tensors(inputs)))
+    given = tensors(inputs)
+    return numbers(called(lambda: function(**given), **given))
 
 
 def numbers(result) -> list:
@@ -84,7 +91,11 @@ def aggregate(student, **inputs):
 
 
 def log_importance_ratio(student, **inputs):
-    return numbers_of(student.log_importance_ratio, inputs)
+    """Under the mask: what stands behind a response counts nowhere."""
+    given = tensors(inputs)
+    log_ratio = called(lambda: student.log_importance_ratio(**given), **given)
+    numbers(log_ratio)
+    return (log_ratio * given["mask"]).tolist()
 
 
 def surrogate(student, **inputs):
@@ -107,7 +118,7 @@ def policy_loss(student, variants=False, gradient=True, **inputs):
     """Loss, metrics, and the gradient with respect to the new log-probs, unless it may be one or another (a tie)."""
     inputs = tensors(inputs) | ({"ratio": half_ratio, "loss": odd_loss} if variants else {})
     logprobs = inputs["logprobs"].requires_grad_()
-    loss, metrics = called(student.policy_loss, inputs)
+    loss, metrics = called(lambda: student.policy_loss(**inputs), **inputs)
     loss.backward()
     # A metric that is a tensor is shown as its type: the log cannot write it down.
     metrics = {k: v if isinstance(v, int | float) else type(v).__name__ for k, v in metrics.items()}
@@ -161,7 +172,11 @@ def token_logprobs(student, contexts, responses, seed, temperature, dropout=0.0)
     for layer in layers:
         layer.lora_dropout["default"] = torch.nn.Dropout(dropout)
     policy.model.train()
-    logprobs = student.token_logprobs(policy, contexts, responses)
+
+    def ask():
+        return student.token_logprobs(policy, contexts, responses)
+
+    logprobs = called(ask, contexts=contexts, responses=responses)
     numbers(logprobs)
     if logprobs.requires_grad:
         logprobs.square().sum().backward()
@@ -170,7 +185,7 @@ def token_logprobs(student, contexts, responses, seed, temperature, dropout=0.0)
             "no gradient reaches the adapter: detach, no_grad, item() or a switched-off adapter is in its way"
         )
     with torch.no_grad():
-        measured = student.token_logprobs(policy, contexts, responses)
+        measured = ask()
     gradients = [weight.grad.norm().item() for weight in policy.trainable]
     return {"logprobs": logprobs.tolist(), "gradients": gradients, "without gradients": measured.tolist()}
 
@@ -183,7 +198,11 @@ class NoGradient(Exception):
 
 
 def greedy_cover(student, dev_scores):
-    return list(student.greedy_cover(dev_scores))
+    chosen = list(called(lambda: student.greedy_cover(dev_scores), dev_scores=dev_scores))
+    kinds = sorted({type(k).__name__ for k in chosen if not isinstance(k, int)})
+    if kinds:
+        raise WrongKind(f"Indices of type {', '.join(kinds)}: a run writes them down as JSON, so make ints of them.")
+    return chosen
 
 
 def assign_templates(student, evolution, group_size, seed, options):
@@ -198,7 +217,7 @@ def assign_templates(student, evolution, group_size, seed, options):
         random.seed()  # the global generator is none of an assignment's business
         return student.assign_templates(evolution, group_size, random.Random(seed), cfg)
 
-    templates = assigned(found, seed)
+    templates = called(lambda: assigned(found, seed), evolution=found)
     if any(not isinstance(drawn, list | tuple) for drawn in templates.values()):
         kind = type(next(iter(templates.values()))).__name__
         raise WrongKind(f"A question gets a {kind} where a list of G templates is wanted.")
@@ -228,6 +247,7 @@ def facts_of(templates: dict[str, list[str]]) -> dict:
         "bare ones of each": sorted({drawn.count("") for drawn in groups}),
         "last one bare": bool(groups) and all(drawn[-1] == "" for drawn in groups),
         "groups of one template": fmean(len(set(drawn)) == 1 for drawn in groups) if groups else 0.0,
+        "train questions differ": len({tuple(drawn) for name, drawn in templates.items() if name[0] == "t"}) > 1,
     }
 
 
@@ -249,7 +269,7 @@ def grade_batch(student, calls=False, **inputs):
     """The grades, what explains the others first; with `calls`, whether the pairs were compared in one go."""
     comparisons = counted_comparisons() if calls else []
     order = ("extracted", "well_formed", "correct", "reward")
-    grades = [dataclasses.asdict(grade) for grade in student.grade_batch(**inputs)]
+    grades = [dataclasses.asdict(grade) for grade in called(lambda: student.grade_batch(**inputs), **inputs)]
     grades = [{name: grade[name] for name in order} for grade in grades]
     return {"grades": grades, "calls of same_answers": len(comparisons)} if calls else grades
 
@@ -289,7 +309,7 @@ def mine_hard(student, rewards, options):
     empty = {"response_ids": [1], "sampled_logprobs": [0.0], "truncated": False, "text": ""}
     empty |= {"sampled_context": [1], "trained_context": [1]}
     rollouts = [grpo.Rollout(question_id=name, reward=reward, **empty) for name, reward in rewards]
-    return list(student.mine_hard(rollouts, config(**options)))
+    return list(called(lambda: student.mine_hard(rollouts, config(**options)), rollouts=rollouts))
 
 
 def sample_groups(student, questions, templates, options, seed):
@@ -299,7 +319,8 @@ def sample_groups(student, questions, templates, options, seed):
     cfg = config(**options)
     asked = [Question(**question) for question in questions]
     policy = tiny_policy(seed, temperature=cfg.temperature, max_response_tokens=cfg.max_response_tokens)
-    rollouts = student.sample_groups(policy, asked, templates, cfg, seed)
+    given = {"questions": asked, "templates": templates}
+    rollouts = called(lambda: student.sample_groups(policy, asked, templates, cfg, seed), **given)
     first = ("question_id", "template", "sampled_context", "trained_context", "response_ids", "reward")
     fields = [dataclasses.asdict(rollout) for rollout in rollouts]
     names = dict.fromkeys([*first, *(fields[0] if fields else [])])
@@ -392,9 +413,10 @@ def reward(response: str, question) -> tuple[float, str, bool]:
     return float(right), f"That is {right}.", len(response) % 3 > 0
 
 
-def advantage(group: list, *, batch: list, questions: list) -> list[float]:
-    """Needs all that it may ask for: the rewards of the whole batch, and the number of its questions."""
-    return [rollout.reward - sum(other.reward for other in batch) / len(questions) for rollout in group]
+def advantage(group: list, *, batch: list, policy, questions: list) -> list[float]:
+    """Needs all that it may ask for: the rewards of the whole batch, the temperature, the number of questions."""
+    per_question = sum(other.reward for other in batch) / len(questions)
+    return [rollout.reward - policy.cfg.temperature * per_question for rollout in group]
 
 
 def select(order: list, history: dict, count: int, rng) -> list:

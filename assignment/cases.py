@@ -164,7 +164,7 @@ def whole_losses(rng: random.Random) -> Iterator[Case]:
     old[1], new[2][0], new[3][1] = list(new[1]), -40.0, -0.1
     old[3][1] = -31.0
     per_response = [round(rng.uniform(0.4, 2), 3) * sign for sign in (1, -1, -1, 1, -1)]
-    common = {"logprobs": new, "old_logprobs": old, "advantages": per_response, "mask": mask_of([5, 3, 4, 5, 2], size)}
+    common = {"logprobs": new, "old_logprobs": old, "advantages": per_response, "mask": mask_of([5, 3, 4, 5, 0], size)}
     settings = {"clip_low": 0.15, "clip_high": round(rng.uniform(0.25, 0.5), 3), "dual_clip": 2.5}
     weights = {"token_weight": matrix(rng, size, size, 0, 3)}
     hint = "Ratio, surrogate (a response's A belongs to each of its own tokens), times token_weight, aggregated with "
@@ -186,7 +186,7 @@ def whole_losses(rng: random.Random) -> Iterator[Case]:
     tie = exact | {"dual_clip": 1.0, "gradient": False}
     yield "a tie at the dual clip", "policy_loss", tie, "A loss of just -A c is not above it: a tie is no dual clip."
     replaced = "`ratio` and `loss` replace log_importance_ratio and surrogate; loss gets logprobs and mask, too."
-    yield "another ratio and loss", "policy_loss", common | settings | {"variants": True}, replaced
+    yield "another ratio and loss", "policy_loss", common | settings | weights | {"variants": True}, replaced
 
 
 # ---------------------------------------------------------------------------------------- part 3: template-ratio weight
@@ -266,16 +266,16 @@ def covers(rng: random.Random) -> Iterator[Case]:
 
 
 def assignments(rng: random.Random) -> Iterator[Case]:
-    # Candidates 1, 2 and 4 are the cover. Candidate 3 solves much and was not chosen. d5 is solved by nothing chosen:
+    # Candidates 0, 2 and 4 are the cover. Candidate 3 solves much and was not chosen. d5 is solved by nothing chosen:
     # its score below 0 (a --reward may be negative) is no success.
     # Some pool has shares that differ by 0.12 or more (the tolerance is half of that) from those of no weights, the
     # number of solved questions, the question's own scores, the first so many weights, or powers of the right ones.
-    scores = [[0] * 6, [0.2, 1, 0.2, 0.2, 1, 0], [1, 0, 0, 0, 0.5, 0], [1] * 6, [0.2, 0.2, 0, 0, 0, -0.04]]
+    scores = [[0.2, 1, 0.2, 0.2, 1, 0], [0] * 6, [1, 0, 0, 0, 0.5, 0], [1] * 6, [0.2, 0.2, 0, 0, 0, -0.04]]
     order = rng.sample(range(6), 6)
     names = rng.sample(["Add.", "Double.", "Count.", "Go on.", "Check."], 5)
     dev_scores = [[row[n] * rng.uniform(0.95, 1) for n in order] for row in scores]
     found = {"dev_scores": dev_scores, "candidates": names}
-    chosen = rng.choice([[1, 4, 2], [2, 1, 4], [2, 4, 1], [4, 1, 2], [4, 2, 1]])  # not in the candidates' order
+    chosen = rng.choice([[0, 4, 2], [2, 0, 4], [2, 4, 0], [4, 0, 2], [4, 2, 0]])  # not in the candidates' order
     found |= {"chosen": chosen, "dev_ids": [f"d{n}" for n in order], "train_ids": ["t0", "t1"]}
     many = found | {"train_ids": [f"t{n}" for n in range(1000)]}
     none = found | {"chosen": []}
@@ -383,9 +383,12 @@ def loops(rng: random.Random) -> Iterator[Case]:
     few = [
         [f"q{n}", reward] for n, group in enumerate(((0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1))) for reward in group
     ]
-    mixed = rng.sample([*few, ["q5", 0.5], ["q5", 0.25], ["q6", 0.75], ["q6", 0.5]], 16)
+    few += [["q5", 0.5], ["q5", 0.25], ["q6", 0.75], ["q6", 0.5]]
+    few += [[name, reward] for name, group in (("q7", (-1, 1, 1)), ("q8", (-1, 1, 0))) for reward in group]
+    mixed = rng.sample(few, len(few))
     for near in (True, False):
-        hint = "One id for each group whose rewards sum to 0, or to at most 1 with cfg.near_hard; in the groups' order."
+        hint = "One id for each group whose rewards sum to 0, or to at most 1 with cfg.near_hard, in the groups' order."
+        hint += " A reward below 0 counts as 0."
         yield f"hard questions, near_hard={near}", "mine_hard", {"rewards": mixed, "options": {"near_hard": near}}, hint
     yield from groups(rng)
     yield from runs(rng)

@@ -58,6 +58,8 @@ FIGURES = {
     "templated": "Hard questions are sampled under state.templates, which each epoch's first batch replaces: by what "
     "evolve_templates gives, or by {} for GRPO.",
     "gepa_calls": "Templates are evolved at an epoch's first batch, on last epoch's hard questions, for P2O only.",
+    "metric_calls": "Another search: evolve_templates gets last epoch's hard questions (those that by_id has) in the "
+    "order of state.hard, and `epoch` as it is, from 0.",
     "masked": "grpo.score_old finds old log-probs and token weights: once, before the first update of a batch.",
     "old_logprobs": "grpo.score_old comes once, before the first update: what was distilled needs its bare log-probs.",
     "token_weight": "grpo.score_old weighs the tokens of what was distilled, before the first update.",
@@ -135,6 +137,8 @@ FIGURES_OF = {
         "templates of each": "G templates for each question, with either option, too.",
         "one more": "A question too many: those of dev_ids and train_ids get templates, and none does without a cover.",
         "same again": "The same rng state must give the same draws: draw from `rng` and from nothing else.",
+        "train questions differ": "Each question has draws of its own, with cfg.one_template_per_group, too: draw anew "
+        "for the next question.",
         "others": "Another rng gives other draws: draw from `rng`, not in turn, nor from a generator of your own.",
         "shares": "Right pools, wrong shares: rng.choices, with evolution.weights of the pool's members.",
         "groups of one template": "G draws for each question, one for each rollout, and anew for the next question; a "
@@ -147,6 +151,9 @@ FIGURES_OF = {
         "trained_context": "Trained is grpo.chat_ids(policy, question.text); without cfg.distill the sampled context.",
         "response_ids": "Right contexts, other responses: one call of grpo.sample for all of them, with seed=seed.",
         "reward": "Those of one call verify.judge_of(cfg.reward)(texts, bare questions, truncated), as they are.",
+        "well_formed": "What the verdict says: a Rollout's own default is True.",
+        "old_logprobs": "Leave old_logprobs as it is: grpo.score_old fills it in, where it has to.",
+        "token_weight": "Leave token_weight as it is: grpo.score_old fills it in, where it has to.",
         "advantage": "Of each group grpo.advantages_of(group, cfg, batch=rollouts, policy=policy, questions=questions)"
         ", when all rollouts are there.",
     },
@@ -259,29 +266,40 @@ IN_COMMON = {
 }
 
 
+def has_another_shape(call: str, message: str) -> bool:
+    """Does this difference tell of a list in place of a number, of another length, or of another type?
+
+    >>> [has_another_shape("surrogate", f"[0]: expected 1, got {got}") for got in ("[1.0]", "2")]
+    [True, False]
+    """
+    if "ValueError" in message:
+        return False
+    # In part 6 lists are pools, and their length is no shape.
+    shape = r"expected '.*', got -?\d" if call == "assign_templates" else r"\(how many\)|got \[|expected \["
+    kind = r"expected (True|False), got -?\d|expected -?\d\S*, got (True|False)$|got 'Tensor'$"
+    return re.search(f"{shape}|{kind}", message) is not None
+
+
 def hint_of(case: dict, got: object, mistaken: list, message: str) -> str:
     """The known mistake that gives just this answer; else what its shape should be, what all wrong numbers have in
     common, what the first wrong figure says, or the case's own hint."""
+    call = case["call"]
     for hint, output in mistaken:
         if difference(output, got, case["tol"]) is None:
             return hint
-    figures = FIGURES_OF.get(case["call"], {})
-    names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
-    # A list in place of a number, or of another length; in part 6 lists are pools, and their length is no shape.
-    other_shape = (
-        r"\(how many\)|got \[|expected \[" if case["call"] != "assign_templates" else r"expected '.*', got -?\d"
-    )
-    other_type = r"expected (True|False), got -?\d|expected -?\d\S*, got (True|False)$|got 'Tensor'$"
-    if case["call"] in SHAPES and re.search(f"{other_shape}|{other_type}", message) and "ValueError" not in message:
-        return SHAPES[case["call"]]
-    if case["call"] in IN_COMMON:
-        have_it_in_common, hint = IN_COMMON[case["call"]]
+    if call in SHAPES and has_another_shape(call, message):
+        return SHAPES[call]
+    if call in IN_COMMON:
+        have_it_in_common, hint = IN_COMMON[call]
         wanted, given = (
             numbers_in(value["logprobs"] if isinstance(value, dict) and "logprobs" in value else value)
             for value in (case["expected"], got)
         )
         if given and len(given) == len(wanted) and have_it_in_common(wanted, given, case["tol"]):
             return hint
+    # The message begins with the path to the first wrong figure; the last name in it that is known says most.
+    figures = FIGURES_OF.get(call, {})
+    names = [name.strip() for name in re.split(r"[^a-z_ ]+", message.partition(":")[0])]
     return next((figures[name] for name in reversed(names) if name in figures), case["hint"])
 
 
@@ -416,6 +434,8 @@ def where_it_failed(error: str, trace: str) -> str:
     'KeyError at line 12 of p2o.py'
     """
     name = error.partition(":")[0]
+    if name == "ValueChanged":  # by calls.py
+        return f"{name}: an input was changed in place, by pop, += or the like: it belongs to the caller"
     known = isinstance(getattr(builtins, name, None), type)
     places = re.findall(r'File "[^"\n]{1,200}/(p2o|adapters)\.py", line ([0-9]{1,5}), in', trace)
     at = f" at line {places[-1][1]} of {places[-1][0]}.py" if places else ""

@@ -155,7 +155,9 @@ def make(folder: Path, solved: bool = False) -> None:
 def write_cases(folder: Path, parts: tuple[int, ...] = tuple(range(1, 9))) -> None:
     """The open cases of the students' grader: inputs, the reference's answers, and those of known mistakes."""
     with Process(unlocked=True) as process:  # it runs nothing but the reference
-        cases = public(process, OPEN_SEED, parts)
+        cases = fresh(process, OPEN_SEED, parts)
+        diagnosis = Diagnosis(process, cases)
+        cases = [case | {"mistaken": diagnosis(case)} for case in cases]
     (folder / "grader" / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
 
 
@@ -214,13 +216,6 @@ class Diagnosis:
                 if reply.get("output", case["expected"]) != case["expected"]:
                     found[case["name"]].append((mistake.hint, reply["output"]))
         return found
-
-
-def public(process: Process, seed: int, parts: tuple[int, ...]) -> list[dict]:
-    """The cases of the students' own grader, with their answers and what known mistakes answer."""
-    cases = fresh(process, seed, parts)
-    diagnosis = Diagnosis(process, cases)
-    return [case | {"mistaken": diagnosis(case)} for case in cases]
 
 
 # ---------------------------------------------------------------------------------------------- what submissions share

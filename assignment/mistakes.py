@@ -64,6 +64,11 @@ MISTAKES = [
         "A response without tokens was left out of the mean: it counts as a response, with mean 0.",
     ),
     Mistake(
+        2, "grpo.py", "per_token.masked_fill(mask == 0, 0.0).sum(dim=1), mask.sum(dim=1)",
+        "(per_token * mask).sum(dim=1), mask.sum(dim=1)\n    sums = (sums / counts).nan_to_num() * counts",
+        "0 / 0 was mended behind the division (nan_to_num, where), and its gradient is NaN: clamp the count instead.",
+    ),
+    Mistake(
         2, "grpo.py", "sums.sum() / tokens", "per_token.mean()",
         "A mean over [B, T] counts the padding: multiply by the mask, sum, divide by the response tokens.",
     ),
@@ -101,6 +106,14 @@ MISTAKES = [
     Mistake(
         2, "grpo.py", "per_token = per_token * token_weight", "per_token = per_token * token_weight**2",
         "token_weight counts twice.",
+    ),
+    Mistake(
+        2, "grpo.py", "    if token_weight is not None:\n        # Before aggregation",
+        "    if token_weight is not None:\n"
+        "        bounds = {'clip_low': clip_low, 'clip_high': clip_high, 'dual_clip': dual_clip}\n"
+        "        per_token = loss(log_ratio, advantages * token_weight, **bounds, logprobs=logprobs, mask=mask)\n"
+        "        token_weight = torch.ones_like(token_weight)\n        # Before aggregation",
+        "token_weight went into the advantages: it multiplies what `loss` returns, whatever `loss` is.",
     ),
     Mistake(
         2, "grpo.py", "    return aggregate(per_token, mask, aggregation, update_size), metrics",
@@ -266,6 +279,10 @@ MISTAKES = [
         "The indices are sorted: they stand in the order of choice.",
     ),
     Mistake(
+        5, "gepa_loop.py", "        covered |= solves[best]\n",
+        "        covered |= solves[best]\n        for scores in dev_scores:\n            scores[best] = 0\n", "",
+    ),
+    Mistake(
         6, "gepa_loop.py", "if question_id in evolution.dev_ids:", "if False:",
         "Dev questions draw from all chosen templates: those that solve them come first.",
     ),
@@ -304,6 +321,11 @@ MISTAKES = [
     Mistake(
         6, "gepa_loop.py", "draws = 1 if cfg.one_template_per_group else", "draws = 1 or",
         "One draw for the whole group: each rollout has its own, but with cfg.one_template_per_group.",
+    ),
+    Mistake(
+        6, "gepa_loop.py", "rng.choices(pool",
+        "(random.Random(hash(rng.getstate())) if draws == 1 else rng).choices(pool",
+        "One draw for all questions: with cfg.one_template_per_group, too, each question has a draw of its own.",
     ),
     Mistake(
         6, "gepa_loop.py", '[*templates[:-1], ""]', '[*templates, ""]',
@@ -372,6 +394,10 @@ MISTAKES = [
     Mistake(
         8, "p2o.py", "most_successes = 1 if cfg.near_hard else 0", "most_successes = 1",
         "Near-hard questions count whatever cfg.near_hard says.",
+    ),
+    Mistake(
+        8, "p2o.py", "sum(max(rollout.reward, 0.0) for", "sum(rollout.reward for",
+        "A reward below 0 cancels a success: it counts as 0.",
     ),
     Mistake(
         8, "p2o.py", "for rollout in group) <= most_successes", "for rollout in group) == most_successes",

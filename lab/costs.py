@@ -63,7 +63,10 @@ def random_model(folder: str, **shape) -> str:
 def round_of(policy: grpo.Policy, size: dict[str, int]) -> dict[str, Callable[[], object]]:
     """What is measured, by part: sampling, scoring and one update of QUESTIONS * G rollouts of random tokens."""
     rng, optimizer = random.Random(0), adamw(policy.trainable, 1e-4)
-    draw = lambda count: [rng.randrange(6, 402) for _ in range(count)]  # noqa: E731
+
+    def draw(count: int) -> list[int]:
+        return [rng.randrange(6, 402) for _ in range(count)]
+
     prompts = [draw(size["prompt"]) for _ in range(QUESTIONS)]
     policy.stop_ids = [-1]  # no response ends before its length
     rollouts = [

@@ -57,8 +57,9 @@ def words_of(argv: list[str]) -> list[str]:
 
 def train_both(argv: list[str]) -> None:
     make_model()
-    from tools.cli import side_by_side  # loads torch, which takes seconds
+    from tools.cli import refuse_lists_given_twice, side_by_side  # loads torch, which takes seconds
 
+    refuse_lists_given_twice(argv)
     side_by_side(words_of(argv), "real")
 
 

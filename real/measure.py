@@ -12,7 +12,6 @@ either is one that no template unlocks. All bare responses are sampled once and 
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -32,7 +31,7 @@ from real import rules as known  # noqa: E402
 from support.data import load_questions  # noqa: E402
 from support.errors import UserError, exit_code_of  # noqa: E402
 from support.reflection import parse_reflection, read_wording  # noqa: E402
-from tools import compare, study  # noqa: E402
+from tools import compare, report, study  # noqa: E402
 
 
 def rules(
@@ -131,15 +130,10 @@ def mask(run: tyro.conf.Positional[Path], ratio_min: float = 0.01, ratio_max: fl
     Args:
         positions: So many first tokens get a line of their own, the others one together.
     """
-    file = run / "transcripts.jsonl"
-    if not file.exists():
-        raise UserError(f"{file}: no such file; give the folder of a run")
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    shown = [
-        line for line in map(json.loads, lines) if line["template"] and line["reward"] and line.get("old_logprobs")
-    ]
+    lines = report.read_run(run)["transcripts"]
+    shown = [line for line in lines if line["template"] and line["reward"] and line.get("old_logprobs")]
     if not shown:
-        raise UserError(f"{file}: no successful templated rollout with old log-probs")
+        raise UserError(f"{run}: no successful templated rollout with old log-probs")
     below, above, tokens, whole = Counter(), Counter(), Counter(), {}
     for line in shown:
         log_ratios = [b - s for b, s in zip(line["old_logprobs"], line["sampled_logprobs"], strict=True)]

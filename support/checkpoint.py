@@ -42,9 +42,8 @@ def sync(path: Path) -> None:
 def save(folder: Path, number: int, state: dict, write_files: Callable[[Path], None]) -> None:
     """Write folder/NNNNNN with `state` and what `write_files` puts beside it; keep it and the KEEP - 1 before it.
 
-    Later ones are dropped, too: they were damaged, so that the run has gone on from an earlier one, or from none.
-
-    On any error (a full disk) the half-written folder is removed and the older checkpoints stay as they were.
+    Later ones are dropped, too: the run has gone on from an earlier one, so they were damaged. On any error, such as a
+    full disk, the half-written folder is removed, and the older checkpoints stay as they were.
     """
     folder.mkdir(exist_ok=True)
     temporary, final = folder / f"tmp-{number:06d}", folder / f"{number:06d}"
@@ -73,7 +72,7 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict] | None:
+def newest(folder: Path) -> tuple[Path, dict] | None:
     """(path, state) of the newest whole checkpoint; a line for each one passed over; None if there is none."""
     for path in reversed(numbered(folder)):
         try:
@@ -83,7 +82,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict] | None
             broken = [f"{type(error).__name__}: {error}"]
         if not broken:
             return path, state
-        say(f"checkpoint {path.name} is damaged and passed over ({broken[0]})")
+        print(f"checkpoint {path.name} is damaged and passed over ({broken[0]})")
     return None
 
 
@@ -118,8 +117,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
 def save_adapter(model: torch.nn.Module, folder: Path) -> None:
     """As peft's save_pretrained, without its model card: an empty form that takes longer than all the rest.
 
-    A file beside it says which base model it belongs to, for `pretrained.load_adapter`. In the metadata of the weights
-    it would be one of two entries, and safetensors writes these in an order that changes from process to process.
+    A file beside it says which base model it belongs to, for `pretrained.load_adapter`. It is not in the metadata of
+    the weights: safetensors writes two entries there in an order that changes from process to process.
     """
     from peft import get_peft_model_state_dict
 
@@ -137,10 +136,9 @@ def load_adapter(model: torch.nn.Module, folder: Path) -> None:
     device = next(model.parameters()).device
     found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(device)))
     if lost := sorted([name for name in found.missing_keys if "lora_" in name] + found.unexpected_keys):
-        raise UserError(
-            f"--resume: {len(lost)} weights of the adapter in {folder} do not fit, {lost[0]} first: was it saved with "
-            "other versions of peft or transformers, which have other names for them?"
-        )
+        told = f"{len(lost)} weights of the adapter in {folder} do not fit, {lost[0]} first"
+        cause = "was it saved with other versions of peft or transformers, which have other names for them?"
+        raise UserError(f"--resume: {told}: {cause}")
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -170,11 +168,10 @@ def append(file: Path, text: str) -> None:
 def journaled(file: Path) -> Callable[[str, Callable[[list, int], list]], Callable[[list], list]]:
     """Make calls resumable: `wrap(name, call)` returns a function of the inputs, each call's outputs kept in `file`.
 
-    Started again with the same file, the first calls are answered from it, in order, and only then does real work
-    begin. So a deterministic search that was killed runs again to the very same state, without its costs, and nothing
-    of its own state (random generators, samplers) has to be saved. `call` gets the inputs and the number of calls of
-    its name so far, to derive a seed from. A half-written last line is cut off. All wrapped calls share one order; a
-    journal that does not fit the calls is an error.
+    With the same file again, the first calls are answered from it, in order; all wrapped calls share one order. So a
+    deterministic search that was killed comes to the same state without its costs, and no generator's state has to be
+    saved. `call` gets the inputs and the number of calls of its name so far, to derive a seed from. A half-written last
+    line is cut off. UserError if the journal does not fit the calls.
     """
     file.touch()
     whole = file.read_bytes().rpartition(b"\n")[0]

@@ -166,7 +166,7 @@ SOURCES = {
 def load_source(name: str, local: str = "") -> list[Question]:
     """The questions of a known data set, from the hub (or its cache), or from a local copy of the same columns."""
     source = SOURCES[name]
-    if Path(local).is_file() and not local.lower().endswith(".parquet"):
+    if Path(local).is_file():
         # Read as any file is. `datasets` would make 1.2345678901234568e+22 of a long whole number.
         rows = []
         for where, row in _rows(Path(local)):
@@ -174,7 +174,6 @@ def load_source(name: str, local: str = "") -> list[Question]:
                 raise UserError(f"{where}: {_kind(row)}, and a row is an object")
             rows.append(row)
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        rows = [dict.fromkeys(columns) | row for row in rows]
     else:
         rows = _of_the_hub(name, local)
         columns = rows.column_names
@@ -184,11 +183,10 @@ def load_source(name: str, local: str = "") -> list[Question]:
         raise UserError(f"{name}: {local or source.hub_id} has no column `{absent[0]}` (found: {columns})")
     found: dict[str, Question] = {}  # by question: a repeated one could stand on both sides of a split
     incomplete = twice = 0
-    short = short_columns(rows[0]) if len(rows) else {}
-    if not isinstance(rows, list):
-        rows = rows.select_columns(list({*needed, *short}))
+    if not isinstance(rows, list) and len(rows):  # the hub's other columns may hold long solutions: they are not read
+        rows = rows.select_columns(list({*needed, *short_columns(rows[0])}))
     for number, row in enumerate(rows, start=1):
-        where = f"{name}, row {number}"
+        where, row = f"{name}, row {number}", dict.fromkeys(needed) | row  # a line of a local file may lack a column
         if source.hardest:
             column, least = source.hardest
             if row[column] in (None, "") or _cell(where, column, float, row) < least:
@@ -219,7 +217,7 @@ def load_source(name: str, local: str = "") -> list[Question]:
 
 
 def _of_the_hub(name: str, local: str):
-    """The rows of a known data set, from the hub, its cache, a folder as the hub lays it out, or a parquet file."""
+    """The rows of a known data set, from the hub, its cache, or a folder as the hub lays it out."""
     from datasets import load_dataset
     from huggingface_hub.utils import logging
 
@@ -228,15 +226,13 @@ def _of_the_hub(name: str, local: str):
     try:
         if local and not Path(local).exists():
             raise FileNotFoundError(local)  # or the hub would be asked for a data set of that name
-        if Path(local).is_file():
-            return load_dataset("parquet", data_files=local, split="train")
         return load_dataset(local or source.hub_id, source.config, split=source.split)
     except Exception as error:  # whatever the hub's client raises, offline or not, the way out is the same
         folder = source.hub_id.rpartition("/")[2]
-        raise UserError(
-            f"{name}: cannot load {local or source.hub_id} ({type(error).__name__}); on a machine with a network run "
-            f"`hf download {source.hub_id} --repo-type dataset --local-dir {folder}`, then give {name}:{folder}"
-        ) from error
+        told = f"{name}: cannot load {local or source.hub_id} ({type(error).__name__})"
+        download = f"`hf download {source.hub_id} --repo-type dataset --local-dir {folder}`"
+        cure = f"on a machine with a network run {download}, then give {name}:{folder}"
+        raise UserError(f"{told}; {cure}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- local files
@@ -306,10 +302,8 @@ def _decoded(file: Path, content: bytes) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{file}, line {line}: byte 0x{content[error.start]:02x} is no {encoding.upper()}; save the file as UTF-8 "
-            "(from Windows: iconv -f CP1252 -t UTF-8)"
-        ) from None
+        told = f"{file}, line {line}: byte 0x{content[error.start]:02x} is no {encoding.upper()}"
+        raise UserError(f"{told}; save the file as UTF-8 (from Windows: iconv -f CP1252 -t UTF-8)") from None
 
 
 def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, object]]:
@@ -362,15 +356,15 @@ def _cell(where: str, column: str, read: Callable[[object], str], row: dict) -> 
         raise UserError(f"{where}: `{column}` {error}") from None
 
 
+Unparseable = Callable[[list[str]], list[int]]  # verify.unparseable: reference answers -> places of the odd ones
+
+
 def load_questions(
-    path: str,
-    suffix: str = "",
-    unparseable: Callable[[list[str]], list[int]] | None = None,
-    empty_answers: bool = False,
+    path: str, suffix: str = "", unparseable: Unparseable | None = None, empty_answers: bool = False
 ) -> list[Question]:
     """The questions of a file or data set, each with the suffix of the bare prompt behind it, after an empty line.
 
-    `unparseable` finds the reference answers that only their own text can match; how many there are is said.
+    `unparseable` finds the reference answers that only their own text can match. A line says how many there are.
     `empty_answers`: an answer may be an empty text, for a --reward of one's own that looks at other columns.
     """
     questions = _read(path, empty_answers)
@@ -385,7 +379,7 @@ def load_questions(
     return [replace(q, text=f"{q.text}\n\n{suffix}") for q in questions] if suffix else questions
 
 
-def load_data(cfg, unparseable: Callable[[list[str]], list[int]]) -> tuple[list[Question], dict[str, list[Question]]]:
+def load_data(cfg, unparseable: Unparseable) -> tuple[list[Question], dict[str, list[Question]]]:
     """(training questions, held-out questions by name) of a p2o.Config."""
 
     def read(path: str) -> list[Question]:
@@ -422,18 +416,11 @@ def repeated(questions: list[Question], held_out: dict[str, list[Question]]) -> 
     return lines
 
 
-def that_fit(
-    name: str, questions: list[Question], length: Callable[[Question], int], limit: int, needed: int = 1
-) -> list[Question]:
-    """Those that fit into the prompt; nothing is ever cut, what is left out is counted. `needed`: --hard-set-min."""
+def that_fit(name: str, questions: list[Question], length: Callable[[Question], int], limit: int) -> list[Question]:
+    """Those that fit into the prompt. Nothing is ever cut; what is left out is counted."""
     fitting = [question for question in questions if length(question) <= limit]
     if not fitting:
         raise UserError(f"{name}: no question fits into --max-prompt-tokens {limit}")
-    if len(fitting) < needed:
-        raise UserError(
-            f"{name}: only {len(fitting)} of {len(questions)} questions fit into --max-prompt-tokens {limit}, and "
-            f"below --hard-set-min {needed} no template is ever evolved"
-        )
     if len(fitting) < len(questions):
         longer = f"{len(questions) - len(fitting)} of {len(questions)} questions"
         print(f"{name}: {longer} are longer than --max-prompt-tokens {limit} and left out")
@@ -449,23 +436,17 @@ def _read(path: str, empty_answers: bool) -> list[Question]:
     name, _, local = path.partition(":")
     file = Path(path)
     if path.startswith(gym.PREFIX):
-        questions = [
-            Question(f"{gym.task_of(path)}-{number}", text, answer, score=score)
-            for number, (text, answer, score) in enumerate(gym.load_items(path), start=1)
-        ]
+        items, key = enumerate(gym.load_items(path), start=1), gym.task_of(path)
+        questions = [Question(f"{key}-{n}", text, answer, score=score) for n, (text, answer, score) in items]
     elif name in SOURCES and not file.is_file():  # a folder of that name is what `hf download` was told to make
         questions = load_source(name, local)
     elif not file.is_file():
         found = "no plain file" if file.exists() else "no such file"
-        raise UserError(
-            f"{path or 'an empty name'}: {found}; give a JSONL, CSV or parquet file with `question` and `answer` in "
-            f"each row, or one of {', '.join(SOURCES)}"
-        )
+        cure = "give a JSONL, CSV or parquet file with `question` and `answer` in each row, or one of"
+        raise UserError(f"{path or 'an empty name'}: {found}; {cure} {', '.join(SOURCES)}")
     else:
-        questions = [
-            _question(where, row, f"{_stem(file)}-{number}", empty_answers)
-            for number, (where, row) in enumerate(_rows(file), start=1)
-        ]
+        rows, key = enumerate(_rows(file), start=1), _stem(file)
+        questions = [_question(where, row, f"{key}-{n}", empty_answers) for n, (where, row) in rows]
     if not questions:
         raise UserError(f"{path}: holds no questions")
     if len({q.id for q in questions}) < len(questions):

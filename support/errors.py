@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what one file may hold
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
-NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR)  # a text where a file's name is wanted; a folder that is a file
+# A text where a file's name is wanted; a file where a folder is wanted; a folder where a file is wanted.
+NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
 
 class UserError(Exception):
@@ -29,37 +30,38 @@ def exit_code_of(command: Callable, *arguments, resumable: bool = True) -> int:
     `resumable`: it trains, and takes --resume. Other commands begin anew.
     """
     again = "the same command with --resume goes on with the run" if resumable else "start the same command again"
-    _print_what_the_console_has_no_letters_for()
+
+    def say(line: str) -> int:
+        print(f"p2o: {line}", file=sys.stderr)
+        return 2  # the exit code of what the user can mend
+
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such thing, and prints everything
+        sys.stdout.reconfigure(errors="replace")  # a Western console of Windows has no Chinese: question marks
     before = _raise_at_sigterm()
     try:
         command(*arguments)
     except KeyboardInterrupt as stop:
-        print(f"p2o: stopped; {again}", file=sys.stderr)
+        say(f"stopped; {again}")
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except UserError as error:
-        print(f"p2o: {error}", file=sys.stderr)
-        return 2
+        return say(str(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's, on a CPU
             raise
-        print(
-            f"p2o: out of memory; lower --group-size, --sample-batch or --max-response-tokens; {again}", file=sys.stderr
-        )
-        return 2
+        return say(f"out of memory; lower --group-size, --sample-batch or --max-response-tokens; {again}")
     except BrokenPipeError:
         if not _nobody_reads_on():
             raise
         return 128 + 13  # as of a program that SIGPIPE ends: `p2o.py --help | head`
     except OSError as error:
         if error.errno in NO_PATH:
-            print(f"p2o: {str(error.filename)[:60]}: no file can be called so ({error.strerror})", file=sys.stderr)
-            return 2
+            return say(f"{str(error.filename)[:200]}: cannot be opened as a file ({error.strerror})")
         if error.errno not in FULL + FORBIDDEN:
             raise
+        if error.errno == errno.EFBIG:
+            return say(f"{error}; let files grow (ulimit -f), and {again}")
         cure = "make room on that disk, and" if error.errno in FULL else "once it may be written,"
-        cure = "let files grow (ulimit -f), and" if error.errno == errno.EFBIG else cure
-        print(f"p2o: {error}; {cure} {again}", file=sys.stderr)
-        return 2
+        return say(f"{error}; {cure} {again}")
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -91,9 +93,3 @@ def _nobody_reads_on() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), screen)
     return True
-
-
-def _print_what_the_console_has_no_letters_for() -> None:
-    """A Chinese answer on a Western Windows console (cp1252) is printed as question marks, and is no error."""
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such thing, and prints everything
-        sys.stdout.reconfigure(errors="replace")  # stderr does so by itself

@@ -1,13 +1,13 @@
 """What makes the same numbers faster: a cache with room for tokens to come, steps recorded, a group's prompt read once.
 
-Sampling. transformers' own cache copies all it holds for every new token, so that a response's cost grows with its
-square. Here a layer that is full moves to memory for twice as many tokens, and a new one is written behind the last.
-On a card, a step is thousands of small kernels, and Python takes longer to launch them than the card to run them. So
-the second step of a batch is recorded as a CUDA graph, and every later one is a single launch of that recording.
+Sampling. transformers' own cache copies all it holds for every new token, so a response costs as its length squared.
+Here a layer that is full moves to memory for twice as many tokens, and a new one is written behind the last. On a card,
+a step is thousands of small kernels, and Python takes longer to launch them than the card to run them. So the second
+step of a batch is recorded as a CUDA graph, and each later one is a single launch of it.
 
-Training. The G responses of a question share their context, and so its keys and values: the contexts go through the
-model first, each distinct one once, then the responses, which attend to them. Gradients flow through the shared keys
-and values, so log-probs and gradients are those of the plain pass. (The idea of Prefix Grouper, arXiv:2506.05433.)
+Training. The G responses of a question share its keys and values. Each distinct context goes through the model once,
+then the responses, which attend to it. Gradients flow through the shared keys and values, so log-probs and gradients
+are those of the plain pass. (The idea of Prefix Grouper, arXiv:2506.05433.)
 """
 
 from __future__ import annotations
@@ -25,18 +25,24 @@ from support.pretrained import body_of
 PAD = 0
 
 
-def padded_on_the_left(contexts: list, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both [C, W]: all contexts end in the last column.
+def each_context_once(contexts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """(ids, mask, positions), [C, W] each, of the C distinct contexts, and for each of the B contexts its row in them.
 
-    >>> padded_on_the_left([[5, 6], [7]], torch.device("cpu"))
+    They are padded on the left, so that all end in the last column, behind which their responses begin. Position 0 is
+    where a context begins, however much padding is in front.
+
+    >>> each_context_once([[5, 6], [7], [5, 6]], torch.device("cpu"))
     (tensor([[5, 6],
             [0, 7]]), tensor([[1, 1],
-            [0, 1]]))
+            [0, 1]]), tensor([[0, 1],
+            [0, 0]]), tensor([0, 1, 0]))
     """
-    width = max(map(len, contexts))
-    ids = [[PAD] * (width - len(context)) + list(context) for context in contexts]
-    mask = [[0] * (width - len(context)) + [1] * len(context) for context in contexts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    row_of = {context: row for row, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
+    width = max(map(len, row_of))
+    ids = torch.tensor([[PAD] * (width - len(context)) + list(context) for context in row_of], device=device)
+    mask = torch.tensor([[0] * (width - len(context)) + [1] * len(context) for context in row_of], device=device)
+    rows = torch.tensor([row_of[tuple(context)] for context in contexts], device=device)
+    return ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), rows
 
 
 # ----------------------------------------------------------------------------------------- a cache with room, to sample
@@ -86,10 +92,8 @@ def roomy_cache(config) -> DynamicCache:
 
 def next_token_logits(model, tokens, mask, positions, cache) -> torch.Tensor:
     """Logits [rows, V] of the token after the last column of `tokens` [rows, columns]."""
-    output = model(
-        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-    )
-    return output.logits[:, -1]
+    place = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    return model(input_ids=tokens, logits_to_keep=1, **place).logits[:, -1]
 
 
 RECORDED_ON = {"cuda"}  # kinds of devices; the tests add the CPU, which takes every step as usual
@@ -132,8 +136,8 @@ class Step:
 class RecordedStep(Step):
     """The same with everything at a fixed place in memory, as a recording must have it.
 
-    So the cache has room for all tokens from the start, a mask hides what is not written yet, and no row is dropped:
-    those that have ended are computed on, and nobody looks at them.
+    So the cache has room for all tokens from the start, and a mask hides what is not written yet. No row is dropped:
+    one that has ended is still computed, and not looked at.
     """
 
     def __init__(self, model: torch.nn.Module, cache: DynamicCache, mask: torch.Tensor, length: int):
@@ -170,10 +174,7 @@ class RecordedStep(Step):
         self.logits = next_token_logits(self.model, self.tokens, self.visible, self.positions, self.cache)
 
     def _record(self) -> None:
-        """Recording runs nothing. A model that cannot be recorded, although it should be, goes on step by step.
-
-        Its intermediate results have memory of their own, which is free again when the recording is gone.
-        """
+        """Record a step, without running it. Where that fails, the steps go on as usual."""
         recording = torch.cuda.CUDAGraph()
         try:
             # The outer context restores the stream: torch.cuda.graph stays on its own one if a recording fails.
@@ -192,15 +193,12 @@ class RecordedStep(Step):
 
 
 def can_share_prompts(causal_lm: torch.nn.Module, contexts: list[list[int]]) -> bool:
-    """Are contexts repeated, and can this model keep their keys and values?
+    """Do repeated contexts make up half of the tokens, and can this model keep the keys and values of all of them?
 
-    Not under gradient checkpointing, which computes layers again without a cache; nor in models with another cache than
-    keys and values of all tokens.
+    Under gradient checkpointing it cannot: layers are computed again, without a cache.
     """
     kinds = set(getattr(causal_lm.config, "layer_types", None) or ["full_attention"])
-    # The name that transformers gave it, and the one that older versions know.
-    name = "activation" if hasattr(causal_lm, "is_activation_checkpointing") else "gradient"
-    plain = kinds == {"full_attention"} and not getattr(causal_lm, f"is_{name}_checkpointing")
+    plain = kinds == {"full_attention"} and not causal_lm.is_activation_checkpointing
     return plain and 2 * sum(map(len, set(map(tuple, contexts)))) <= sum(map(len, contexts))
 
 
@@ -208,15 +206,9 @@ def hidden_states_of_shared_prompts(
     causal_lm: torch.nn.Module, contexts: list[list[int]], responses: list[list[int]]
 ) -> torch.Tensor:
     """The last hidden state in front of each response token, response after response: [M, D], M tokens in all."""
-    device = next(causal_lm.parameters()).device
-    place = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
-    rows = torch.tensor([place[tuple(context)] for context in contexts], device=device)  # [B], into the C contexts
-    length = max(map(len, responses))
-    # Contexts are padded on the left, so that all end where their responses begin.
-    ids, mask = padded_on_the_left(list(place), device)  # [C, W]
-    cache = DynamicCache()
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    model = body_of(causal_lm)
+    device, length = next(causal_lm.parameters()).device, max(map(len, responses))
+    ids, mask, positions, rows = each_context_once(contexts, device)  # [C, W] each, [B]
+    model, cache = body_of(causal_lm), DynamicCache()
     read = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     hidden = [read.last_hidden_state[rows, -1:]]  # [B, 1, D]: what predicts the first token
     if length > 1:

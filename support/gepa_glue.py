@@ -27,10 +27,8 @@ def check_budget(budget: str, dev_set_size: int) -> None:
     if budget not in BUDGETS and not re.fullmatch("[0-9]{1,15}", budget):
         raise UserError(f"--gepa-budget {budget[:80]}: a number, or one of {', '.join(BUDGETS)}")
     if metric_call_budget(budget, dev_set_size) <= dev_set_size:
-        raise UserError(
-            f"--gepa-budget {budget}: the first template alone is scored on {dev_set_size} dev questions or more, and "
-            "a budget that is spent on that proposes none; give more"
-        )
+        told = f"the first template alone is scored on {dev_set_size} dev questions or more"
+        raise UserError(f"--gepa-budget {budget}: {told}, and nothing is left to propose others; give more")
 
 
 def metric_call_budget(auto: str, dev_size: int) -> int:
@@ -73,10 +71,9 @@ class TextLimits:
 
     def require_room_for_seed(self, template: str) -> None:
         if not self.fits(template):
-            raise UserError(
-                f"--gepa-seed-template: it has {self.count(template)} tokens, and beside the longest question there is "
-                f"room for {max(self.room - 1, 0)}; shorten it, or raise --max-prompt-tokens"
-            )
+            room = f"beside the longest question there is room for {max(self.room - 1, 0)}"
+            told = f"--gepa-seed-template: it has {self.count(template)} tokens, and {room}"
+            raise UserError(f"{told}; shorten it, or raise --max-prompt-tokens")
 
 
 def text_limits(tokenizer, room: int, quoted_tokens: int) -> TextLimits:
@@ -88,8 +85,7 @@ def text_limits(tokenizer, room: int, quoted_tokens: int) -> TextLimits:
 def leave_out_long_templates(evolution, limits: TextLimits, log: Callable[[str], None]) -> None:
     """Choose no template that leaves no room for the longest question.
 
-    The search has none. But `--evolve frozen` gives those that an earlier epoch found beside other questions, and a
-    function of the user's own gives what it likes.
+    The search finds none. `--evolve` may: its templates may come from an earlier epoch, with other questions.
     """
     texts = [evolution.candidates[k] for k in evolution.chosen]
     short = [k for k, text in zip(evolution.chosen, texts, strict=True) if not text or limits.fits(text)]
@@ -102,20 +98,20 @@ def leave_out_long_templates(evolution, limits: TextLimits, log: Callable[[str],
 class Meter:
     """How many tokens a search has sampled, and whether that is all it may: `budget`, 0 for no limit.
 
-    They are counted again from the texts. So answers from a journal count as they did before the stop, and a search
-    that goes on ends where it would have ended.
+    They are counted from the texts. So answers from a journal count as before, and a resumed search ends where it would
+    have ended.
 
-    >>> meter = Meter(tokens=lambda text: len(text.split()), budget=3)
-    >>> meter.count(["one two"]), meter.full, meter.count(["three"]), meter.full
+    >>> meter = Meter(count=lambda text: len(text.split()), budget=3)
+    >>> meter.add(["one two"]), meter.full, meter.add(["three"]), meter.full
     (None, False, None, True)
     """
 
-    tokens: Callable[[str], int]
+    count: Callable[[str], int]  # tokens of a text
     budget: int
     spent: int = 0
 
-    def count(self, texts: list[str]) -> None:
-        self.spent += sum(map(self.tokens, texts))
+    def add(self, texts: list[str]) -> None:
+        self.spent += sum(map(self.count, texts))
 
     @property
     def full(self) -> bool:
@@ -126,7 +122,7 @@ class Meter:
 class Evaluator:
     """gepa's adapter: `run` takes (template, question) pairs and gives (response, verdict, record) of each.
 
-    The records are what the reflection model reads. A verdict's reward is the score; reward and form are objectives.
+    A verdict's reward is the score; reward and form are the objectives. Reflection is shown the records.
     """
 
     run: Callable[[list[tuple]], list[tuple]]
@@ -144,7 +140,7 @@ class Evaluator:
 
     def batch_of(self, results: list[tuple]) -> EvaluationBatch:
         outputs, verdicts, records = map(list, zip(*results, strict=True))
-        self.meter.count(outputs)
+        self.meter.add(outputs)
         scores, formed = [verdict.reward for verdict in verdicts], [float(verdict.well_formed) for verdict in verdicts]
         objectives = [{"reward": score, "well formed": form} for score, form in zip(scores, formed, strict=True)]
         return EvaluationBatch(outputs, scores, trajectories=records, objective_scores=objectives)
@@ -157,8 +153,7 @@ class Evaluator:
 class Reflection:
     """gepa's reflection strategy: all prompts of an iteration in one batch, useless replies dropped and counted.
 
-    gepa itself adopts an empty or truncated reply as a candidate (gepa#390), and goes on paying for evaluations when
-    the reflection model fails.
+    gepa itself adopts an empty or truncated reply as a candidate (gepa#390), and searches on if reflection fails.
     """
 
     ask: Callable[[list[str]], list[str | tuple[str, bool]]]  # reflection prompts -> replies, or (reply, truncated)
@@ -197,12 +192,12 @@ class Reflection:
         prompts = [self.prompt(parent[name], records[name]) for parent, records, (name,) in jobs]
         try:
             replies = self.ask(prompts)
-        except Exception as error:  # gepa would swallow it
+        except Exception as error:  # gepa would catch it, and ask prompt by prompt
             replies, self.why = [""] * len(prompts), f"{type(error).__name__}: {error}"
-            # With the empty replies to these prompts that is enough to end the search: nothing would come next time.
+            # Together with the empty replies to these prompts it is enough to end the search.
             self.failed_in_a_row = max(self.failed_in_a_row, MAX_FAILED_REFLECTIONS - len(prompts))
         replies = [(reply, False) if isinstance(reply, str) else tuple(reply) for reply in replies]
-        self.meter.count([reply for reply, _ in replies])
+        self.meter.add([reply for reply, _ in replies])
         tasks = zip(jobs, prompts, replies, strict=True)
         return [(self.proposal(job, prompt, *reply), self) for job, prompt, reply in tasks]
 

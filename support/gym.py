@@ -40,10 +40,8 @@ def load_items(path: str) -> list[tuple[str, str, Callable[[str], float]]]:
         raise UserError(f"{path}: needs reasoning-gym ({error}); pip install reasoning-gym==0.1.25") from None
     task, settings = task_of(path), settings_of(path)
     if task not in DATASETS:
-        near = [name for name in sorted(DATASETS) if task[:4] in name] or sorted(DATASETS)[:8]
-        raise UserError(
-            f"{path}: reasoning-gym has no task {task!r}; there are {len(DATASETS)}, such as {', '.join(near)}"
-        )
+        near = ", ".join([name for name in sorted(DATASETS) if task[:4] in name] or sorted(DATASETS)[:8])
+        raise UserError(f"{path}: reasoning-gym has no task {task!r}; there are {len(DATASETS)}, such as {near}")
     try:
         dataset = reasoning_gym.create_dataset(task, **settings)
         rows = [dataset[i] for i in range(len(dataset))]

@@ -28,8 +28,8 @@ MAX_MISMATCH = 0.1  # nats, mean over tokens: 0.03 to 0.05 in bf16 (docs/gpu.md)
 class RunLog:
     """The half of a run that says what happens. `Run` (support/run.py) is the other half, which keeps it alive.
 
-    metrics.jsonl has a line for each batch of rollouts, each update, each evolution and each epoch. An epoch's line is
-    made from those of its batches, so that a resumed run writes the same one.
+    metrics.jsonl has a line for each batch of rollouts, update, evolution and epoch. An epoch's line is made from those
+    of its batches, so that a resumed run writes the same one.
     """
 
     after_epoch: Callable[[], None] | None = None  # set by tools/report.py, which writes the page anew
@@ -59,6 +59,9 @@ class RunLog:
         """The held-out files, with a bar on the screen: a large model takes minutes for each of them."""
         return tqdm(held_out.items(), "measuring on held-out questions", unit="file", leave=False)
 
+    def _write(self, name: str, record) -> None:
+        checkpoint.write_whole(self.folder / name, json.dumps(record, indent=1))
+
     def note(self, line: str) -> None:
         checkpoint.append(self.folder / "run.log", line + "\n")
 
@@ -83,8 +86,8 @@ class RunLog:
     def log_rollouts(self, epoch: int, groups: list[list], questions: list, mismatch: tuple[float, float]) -> None:
         """A batch in sums, from which the epoch's line is made; some of its rollouts will be transcripts.
 
-        Entropy is estimated by the mean of -log p over the sampled tokens: unbiased for the distributions that they
-        were drawn from, with their templates and at the sampling temperature, and it costs nothing.
+        The mean of -log p over the sampled tokens estimates the entropy without bias, and costs nothing. It is that of
+        the distributions they were drawn from: under templates, and at the sampling temperature.
         """
         rollouts, by_id = [r for group in groups for r in group], {question.id: question for question in questions}
         self.log(
@@ -117,9 +120,9 @@ class RunLog:
     def record_tokens(self, rollout, tokenizer, new_logprobs: list[float] | None) -> None:
         """Add to a rollout's transcript its tokens and log-probs, as an update finds them before it trains them.
 
-        Log-probs: sampled_ of the sampler, in the context it saw; old_ of the bare question under the policy that
-        sampled, None where nothing had to score them; new_ of the bare question under the policy as it is now, after
-        the batch's earlier updates. old - sampled is the log template ratio, new - old the log importance ratio.
+        sampled_: of the sampler, in the context it saw. old_: of the bare question under the policy that sampled, None
+        where nothing had to score them. new_: of the bare question under the policy as earlier updates have left it.
+        old - sampled is the log template ratio, new - old the log importance ratio.
         """
         line = next(line for r, line in self.shown if r is rollout)
         line["tokens"] = pieces(tokenizer, rollout.response_ids[:SHOWN_TOKENS])
@@ -130,7 +133,7 @@ class RunLog:
         line["token_weight"] = rounded(rollout.token_weight)
 
     def log_update(self, epoch: int, metrics: dict, rollouts: list) -> None:
-        """An update's line. Those without a finite gradient are skipped; several in a row end the run."""
+        """An update's line. One without a finite gradient was skipped; several of these in a row end the run."""
         self.updates += 1
         self.bad_updates = self.bad_updates + 1 if metrics["skipped"] else 0
         if self.bad_updates:
@@ -199,9 +202,8 @@ def epoch_means(batches: list[dict], updates: list[dict]) -> dict[str, float]:
     batches = [{name: math.nan if value is None else value for name, value in batch.items()} for batch in batches]
     sums = {name: sum(batch[name] for batch in batches) for name in batches[0] if name not in ("kind", "epoch")}
     means = {name: sums[name] / sums["rollouts"] for name in ("reward", "templated", "truncated", "ill_formed")}
+    means |= {name: sums[name] / sums["groups"] for name in ("zero_advantage", "small_contrast")}
     return means | {
-        "zero_advantage": sums["zero_advantage"] / sums["groups"],
-        "small_contrast": sums["small_contrast"] / sums["groups"],
         "masked_tokens": statistics.fmean(update["masked"] or 0.0 for update in updates) if updates else 0.0,
         "response_tokens": sums["tokens"] / sums["rollouts"],
         "entropy": sums["entropy"] / sums["tokens"],
@@ -259,23 +261,17 @@ def silent_failures(line: dict, cfg) -> list[str]:
     """A sentence for each symptom in an epoch's line, with the likely cause. cfg: p2o.Config."""
     warnings = []
     if line["truncated"] == 1 and not cfg.reward:  # a reward of the user's own may not care how a response ends
-        warnings.append(
-            "every response was cut off: raise --max-response-tokens, or the model's end token is not known"
-        )
+        warnings.append("every response was cut off: raise --max-response-tokens, or its end token is not known")
     elif line["ill_formed"] == 1:
         warnings.append(
             "no response has exactly one boxed answer: does the prompt ask for \\boxed{} (--question-suffix), and is "
             "it an instruct model with its own chat template?"
         )
     elif line["reward"] == 0 and not cfg.reward:
-        warnings.append(
-            "every reward is 0: is the reference answer in the form of the responses? See transcripts.jsonl"
-        )
+        warnings.append("every reward is 0: is the reference in the form of the responses? See transcripts.jsonl")
     if line["zero_advantage"] == 1 and not (cfg.method == "p2o" and line["hard_set"] >= cfg.hard_set_min):
         cause = "all solved: harder questions are needed" if line["reward"] > 0.9 else "advantage collapse"
-        warnings.append(
-            f"every group has zero advantage ({cause}) and no templates will be evolved: nothing is learned"
-        )
+        warnings.append(f"every group has zero advantage ({cause}) and no templates are evolved: nothing is learned")
     if line["small_contrast"] > MAX_SMALL_CONTRAST and cfg.scale_by_std and not cfg.advantage:
         warnings.append(
             f"the rewards of {line['small_contrast']:.0%} of the groups differ by less than 0.5, and dividing by their "

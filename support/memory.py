@@ -12,8 +12,8 @@ import torch
 
 from support.errors import UserError
 
-# Segments that grow: without them the trainer's blocks of ever other sizes leave holes that nothing fits into. Read by
-# torch when it first allocates on the card; vLLM's allocator looks for this very name, to switch them off for its pool.
+# Segments of memory that grow: otherwise blocks of changing sizes leave holes that no later one fits into. torch reads
+# this at its first allocation on the card. vLLM looks for this very name, to switch it off for its own pool.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 # vLLM sets these, too, so that cuBLAS splits no sum. But torch reads them once, at its first product of matrices, and
 # the trainer's may come before vLLM.
@@ -31,13 +31,11 @@ def adamw(parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Adam
 
 
 class LossScale:
-    """Keep float16's gradients out of its gaps: the loss is multiplied on the way into backward, the gradient divided.
+    """Multiply float16's loss before the backward pass, and divide the gradients after it.
 
-    float16 knows no number below 6e-8. The gradients that flow back through the layers are smaller, for the loss is a
-    mean over thousands of tokens, and would become 0. bfloat16 and float32 reach down to 1e-38 and need no scale.
-
-    The optimizer keeps the scale, so that a checkpoint holds it. It never grows: it is halved when a gradient
-    overflows, and that update is left out.
+    float16 knows no number below 6e-8. Gradients of a mean over thousands of tokens are smaller, and would become 0 in
+    the layers. bfloat16 and float32 reach down to 1e-38, and need no scale. The optimizer keeps the scale, so that a
+    checkpoint holds it. It is halved when a gradient overflows, and that update is left out. It never grows.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
@@ -67,8 +65,12 @@ def longest_sequence(cfg) -> int:
     if cfg.method == "grpo" or cfg.reflection == "teacher" or cfg.reflection_model:
         return rollout
     quoted = cfg.gepa_minibatch * (cfg.max_prompt_tokens + min(cfg.reflection_quote, cfg.max_response_tokens))
-    reflection = cfg.max_prompt_tokens + quoted + cfg.reflection_tokens + 512  # its own words, and the feedback
-    return max(rollout, reflection)
+    words = 512  # of the prompt itself, and of the feedback
+    if cfg.reflection_prompt:
+        from support.reflection import read_wording  # here, for gepa may be missing where only a card is measured
+
+        words += len(read_wording(cfg.reflection_prompt, "").encode())  # a token has at least a byte
+    return max(rollout, cfg.max_prompt_tokens + quoted + cfg.reflection_tokens + words)
 
 
 def padded(values: list[float | list[float]], lengths: list[int], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -82,10 +84,7 @@ def padded(values: list[float | list[float]], lengths: list[int], device: torch.
     for value, length in zip(values, lengths, strict=True):
         row = value if isinstance(value, list) else [value] * length
         if len(row) != length:  # zeros in the place of what is missing would leave the last tokens out of the loss
-            raise UserError(
-                f"{len(row)} numbers for a response of {length} tokens: --keep must leave a rollout's advantage one "
-                "number for the whole response, or one for each of its tokens"
-            )
+            raise ValueError(f"{len(row)} numbers for a response of {length} tokens")
         rows.append(row + [0.0] * (max(lengths) - len(row)))
     return torch.tensor(rows, device=device)
 
@@ -123,10 +122,10 @@ def halve_when_out_of_memory(size: str, smallest: int):
                 present = getattr(policy.cfg, size)
                 half = present // 2
                 if half < smallest:
-                    raise UserError(
-                        f"out of memory with {size} = {present}: lower --max-response-tokens or --group-size, or add "
-                        "--gradient-checkpointing or --load-in-4bit"
+                    cure = (
+                        "lower --max-response-tokens or --group-size, or add --gradient-checkpointing or --load-in-4bit"
                     )
+                    raise UserError(f"out of memory with {size} = {present}: {cure}")
                 print(f"out of memory: {size} goes down to {half}")
                 policy.cfg = dataclasses.replace(policy.cfg, **{size: half})
                 if torch.cuda.is_available():

@@ -1,24 +1,21 @@
 """From texts to token ids, and back: which part of a prompt is whose message, and that a text stays a text.
 
-A template may come with a system part of its own. GEPA keeps a candidate's parts by name. Everything else here knows a
-template as one string: the state, rollouts, the assignment, transcripts, the report. So the system part stands in the
-same string, in front of a line that a reader sees as well, and is taken out of it in one place: where a template and a
-question become one message, `templated`. A question, a response and a reflection's prompt are plain strings; they are
-the user's from end to end, whatever stands in them.
-
-Nor does a question that holds `<|im_end|>` end its message: see `encode_chat`.
+A template may begin with a system part (`--gepa-system`). GEPA keeps the two parts by name. The state, the rollouts and
+the report keep one string: the system part, a line that ends it, the rest. Only `templated` takes them apart again. In
+a question, a response or a reflection prompt such a line is text like any other, and so is `<|im_end|>`: `encode_chat`.
 """
 
 from __future__ import annotations
 
 import datetime
 import functools
-import json
 import math
 import re
-import secrets
+from collections.abc import Callable
 
 from tokenizers import Tokenizer
+from transformers.utils import cached_file
+from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
 from support.errors import UserError
 
@@ -85,36 +82,41 @@ def encode_chat(tokenizer, messages: list[dict[str, str]], **switches) -> list[i
     """Token ids of these messages in the model's chat format, up to where the response begins.
 
     What is in a message is text. transformers renders all messages into one string first, and reads control tokens
-    wherever they stand in it: a question could end its own message and begin one of the system's. So where a message
-    holds the name of a control token, it is rendered under a stand-in, and the real names of the chat format's own
-    control tokens are exchanged for secret ones, which only `twin_of` the tokenizer knows as tokens.
+    wherever they stand in it: a question could end its own message and begin one of the system's. So each name of a
+    control token in a message is put between two marks, which no text can forge. transformers spells what it finds
+    between them in ordinary tokens.
     """
     if messages[0]["role"] == "system":
         need_system_role(tokenizer, "a template with a system part, or --system-prompt")
     names = control_tokens(tokenizer)
-    if not any(names.search(message["content"]) for message in messages):
-        return _render(tokenizer, messages, return_dict=False, **switches)
-    mark = secrets.token_hex(16)  # nobody can have written it into a question
-    hidden: list[str] = []
 
-    def stand_in(name: re.Match) -> str:
-        hidden.append(name.group())
-        return f"{mark}-{len(hidden) - 1}-"
+    def encoded(mark: Callable[[str], str]) -> list[int]:
+        marked = [message | {"content": mark(message["content"])} for message in messages]
+        return encode_marked_chat(tokenizer, _render(tokenizer, marked, **switches))
 
-    messages = [message | {"content": names.sub(stand_in, message["content"])} for message in messages]
-    twin, secret_names, ids = twin_of(tokenizer)
-    # Between two stand-ins stands what the chat format writes. Cut there first: a name may be found in a stand-in, too.
-    pieces = re.split(f"{mark}-([0-9]+)-", _render(tokenizer, messages, tokenize=False, **switches))
-    pieces[::2] = [names.sub(lambda name: secret_names[name.group()], piece) for piece in pieces[::2]]
-    pieces[1::2] = [hidden[int(number)] for number in pieces[1::2]]
-    return [ids.get(token, token) for token in twin.encode("".join(pieces), add_special_tokens=False).ids]
+    return _spelled(encoded, names)
 
 
-def _render(tokenizer, messages: list[dict], add_generation_prompt: bool = True, **switches):
+def encode_text(tokenizer, text: str) -> list[int]:
+    """Token ids of a text, in which the name of a control token is text as well."""
+    return _spelled(lambda mark: encode_marked_chat(tokenizer, mark(text)), control_tokens(tokenizer))
+
+
+def _spelled(encoded: Callable[[Callable[[str], str]], list[int]], names: re.Pattern) -> list[int]:
+    """What `encoded` gives with the names marked; or with a space in each name, where no ordinary tokens spell them."""
+    try:
+        return encoded(lambda text: mark_control_tokens(text, names))
+    except ValueError:  # of a Unigram vocabulary in which the name itself is a piece as any other
+        return encoded(lambda text: names.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text))
+
+
+def _render(tokenizer, messages: list[dict], add_generation_prompt: bool = True, **switches) -> str:
+    """What the chat template writes of these messages; UserError if it refuses them."""
     if takes_parts(tokenizer):
         messages = [message | {"content": _parts(message["content"])} for message in messages]
+    switches |= {"tokenize": False, "add_generation_prompt": add_generation_prompt}
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **switches)
+        return tokenizer.apply_chat_template(messages, **switches)
     except Exception as error:  # the template is a program, and may raise anything
         roles = " and ".join(message["role"] for message in messages)
         raise UserError(f"the model's chat template refuses messages of {roles}: {error}") from None
@@ -145,15 +147,13 @@ def on_one_day(chat_template: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def takes_parts(tokenizer) -> bool:
-    """Does the chat template want a message as a list of parts, as those of models that also see may do?
+    """Does the chat template want a message as a list of parts, as that of a model that also sees may do?
 
-    Given a string, such a template finds no part in it and leaves the question out, without a word. UserError for one
-    that leaves it out either way.
+    Given a string, such a template finds no part in it, and silently leaves the question out. UserError for a template
+    that does so either way.
     """
-    text, reason = (
-        'Is it so that 7 < 9 & "yes"?\n\\boxed{}, ' * 20 + "or is it?",
-        "it leaves out, or changes, the question",
-    )
+    text = 'Is it so that 7 < 9 & "yes"?\n\\boxed{}, ' * 20 + "or is it?"
+    reason = "it leaves out, or changes, the question"
     for parts in (False, True):
         try:
             question = [{"role": "user", "content": _parts(text) if parts else text}]
@@ -163,6 +163,9 @@ def takes_parts(tokenizer) -> bool:
         if text in rendered:
             return parts
     raise UserError(f"the model's chat template refuses messages of user: {reason}")
+
+
+QUESTION, RESPONSE = as_messages("7 + 9?"), {"role": "assistant", "content": "sixteen"}  # to see what a template writes
 
 
 @functools.lru_cache(maxsize=8)
@@ -186,9 +189,8 @@ def end_in_plain_text(tokenizer) -> str:
 
 
 def _behind_a_response(tokenizer) -> str:
-    conversation = [{"role": "user", "content": "7 + 9?"}, {"role": "assistant", "content": "sixteen"}]
     try:
-        text = _render(tokenizer, conversation, add_generation_prompt=False, tokenize=False)
+        text = _render(tokenizer, [*QUESTION, RESPONSE], add_generation_prompt=False)
     except UserError:  # a template for questions only
         return ""
     _, response, behind = text.rpartition("sixteen")
@@ -200,11 +202,10 @@ def not_begun(tokenizer) -> str:
 
     Some templates know no add_generation_prompt. The model would have to begin its own turn, which it has never done.
     """
-    question, response = [{"role": "user", "content": "7 + 9?"}], {"role": "assistant", "content": "sixteen"}
     try:
-        prompt = _render(tokenizer, question, tokenize=False)
-        same = prompt == _render(tokenizer, question, add_generation_prompt=False, tokenize=False)
-        conversation = _render(tokenizer, [*question, response], add_generation_prompt=False, tokenize=False)
+        prompt = _render(tokenizer, QUESTION)
+        same = prompt == _render(tokenizer, QUESTION, add_generation_prompt=False)
+        conversation = _render(tokenizer, [*QUESTION, RESPONSE], add_generation_prompt=False)
     except UserError:  # a template for questions only
         return ""
     if not same or not conversation.startswith(prompt):
@@ -214,22 +215,12 @@ def not_begun(tokenizer) -> str:
 
 def writes_the_same(tokenizer, chat_template: str) -> bool:
     """Does another chat template write the same prompt?"""
-    question = as_messages("7 + 9?")
-    other = _render(tokenizer, question, tokenize=False, chat_template=chat_template)
-    return other == _render(tokenizer, question, tokenize=False)
-
-
-def encode_text(tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
-    """Token ids of a text, in which the name of a control token is text as well."""
-    if not control_tokens(tokenizer).search(text):
-        return tokenizer(text, add_special_tokens=add_special_tokens).input_ids
-    twin, _, ids = twin_of(tokenizer)
-    return [ids.get(token, token) for token in twin.encode(text, add_special_tokens=add_special_tokens).ids]
+    return _render(tokenizer, QUESTION, chat_template=chat_template) == _render(tokenizer, QUESTION)
 
 
 def count_tokens(tokenizer, text: str) -> int:
     """How many tokens a text has; the one that begins a sequence, where there is one, is counted, too."""
-    return len(encode_text(tokenizer, text, add_special_tokens=True))
+    return len(encode_text(tokenizer, text)) + tokenizer.num_special_tokens_to_add()
 
 
 def shortened(tokenizer, text: str, limit: int) -> str:
@@ -245,14 +236,12 @@ def need_system_role(tokenizer, option: str) -> None:
     """Refuse an option that puts text into a system message, if the chat template raises at one, or leaves it out."""
     text = "Be brief."
     try:
-        rendered = _render(tokenizer, as_messages("7 + 9?", text), tokenize=False)
+        rendered = _render(tokenizer, as_messages("7 + 9?", text))
     except UserError:
         rendered = ""
     if text not in rendered:
-        raise UserError(
-            f"{option}: this model's chat template has no system role. Leave it away; what stands in --question-suffix "
-            "or --gepa-seed-template goes into the user's message"
-        )
+        cure = "--question-suffix and --gepa-seed-template go into the user's message"
+        raise UserError(f"{option}: this model's chat template has no system role. Leave it away; {cure}")
 
 
 @functools.lru_cache(maxsize=8)
@@ -273,52 +262,14 @@ def control_tokens(tokenizer) -> re.Pattern:
     return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
 
-@functools.lru_cache(maxsize=8)
-def twin_of(tokenizer) -> tuple[Tokenizer, dict[str, str], dict[int, int]]:
-    """The same tokenizer with control tokens of other, secret names: to it, the known names are text.
-
-    Returns the twin, {name: secret name}, and {the twin's id: the tokenizer's id} where the two differ.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # written in Python: there are few, and each splits texts in its own way
-        raise UserError(
-            "a question or template holds the name of a control token, and this model's tokenizer "
-            f"({type(tokenizer).__name__}) cannot read it as text; take it out of the data"
-        )
-    plan = json.loads(backend.to_str())
-    secret_names, known_ids = {}, {}
-    for token in plan["added_tokens"]:
-        name = token["content"]
-        if control_tokens(tokenizer).fullmatch(name):
-            secret_names[name] = token["content"] = f"control-{secrets.token_hex(16)}-"
-        known_ids[token["content"]] = backend.token_to_id(name)
-    # Out of the vocabulary, too, where a text could meet them: a model of whole words would find the name there.
-    model = plan["model"]
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {secret_names.get(piece, piece): index for piece, index in model["vocab"].items()}
-    else:
-        model["vocab"] = [[secret_names.get(piece, piece), score] for piece, score in model["vocab"]]
-    if model.get("merges"):  # vocabularies of sentencepiece have been given some that spell a control token
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & secret_names.keys()]
-    if model.get("unk_token"):
-        model["unk_token"] = secret_names.get(model["unk_token"], model["unk_token"])
-    twin = Tokenizer.from_str(json.dumps(plan))
-    twin.no_padding()
-    twin.no_truncation()
-    return twin, secret_names, {twin.token_to_id(name): known for name, known in known_ids.items()}
-
-
 def as_its_file_says(model: str, tokenizer) -> None:
     """Make a tokenizer cut texts as its tokenizer.json says.
 
     Some classes of transformers 5 put a way of their own in its place (transformers#45488, #45701): GPT2Tokenizer and
-    Qwen2Tokenizer another pattern of words, GemmaTokenizer other spaces. Which class it is hangs on a name in
-    tokenizer_config.json, and on the kind of model. The prompts would be made of tokens that the model hardly knows,
-    and nothing would say so.
+    Qwen2Tokenizer another pattern of words, GemmaTokenizer other spaces. A name in tokenizer_config.json decides which
+    class it is. The prompts would silently be made of tokens that the model hardly knows.
     """
     from transformers import AutoTokenizer
-    from transformers.utils import cached_file
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     file = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False,

@@ -16,21 +16,14 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import DynamicCache
+from transformers.utils import logging as transformers_logging
 
+from support import messages
 from support.errors import UserError
-from support.messages import (
-    as_its_file_says,
-    as_messages,
-    control_tokens,
-    encode_chat,
-    end_in_plain_text,
-    end_of_turn,
-    need_system_role,
-    not_begun,
-    on_one_day,
-    response_texts,
-    writes_the_same,
-)
 
 # Two questions of unequal length, on which a model is tried when it is loaded.
 PROBES = ("2 + 3 = ?", "Count from one to ten, and say which of these are prime.")
@@ -54,12 +47,12 @@ def has_bfloat16() -> bool:
 
 def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object, list[int]]:
     """(base model, tokenizer, ids that end a response) for a grpo.PolicyConfig. `adapter`: a saved one for it."""
-    silence_libraries()  # before they are imported
+    silence_libraries()
     tokenizer = load_tokenizer(cfg.model)
     if adapter:
         check_adapter(adapter, tokenizer)
     if cfg.system_prompt:
-        need_system_role(tokenizer, "--system-prompt")
+        messages.need_system_role(tokenizer, "--system-prompt")
     config = load_config(cfg.model, cfg.max_prompt_tokens + cfg.max_response_tokens)
     base, stop_ids = load_base(cfg.model, config, tokenizer, cfg.load_in_4bit, compute_dtype(cfg.dtype))
     if cfg.gradient_checkpointing:
@@ -74,12 +67,10 @@ def load_model(cfg, adapter: str | None = None) -> tuple[torch.nn.Module, object
 
 def refuse_without_a_head(model: str, base: torch.nn.Module) -> None:
     """UserError for a model whose output layer is missing, or is not kept in full width."""
-    head = base.get_output_embeddings()
+    head, name = base.get_output_embeddings(), type(base).__name__
     if head is None or not head.weight.is_floating_point():
-        raise UserError(
-            f"--model {model}: the output layer of {type(base).__name__} is "
-            f"{'missing' if head is None else 'quantized'}; log-probs need one in full width"
-        )
+        fault = "missing" if head is None else "quantized"
+        raise UserError(f"--model {model}: the output layer of {name} is {fault}; log-probs need one in full width")
 
 
 def prompts_within_its_vocabulary(cfg, base: torch.nn.Module, tokenizer) -> list[list[int]]:
@@ -89,9 +80,9 @@ def prompts_within_its_vocabulary(cfg, base: torch.nn.Module, tokenizer) -> list
     """
     table = base.get_input_embeddings().weight
     rows = tokenizer.rows = table.shape[0]
-    control_tokens.cache_clear()
-    questions = [as_messages(text, cfg.system_prompt) for text in PROBES]
-    prompts = [encode_chat(tokenizer, asked, enable_thinking=cfg.enable_thinking) for asked in questions]
+    messages.control_tokens.cache_clear()  # it was asked before the number of rows was known
+    questions = [messages.as_messages(text, cfg.system_prompt) for text in PROBES]
+    prompts = [messages.encode_chat(tokenizer, asked, enable_thinking=cfg.enable_thinking) for asked in questions]
     used = sorted({token for prompt in prompts for token in prompt})
     if beyond := [token for token in used if token >= rows]:
         name = tokenizer.convert_ids_to_tokens(beyond[0])
@@ -118,10 +109,7 @@ def load_config(model: str, longest: int):
     except Exception as error:  # each kind of model checks its own
         raise UserError(f"--model {model}: its config.json cannot be used ({_in_one_line(error)})") from error
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(
-            f"--model {model}: {config.model_type} has an encoder and a decoder; P2O trains models that only continue "
-            "a text (decoders)"
-        )
+        raise UserError(f"--model {model}: {config.model_type} has an encoder and a decoder; P2O trains decoders only")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"--model {model}: {config.model_type} is no kind of model that AutoModelForCausalLM loads: it sees or "
@@ -136,22 +124,19 @@ def load_config(model: str, longest: int):
             original = "original_max_position_embeddings"
             limit = part.get(original) or getattr(text, original, None) or text.max_position_embeddings
             if longest > limit:
-                raise UserError(
-                    f"--model {model}: {longest} tokens of prompt and response are beyond its original context of "
-                    f"{limit}. There its rotary embedding ({kind}) makes a sequence depend on the others in its batch: "
-                    "lower --max-prompt-tokens or --max-response-tokens"
-                )
+                told = f"{longest} tokens of prompt and response are beyond its original context of {limit}"
+                why = f"There its rotary embedding ({kind}) makes a sequence depend on the others in its batch"
+                raise UserError(f"--model {model}: {told}. {why}: lower --max-prompt-tokens or --max-response-tokens")
     make_plain(config)
     return config
 
 
 @torch.no_grad()
 def forget_a_window_without_effect(base: torch.nn.Module, ids: list[int]) -> None:
-    """Take the window of attention out of a config if this attention has none: another architecture left it there.
+    """Take the window of attention out of a config if the model attends to all tokens in spite of it.
 
-    transformers' cache goes by the config alone. Behind the window it would drop tokens that the trainer sees.
+    transformers' cache goes by the config alone. It would drop tokens that the trainer sees.
     """
-    from transformers import DynamicCache
 
     def logits(window: int | None) -> torch.Tensor:
         for name in windows:
@@ -191,8 +176,7 @@ def load_base(
     model: str, config, tokenizer, load_in_4bit: bool, dtype: torch.dtype
 ) -> tuple[torch.nn.Module, list[int]]:
     """The base model, frozen, and the token ids that end a response."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quantization = None
     if load_in_4bit:
@@ -208,11 +192,9 @@ def load_base(
     except torch.OutOfMemoryError as error:
         raise UserError(f"--model {model}: it does not fit on the card; try --load-in-4bit") from error
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(
-            f"--model {model}: its weights cannot be read ({_in_one_line(error)}): a download that broke off, a "
-            "pointer of git-lfs in their place (git lfs pull fetches them), or a whole model that torch.save pickled "
-            "(save its state_dict)"
-        ) from error
+        cause = "a download that broke off, a pointer of git-lfs in their place (git lfs pull fetches them), or a "
+        cause += "whole model that torch.save pickled (save its state_dict)"
+        raise UserError(f"--model {model}: its weights cannot be read ({_in_one_line(error)}): {cause}") from error
     except Exception as error:  # a config.json that it reads but cannot follow may raise anything
         reason = f"{type(error).__name__}: {_in_one_line(error)}"
         raise UserError(f"--model {model}: transformers cannot load it ({reason})") from error
@@ -228,15 +210,11 @@ def load_base(
     refuse_or_tell_what_has_no_place(model, base, unexpected)
     refuse_if_nothing_trains_through_it(model, base)
     if getattr(base, "_hf_peft_config_loaded", False):
-        raise UserError(
-            f"--model {model}: an adapter (adapter_config.json) lies beside the weights, and the new one would take "
-            "its place. Merge it into the weights (peft's merge_and_unload), or take it out of the folder"
-        )
+        told = "an adapter (adapter_config.json) lies beside the weights, and the new one would take its place"
+        cure = "Merge it into the weights (peft's merge_and_unload), or take it out of the folder"
+        raise UserError(f"--model {model}: {told}. {cure}")
     with or_refused(model, base):
         stop_ids = ends_of_a_response(model, base.generation_config, tokenizer)
-    # A model's own generation config may hold a top-k, a top-p or a repetition penalty: rollouts sampled under those do
-    # not come from the distribution whose log-probs are trained. Nothing of it is kept.
-    base.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id)
     base.requires_grad_(False)
     for module in base.modules():
         # On a CPU with AVX512-BF16, bitsandbytes repacks a layer's weights for good in the first pass without
@@ -251,17 +229,13 @@ def refuse_if_nothing_trains_through_it(model: str, base: torch.nn.Module) -> No
     """UserError for weights that stay quantized, by a method that is for sampling only. transformers knows which."""
     quantizer, layers = getattr(base, "hf_quantizer", None), base.modules()
     if hasattr(base.config, "quantization_config") and not getattr(quantizer, "is_trainable", True):
-        method = quantizer.quantization_config.quant_method
-        raise UserError(
-            f"--model {model}: its weights are quantized ({getattr(method, 'value', method)}), and transformers cannot "
-            "train through them: layers below would get a wrong gradient, or none. Take a version of the model that is "
-            "not quantized; --load-in-4bit quantizes it in a way that can be trained"
-        )
+        kind = quantizer.quantization_config.quant_method
+        told = f"its weights are quantized ({getattr(kind, 'value', kind)}), and transformers cannot train through them"
+        cure = "Take a version that is not quantized; --load-in-4bit quantizes it in a way that can be trained"
+        raise UserError(f"--model {model}: {told}: layers below would get a wrong gradient, or none. {cure}")
     if any(type(m).__name__ in ("Linear4bit", "Linear8bitLt") and type(m.weight) is torch.nn.Parameter for m in layers):
-        raise UserError(
-            f"--model {model}: its config.json says that its weights are quantized, and they are not; take "
-            "quantization_config out of it"
-        )
+        told = "its config.json says that its weights are quantized, and they are not"
+        raise UserError(f"--model {model}: {told}; take quantization_config out of it")
 
 
 def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
@@ -272,31 +246,25 @@ def ends_of_a_response(model: str, generation, tokenizer) -> list[int]:
     except ValueError as error:
         raise UserError(f"--model {model}: {file.name} cannot be read ({_in_one_line(error)}); mend it") from None
     named = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    named = {token for token in named if token is not None}
     if generation._from_model_config:
         # A copy of what config.json says. Where its makers thought of no end, that is the default of its class: token
-        # 2 for a Llama, which in another vocabulary may be a quotation mark.
-        named = [token for token in named if token is None or not _is_text(token, tokenizer)]
-    named = {*named, tokenizer.eos_token_id, end_of_turn(tokenizer)}
-    stop_ids = sorted(token for token in named if token is not None and token >= 0)
+        # 2 for a Llama, which in another vocabulary may be a quotation mark. So what is plain text ends nothing.
+        special = tokenizer.added_tokens_decoder
+        named = {token for token in named if token in special or not tokenizer.decode([token]).strip()}
+    named |= {tokenizer.eos_token_id, messages.end_of_turn(tokenizer)} - {None}
+    stop_ids = sorted(token for token in named if token >= 0)
     if not stop_ids:
-        raise UserError(
-            f"--model {model}: neither its generation_config.json nor its tokenizer nor its chat template names a "
-            "token that ends a response; set eos_token in its tokenizer_config.json"
-        )
+        told = "neither generation config nor tokenizer nor chat template names a token that ends a response"
+        raise UserError(f"--model {model}: {told}; set eos_token in its tokenizer_config.json")
     return stop_ids
 
 
-def _is_text(token: int, tokenizer) -> bool:
-    """Is it a piece of text to the tokenizer, and no token of a special kind?"""
-    return token not in tokenizer.added_tokens_decoder and bool(tokenizer.decode([token]).strip())
-
-
 def refuse_or_tell_what_has_no_place(model: str, base: torch.nn.Module, unexpected: list[str]) -> None:
-    """A weight of the files that the model leaves out. UserError if it is part of a layer that the model has.
+    """Weights of the files for which the model has no place. UserError if one is part of a layer that the model has.
 
-    A bias that the config does not know, a scale without which quantized numbers mean nothing, an adapter that was not
-    merged: the layer computes, but something else. Other weights may be left out for good reasons, as a reward model's
-    head; then a line says so.
+    It may be a bias, a scale of quantized numbers, an adapter: without it the layer computes something else. Others may
+    be left out for good reasons, as a reward model's head. Then a line says so.
     """
     if not unexpected:
         return
@@ -309,10 +277,8 @@ def refuse_or_tell_what_has_no_place(model: str, base: torch.nn.Module, unexpect
         f"{', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''}"
     )
     if cut:
-        raise UserError(
-            f"{told}. Those layers would compute something else without them. Does config.json name the right "
-            "model_type, and the quantization, if there is one?"
-        )
+        hint = "Does config.json name the right model_type, and the quantization, if there is one?"
+        raise UserError(f"{told}. Those layers would compute something else without them. {hint}")
     print(f"{told}; they are left out")
 
 
@@ -331,12 +297,12 @@ def body_of(causal_lm: torch.nn.Module) -> torch.nn.Module:
 
 
 def mix_precision(model: torch.nn.Module) -> None:
-    """Run a 16-bit model's layers under autocast, where flash attention finds its 16 bits, and its head in float32.
+    """Run a 16-bit model's layers under autocast, and its head in float32.
 
-    peft's prepare_model_for_kbit_training would make everything that is not quantized float32, attention's queries and
-    keys among it, which flash attention refuses: what runs then takes memory quadratic in the length. The adapter's
-    weights stay float32 here, too, and so do their gradients and AdamW: autocast rounds copies of them. The head is
-    another matter: bf16 logits are rounded to 3 digits, and a log-prob is the difference of two of them.
+    peft's prepare_model_for_kbit_training would make queries and keys float32, which flash attention refuses; what runs
+    in its place takes memory quadratic in the length. The adapter's weights, their gradients and AdamW stay float32
+    here, too: autocast rounds copies of them. The head is float32, for a log-prob is the difference of two logits, and
+    bfloat16 rounds these to 3 digits.
     """
     from transformers import PreTrainedModel
 
@@ -344,9 +310,9 @@ def mix_precision(model: torch.nn.Module) -> None:
     body, head, embedding = body_of(base), base.get_output_embeddings(), base.get_input_embeddings()
     dtype = head.weight.dtype
     if torch.cuda.is_available():
-        # Products of 16-bit numbers are exact in TF32: tensor cores run the head, and nothing is lost. For float32
-        # layers it would round. The setting holds for the process, so what an earlier policy left is undone. By this
-        # function and no other: torch.compile, which vLLM uses, cannot read what the newer settings say.
+        # Products of 16-bit numbers are exact in TF32, so tensor cores may run the head. Float32 layers it would round.
+        # The setting holds for the whole process, an earlier policy's included. torch.compile, which vLLM uses, cannot
+        # read torch's newer settings for this, so this older function makes it.
         torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
     if dtype == torch.float32:
         return  # as loaded: a CPU, or a card without bfloat16
@@ -363,15 +329,14 @@ def mix_precision(model: torch.nn.Module) -> None:
 
 def checkpoint_activations(base: torch.nn.Module) -> None:
     """Keep only the inputs of the layers for the backward pass, which computes the rest again."""
-    kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # the older name
     try:
-        getattr(base, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+        base.activation_checkpointing_enable()
     except ValueError as error:
         raise UserError(f"--gradient-checkpointing: {_in_one_line(error)}") from error
 
 
 def set_training_mode(model: torch.nn.Module) -> None:
-    """What an update needs of model.train(), and no more: layers look there whether they are to be recomputed.
+    """Put the layers that are to be recomputed into training mode, where they look for that.
 
     All else stays in eval mode, as it samples: no dropout, no noise in routers, no other path through a layer.
     """
@@ -419,22 +384,18 @@ def without_adapter(base: torch.nn.Module) -> list[str]:
 
 @contextmanager
 def or_refused(model: str, base: torch.nn.Module) -> Iterator[None]:
-    """Whatever an architecture does otherwise ends here as one line; each of them does something else."""
+    """What an architecture raises becomes one line. Each may fail in a way of its own, so any exception counts."""
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise UserError(
-            f"--model {model}: {type(base).__name__} does not work with this code's adapter, sampler and trainer "
-            f"({type(error).__name__}: {_in_one_line(error)})"
-        ) from error
+        told = f"{type(base).__name__} does not work with this code's adapter, sampler and trainer"
+        raise UserError(f"--model {model}: {told} ({type(error).__name__}: {_in_one_line(error)})") from error
 
 
 def silence_libraries() -> None:
-    """Advice of libraries that does not apply here, tables of what load_base says in a line, progress bars."""
-    from transformers.utils import logging as transformers_logging
-
+    """Switch off progress bars, tables of what `load_base` says in a line, and advice that does not apply here."""
     # bitsandbytes (peft loads it) advises a CPU to fetch a faster kernel; peft asks transformers in an outdated way.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -447,8 +408,6 @@ def silence_libraries() -> None:
 
 def load_tokenizer(model: str):
     """The tokenizer of a model folder or hub id, padded on the left; UserError if there is none to be had."""
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
     from transformers import AutoTokenizer
 
     if Path(model).exists() and not (Path(model) / "config.json").exists():
@@ -464,47 +423,40 @@ def load_tokenizer(model: str):
     except (OSError, HFValidationError) as error:
         if Path(model).exists():
             load_config(model, longest=0)  # it is read first, and may be what is wrong
-        raise UserError(
-            f"--model {model}: neither a model folder here nor a model that the hub or its cache can give "
-            f"({_in_one_line(error)})"
-        ) from error
+        told = f"neither a model folder here nor a model that the hub or its cache can give ({_in_one_line(error)})"
+        raise UserError(f"--model {model}: {told}") from error
     except Exception as error:  # what tokenizers raises is an Exception and no more
         load_config(model, longest=0)
         reason = f"{type(error).__name__}: {_in_one_line(error)}"
         raise UserError(f"--model {model}: its tokenizer cannot be used ({reason})") from error
-    as_its_file_says(model, tokenizer)
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"--model {model}: its tokenizer has no chat template. Take the instruct version of the model, or put a "
-            "chat_template.jinja into its folder"
-        )
-    if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = on_one_day(tokenizer.chat_template)
-    else:  # several templates by name; the one called "default" is used
-        tokenizer.chat_template = {name: on_one_day(text) for name, text in tokenizer.chat_template.items()}
+    messages.as_its_file_says(model, tokenizer)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several templates by name
+        template = template.get("default")
+    if template is None:
+        cure = "take the instruct version of the model, or put a chat_template.jinja into its folder"
+        raise UserError(f"--model {model}: its tokenizer has no chat template; {cure}")
+    tokenizer.chat_template = messages.on_one_day(template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if left_out := not_begun(tokenizer):
-        raise UserError(
-            f"--model {model}: its chat template writes {left_out!r} in front of a response, but not at the end of a "
-            "prompt, where the response is to begin; let it write that where add_generation_prompt is set "
-            "(chat_template.jinja in the model's folder)"
-        )
-    if text := end_in_plain_text(tokenizer):
+    if left_out := messages.not_begun(tokenizer):
+        told = f"its chat template writes {left_out!r} in front of a response, but not at the end of a prompt"
+        cure = "let it write that where add_generation_prompt is set (chat_template.jinja in the model's folder)"
+        raise UserError(f"--model {model}: {told}, where the response is to begin; {cure}")
+    if text := messages.end_in_plain_text(tokenizer):
         print(
             f"--model {model}: its chat template ends a response by {text!r}, which is no token of its tokenizer: a "
             "response goes on behind it, up to another end token"
         )
     answer = "\\boxed{12}"
-    [read] = response_texts(tokenizer, [[]], [tokenizer(answer, add_special_tokens=False).input_ids])
+    [read] = messages.response_texts(tokenizer, [[]], [tokenizer(answer, add_special_tokens=False).input_ids])
     if answer not in read:
         print(f"--model {model}: its tokenizer makes {read!r} of {answer!r}, so no response can hold such an answer")
     bos, question = tokenizer.bos_token_id, "7 + 9?"
-    if bos is not None and tokenizer(question).input_ids[0] == bos != encode_chat(tokenizer, as_messages(question))[0]:
-        print(
-            f"--model {model}: its tokenizer begins a text with {tokenizer.bos_token}, its chat template does not; "
-            "prompts are what the chat template writes"
-        )
+    prompt = messages.encode_chat(tokenizer, messages.as_messages(question))
+    if bos is not None and tokenizer(question).input_ids[0] == bos != prompt[0]:
+        told = f"its tokenizer begins a text with {tokenizer.bos_token}, its chat template does not"
+        print(f"--model {model}: {told}; prompts are what the chat template writes")
     return tokenizer
 
 
@@ -530,28 +482,25 @@ def check_adapter(adapter: str, tokenizer) -> None:
     try:
         PeftConfig.from_pretrained(adapter)
     except Exception as error:  # each kind of adapter raises another one
-        raise UserError(
-            f"--adapter {adapter}: no adapter is there (adapter_config.json cannot be read: {_in_one_line(error)})"
-        ) from None
+        reason = _in_one_line(error)
+        raise UserError(f"--adapter {adapter}: no adapter is there (adapter_config.json: {reason})") from None
     # Other trainers leave their tokenizer beside an adapter. Its chat template is the one that was trained with.
     if (Path(adapter) / "tokenizer_config.json").exists():
         trained_with = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).chat_template
-        if isinstance(trained_with, str) and not writes_the_same(tokenizer, on_one_day(trained_with)):
-            raise UserError(
-                f"--adapter {adapter}: the chat template beside it writes other prompts than that of --model. Copy it "
-                "into the model's folder (chat_template.jinja), or remove the tokenizer's files beside the adapter"
-            )
+        if isinstance(trained_with, str) and not messages.writes_the_same(tokenizer, messages.on_one_day(trained_with)):
+            told = "the chat template beside it writes other prompts than that of --model"
+            cure = "Copy that template into the model's folder, or remove the tokenizer's files beside the adapter"
+            raise UserError(f"--adapter {adapter}: {told}. {cure}")
 
 
 def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     """The model with a saved adapter on it, to be trained on. UserError if it was made for another model.
 
-    peft refuses weights of another shape, and only warns of missing ones. It says nothing of those that have no place,
-    as when the adapter's model had more layers.
+    peft itself only warns of missing weights, and says nothing of those that have no place.
     """
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
-    def weights() -> Counter:
+    def weights() -> Counter:  # by their values alone: peft renames them
         return Counter(str(p.sum(dtype=torch.float64).item()) for p in base.parameters())
 
     here, before = base.config.name_or_path, weights()
@@ -561,32 +510,27 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> torch.nn.Module:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # each kind of adapter raises another one
-        reason = re.search("size mismatch for .*", str(error))
-        raise UserError(
-            f"--adapter {adapter}: it does not fit this model, or is damaged "
-            f"({reason.group() if reason else _in_one_line(error)})"
-        ) from None
+        mismatch = re.search("size mismatch for .*", str(error))
+        reason = mismatch.group() if mismatch else _in_one_line(error)
+        raise UserError(f"--adapter {adapter}: it does not fit this model, or is damaged ({reason})") from None
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     # It may bring weights of the base along, as embeddings or biases: whether they are the same is asked below.
     if odd := sorted((saved ^ wanted) - {f"base_model.model.{name}" for name in base.state_dict()}):
-        raise UserError(
-            f"--adapter {adapter}: made for another model, or to score: {len(odd)} weights do not fit, {odd[0]} first"
-        )
+        told = f"made for another model, or to score: {len(odd)} weights do not fit, {odd[0]} first"
+        raise UserError(f"--adapter {adapter}: {told}")
     made = model.active_peft_config
     if before - weights() or getattr(made, "layer_replication", None):
-        raise UserError(
-            f"--adapter {adapter}: it changes the model beneath it as well, for instance by PiSSA or OLoRA, trained "
-            "biases or replicated layers. Switched off, it would not leave the base model. Merge it into the weights "
-            "(peft's merge_and_unload), and give these as --model"
-        )
+        told = "it changes the model beneath it as well, as PiSSA, OLoRA, trained biases and replicated layers do"
+        cure = "Merge it into the weights (peft's merge_and_unload), and give these as --model"
+        raise UserError(f"--adapter {adapter}: {told}. Switched off, it would not leave the base model. {cure}")
     if getattr(made, "alora_invocation_tokens", None):
         raise UserError(f"--adapter {adapter}: an aLoRA works behind certain tokens only; nothing here looks for them")
     outputs = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
     if outputs and not any(parameter.any() for parameter in outputs):
         print(f"--adapter {adapter}: nothing was learned, or it was saved without what was: the model is as without it")
     made_on = made.base_model_name_or_path or here
-    # Two models of one architecture have the same shapes, so their values have to tell. In another number format these
-    # are rounded. Other trainers keep no mark: then the name tells, by its last part, for a folder may have moved.
+    # Two models of one architecture have the same shapes, so their values have to tell; in another number format these
+    # are rounded. Without a mark, as of another trainer, the name tells: its last part, for a folder may have moved.
     mark, found = Path(adapter) / BASE_MODEL, base_mark(model)
     try:
         known = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {"format": "", "values": {}}
@@ -606,9 +550,9 @@ BASE_MODEL = "base_model.json"  # of an adapter's folder: the `base_mark` that `
 
 
 def base_mark(model: torch.nn.Module) -> dict:
-    """What tells a peft model's base from others: its number format, and a value of each of its weights.
+    """What tells a peft model's base from others: its number format, and a value of each weight that is not in 4 bits.
 
-    Those in 4 bits have none. An adapter that was trained on such may be served on the full ones: the same base.
+    An adapter that was trained on 4 bits may be served on the full weights: the same base.
     """
     frozen = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if not p.requires_grad}
     full = {name: p for name, p in frozen.items() if p.is_floating_point()}

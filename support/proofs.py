@@ -1,7 +1,7 @@
-"""What is proved of a model before it is trained. No check asks for an architecture's name: it tries what a model does.
+"""What is tried on a model before it is trained, whatever its architecture is called.
 
-Does the sampler draw from what the trainer computes? Do gradients reach every layer? Is an adapter found again? What
-does not hold is refused in one line. Otherwise it would show as a run that learns nothing, or something else.
+Does the sampler draw from what the trainer computes? Do gradients reach every layer? Is an adapter found again? If not,
+one line refuses the model. Otherwise the run would go on, and learn nothing, or something else.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def prove(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Call
 
 
 def find_head(model: torch.nn.Module, ids: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from a peft model's last hidden states [M, D] to its logits [M, V], proved on one text.
+    """The function from a peft model's last hidden states [M, D] to its logits [M, V], tried on one text.
 
-    For most models it is the output layer. Others scale the logits or cap them, or have more layers there: then it is
+    For most models it is the output layer. Others scale or cap the logits, or have more layers there. For them it is
     the model's own forward, with a body that only hands back the hidden states.
     """
     causal_lm, bodies = model.get_base_model(), []
@@ -61,10 +61,8 @@ def find_head(model: torch.nn.Module, ids: list[int]) -> Callable[[torch.Tensor]
             gaps.append((head(hidden).float() - logits).abs().max().item())
             if gaps[-1] <= tolerance * logits.abs().max().item():
                 return head
-    raise UserError(
-        f"--model {model.config.name_or_path}: no way was found from the last hidden states of "
-        f"{type(causal_lm).__name__} to its logits; they differ by {min(gaps):.2g}"
-    )
+    told = f"no way was found from the last hidden states of {type(causal_lm).__name__} to its logits"
+    raise UserError(f"--model {model.config.name_or_path}: {told}; they differ by {min(gaps):.2g}")
 
 
 def _behind_body(causal_lm: torch.nn.Module, kind: type, hidden: torch.Tensor) -> torch.Tensor:
@@ -101,19 +99,16 @@ def refuse_odd_logits(model: torch.nn.Module, ids: list[int]) -> None:
     one, other = logits[:, :-1]
     change = (one - other).norm() / one.norm()  # 0 for a causal model but for rounding; 0.02 for a random BERT
     if change > 0.003:
-        raise UserError(
-            f"{told}class, {type(model.get_base_model()).__name__}, reads tokens that come later (another last token "
-            f"changes the logits in front of it by {change:.1%}): it fills gaps, and P2O trains models that continue a "
-            "text"
-        )
+        told += f"class, {type(model.get_base_model()).__name__}, reads tokens that come later"
+        proof = f"another last token changes the logits in front of it by {change:.1%}"
+        raise UserError(f"{told} ({proof}): it fills gaps, and P2O trains models that continue a text")
 
 
 @torch.no_grad()
 def refuse_if_beyond_its_positions(model: torch.nn.Module, rollout: int, longest: int) -> None:
-    """UserError if a rollout, or the longest sequence of all, is more tokens than the model has positions for.
+    """UserError if the longest sequence has more tokens than the model has learned positions.
 
-    Learned positions end there, and a run would stop at its first long response, or reflection. Rotary ones go on: that
-    is said.
+    A run would stop at the first long response or reflection. Rotary positions go on without end; a line says so.
     """
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
@@ -150,10 +145,8 @@ def refuse_if_a_layer_stops_gradients(model: torch.nn.Module, ids: list[int]) ->
     for hook in hooks:
         hook.remove()
     if stopped:
-        raise UserError(
-            f"--model {model.config.name_or_path}: {len(stopped)} of its layers, {stopped[0]} first, compute in a way "
-            "that has no backward pass: what stands below them would get a wrong gradient"
-        )
+        told = f"{len(stopped)} of its layers, {stopped[0]} first, compute in a way that has no backward pass"
+        raise UserError(f"--model {model.config.name_or_path}: {told}: layers below would get a wrong gradient")
 
 
 def refuse_if_an_adapter_is_lost(model: torch.nn.Module) -> None:
@@ -163,11 +156,9 @@ def refuse_if_an_adapter_is_lost(model: torch.nn.Module) -> None:
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     lost = [name for name in set_peft_model_state_dict(model, saved).missing_keys if "lora_" in name]
     if lost:
-        name = type(model.get_base_model()).__name__
-        raise UserError(
-            f"--model {model.config.name_or_path}: peft saves an adapter of {name} and "
-            f"does not find {len(lost)} of its weights again, {lost[0]} first: a checkpoint would not be the policy"
-        )
+        told = f"peft saves an adapter of {type(model.get_base_model()).__name__} and does not find {len(lost)} of its"
+        told += f" weights again, {lost[0]} first: a checkpoint would not be the policy"
+        raise UserError(f"--model {model.config.name_or_path}: {told}")
 
 
 def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
@@ -207,7 +198,7 @@ def coverage(model: torch.nn.Module, load_in_4bit: bool) -> list[str]:
 @contextmanager
 @torch.no_grad()
 def moved_adapter(model: torch.nn.Module) -> Iterator[None]:
-    """As if it had been trained: a fresh adapter adds nothing, and would hide a path that goes past it."""
+    """Within it the adapter is as if trained. A fresh one adds nothing, so a path that goes past it would not show."""
     generator, kept = torch.Generator().manual_seed(0), {}
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -221,8 +212,7 @@ def moved_adapter(model: torch.nn.Module) -> Iterator[None]:
 def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Callable, logprobs_of: Callable) -> None:
     """UserError if the two disagree about a few tokens after prompts of unequal length.
 
-    It asks no name of an architecture. Whatever a model does that the sampler's cache or the trainer's padding does not
-    know about, shows here, before anything is written.
+    Whatever a model does that the sampler's cache or the trainer's padding does not know of shows here.
     """
     contexts = contexts * 2  # the trainer reads repeated prompts once: support/fast.py
     length = min(4, policy.cfg.max_response_tokens)
@@ -248,9 +238,7 @@ def compare_sampler_and_trainer(policy, contexts: list[list[int]], sample: Calla
     else:
         worst, limit = gap.max().item(), 0.001
     if not worst <= limit:  # nor if it is not a number
-        name = type(policy.model.get_base_model()).__name__
-        raise UserError(
-            f"--model {policy.cfg.model}: sampler and trainer disagree about {name}: the log-probs of the same tokens "
-            f"differ by {worst:.2g}, and rounding allows for {limit:g}. This code does not know how that architecture "
-            "keeps its state, and would train it wrongly"
-        )
+        told = f"sampler and trainer disagree about {type(policy.model.get_base_model()).__name__}"
+        proof = f"the log-probs of the same tokens differ by {worst:.2g}, and rounding allows for {limit:g}"
+        why = "This code does not know how that architecture keeps its state, and would train it wrongly"
+        raise UserError(f"--model {policy.cfg.model}: {told}: {proof}. {why}")

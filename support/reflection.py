@@ -1,7 +1,7 @@
 """The reflection model's reply: what to adopt of it, and what never; and a teacher, which replies from elsewhere.
 
 Models are asked to put the new instruction between ``` marks. Large ones do, small ones hardly ever. GEPA itself takes
-everything between the first mark and the last, whatever stands there, and adopts replies that were cut off (gepa#390).
+all between the first mark and the last, and adopts replies that were cut off (gepa#390).
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def read_wording(file: str, default: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--reflection-prompt {file}: cannot be read ({error}); give a text file") from None
     if "<side_info>" not in wording:
-        raise UserError(
-            f"--reflection-prompt {file}: has no <side_info>, the place of the questions, responses and feedback"
-        )
+        raise UserError(f"--reflection-prompt {file}: has no <side_info>, where questions, responses and feedback go")
     return wording
 
 
@@ -56,11 +54,8 @@ def fill_prompt(wording: str, instruction: str, records: list[dict[str, str]]) -
 
     Both are put in at once, so that an instruction with `<side_info>` in it stays as it is.
     """
-    layout = {
-        "current_instruction_doc": "",
-        "dataset_with_feedback": records,
-        "prompt_template": "<curr_param><side_info>",
-    }
+    layout = {"current_instruction_doc": "", "dataset_with_feedback": records}
+    layout["prompt_template"] = "<curr_param><side_info>"
     parts = {"<curr_param>": instruction, "<side_info>": InstructionProposalSignature.prompt_renderer(layout)}
     return re.sub("<curr_param>|<side_info>", lambda place: parts[place[0]], wording)
 
@@ -180,12 +175,11 @@ def _unquoted(text: str) -> str:
 
 
 def teacher(cfg, timeout: float = 120.0, retries: int = 5) -> Callable[..., list[str]]:
-    """A reflection model behind an OpenAI-compatible endpoint, the one thing of this repository that may cost money.
+    """A reflection model behind an OpenAI-compatible endpoint: the one thing here that may cost money.
 
-    Prompts in, replies out, several at once. The endpoint's key is written nowhere. cfg: gepa_loop.EvolutionConfig.
-
-    Rate limits, server errors and time-outs are tried again `retries` times with growing pauses (by the client). An
-    endpoint that stays down, or a limit that is used up, raises, and the search ends with that reason.
+    Prompts in, replies out, several at once. The endpoint's key is written nowhere. cfg: gepa_loop.EvolutionConfig. The
+    client tries `retries` times again after rate limits, server errors and time-outs, with growing pauses. An endpoint
+    that stays down, or a limit that is used up, raises, and the search ends with that reason.
     """
     from openai import OpenAI
 

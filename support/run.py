@@ -24,9 +24,16 @@ from support.pretrained import fingerprint
 from support.seams import NOW, SEAMS, memories, remember
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"
-# Where a run and its inputs are is no part of what it computes. What the inputs hold is, and that is in inputs.json.
-PLACES, INPUTS = ("runs", "name"), ("train_data", "eval_data", "model")
+PLACES, INPUTS = ("runs", "name"), ("train_data", "eval_data", "model")  # where a run is, and what goes in
 GROWING_FILES = ("metrics.jsonl", "transcripts.jsonl", "run.log")  # a checkpoint holds how long they were
+
+
+def folder_below(runs: str, name: str) -> Path:
+    """The folder of that name in `runs`. `--name ..` would put a run's files beside whatever else is there."""
+    folder = Path(runs, name)
+    if Path(os.path.abspath(runs)) not in Path(os.path.abspath(folder)).parents:
+        raise UserError(f"--name {name}: leads out of {runs}; give a name, and another folder with --runs")
+    return folder
 
 
 def seed_for(cfg, *what: object) -> int:
@@ -35,10 +42,10 @@ def seed_for(cfg, *what: object) -> int:
 
 
 def seed_libraries(cfg, *what: object) -> None:
-    """Seed `random`, NumPy and torch for the draws that a function of the user's own makes without a generator.
+    """Seed `random`, NumPy and torch for what a function of the user's own draws from them. Our own code draws nothing.
 
-    Nothing of this code draws from them. They are seeded when a batch begins, and again when its rollouts are there,
-    sampled now or read from the disk. So a resumed run gets the draws of the uninterrupted one.
+    They are seeded when a batch begins, and again when its rollouts are there, sampled now or read from the disk. So a
+    resumed run gets the draws of the uninterrupted one.
     """
     seed = seed_for(cfg, "libraries", *what) % 2**32
     random.seed(seed)
@@ -49,13 +56,13 @@ def seed_libraries(cfg, *what: object) -> None:
 class Run(RunLog):
     """A run's folder, and all that is written there.
 
-    A checkpoint falls between batches. What takes long in between is kept as well: a batch of rollouts until the next
-    checkpoint, the calls of a prompt evolution for good. So a run that was killed or stopped at any moment goes on to
-    the same end, bit for bit, and samples nothing twice.
+    A checkpoint is written between batches. What takes long within one is kept as well: its rollouts until the next
+    checkpoint, the calls of a prompt evolution for good. So a run that was stopped at any moment goes on to the same
+    end, bit for bit, and samples nothing twice.
     """
 
     def __init__(self, cfg):
-        """Look, but touch nothing: no run is written over, nor resumed under other settings without being asked."""
+        """Refuse a folder that holds another run, or cannot be written; write nothing yet."""
         super().__init__(cfg)
         self.started, self.earlier_seconds, self.saved = time.time(), 0.0, 0
         try:
@@ -69,13 +76,7 @@ class Run(RunLog):
 
     # ------------------------------------------------------------------------------------------ open, resume, save
 
-    def resume(
-        self,
-        state,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        data: dict[str, list[Question]] | None = None,
-    ):
+    def resume(self, state, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: dict[str, list[Question]]):
         """Open the folder. The newest checkpoint's state, its adapter and optimizer loaded; or `state` as it is.
 
         `data`: all questions of the run, by what they are for. A resumed run is refused if they have changed.
@@ -83,11 +84,10 @@ class Run(RunLog):
         self.model, self.optimizer, self.fingerprint = model, optimizer, fingerprint(model)
         self._hold()
         check_folder(self.cfg)  # again: another run may have begun there while this one loaded its model
-        self._compare_inputs({name: digest(questions) for name, questions in (data or {}).items()})
-        asked = len((data or {}).get("training data", [1]))
-        self.per_epoch = math.ceil(asked / self.cfg.questions_per_batch)  # batches, as the loop counts them
+        self._compare_inputs({name: digest(questions) for name, questions in data.items()})
+        self.per_epoch = math.ceil(len(data["training data"]) / self.cfg.questions_per_batch)  # batches, as in the loop
         self.tracker = start_tracker(self.cfg.track, self.folder, dataclasses.asdict(self.cfg))
-        found = checkpoint.newest(self.folder / "checkpoints", print) if self.cfg.resume else None
+        found = checkpoint.newest(self.folder / "checkpoints") if self.cfg.resume else None
         remember(self.cfg, found[1].get("memory", {}) if found else {})
         if found is not None:
             state = self._load(*found, kind=type(state))
@@ -106,73 +106,65 @@ class Run(RunLog):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(blocking=False)
         except Timeout:
-            raise UserError(
-                f"{self.folder}: a run is going on in it; wait for its end, or start another one with --name"
-            ) from None
+            cure = "wait for its end, or start another one with --name"
+            raise UserError(f"{self.folder}: a run is going on in it; {cure}") from None
         except OSError as error:
             raise not_writable(self.folder, error.strerror) from None
 
     def _compare_inputs(self, data: dict[str, str]) -> None:
-        """A digest of all that goes in, which is kept beside the run; a resumed run is refused if it has changed."""
+        """Take digests of all that goes in, for inputs.json. UserError if those of a resumed run have changed."""
         file = self.folder / "inputs.json"
         chat = getattr(self.model, "chat_format", "")
         self.inputs = {"base_model": self.fingerprint, "chat": chat, "data": data, "files": files_of(self.cfg)}
-        if self.cfg.resume and file.exists():
-            known = read_record(file)
-            before = known.get("data", {})
-            names = [name for name in before | data if before.get(name) != data.get(name)]
-            changed = [f"other questions in {name}" for name in names]
-            edited = known.get("files", {}).items() - self.inputs["files"].items()
-            changed += [f"an edited file of --{name.replace('_', '-')}" for name, _ in sorted(edited)]
-            if known.get("base_model") != self.fingerprint:
-                changed += [f"{self.cfg.model} is another base model"]
-            if known.get("chat", chat) != chat:
-                changed += [f"{self.cfg.model} has another chat format: its tokenizer, chat template or end tokens"]
-            if changed and not self.cfg.allow_changes:
-                raise UserError(
-                    f"--resume: {self.folder} was started on other inputs: {', '.join(changed)}. Give the same ones, "
-                    "or add --allow-changes, or start a new run with another --name"
-                )
-            if changed:
-                print(f"the run was started on other inputs: {', '.join(changed)}")
+        if not self.cfg.resume:
+            return
+        known = read_record(file)
+        before = known.get("data", {})
+        names = [name for name in before | data if before.get(name) != data.get(name)]
+        changed = [f"other questions in {name}" for name in names]
+        edited = known.get("files", {}).items() - self.inputs["files"].items()
+        changed += [f"an edited file of --{name.replace('_', '-')}" for name, _ in sorted(edited)]
+        if known.get("base_model") != self.fingerprint:
+            changed += [f"{self.cfg.model} is another base model"]
+        if known.get("chat") != chat:
+            changed += [f"{self.cfg.model} has another chat format: its tokenizer, chat template or end tokens"]
+        if changed and not self.cfg.allow_changes:
+            cure = "Give the same ones, or add --allow-changes, or start a new run with another --name"
+            raise UserError(f"--resume: {self.folder} was started on other inputs: {', '.join(changed)}. {cure}")
+        if changed:
+            print(f"the run was started on other inputs: {', '.join(changed)}")
 
     def _load(self, folder: Path, record: dict, kind: type):
         try:
             state = kind(**record["state"])
-        except TypeError as error:
-            raise UserError(
-                f"--resume: {folder} was written by another version of this code ({error}); go on with that version, "
-                "or start a new run with another --name"
-            ) from None
+            self.updates, self.bad_updates = record["updates"], record["bad_updates"]
+            self.earlier_seconds, self.saved, before = record["seconds"], int(folder.name), record["per_epoch"]
+        except (KeyError, TypeError) as error:
+            cure = "go on with that version, or start a new run with another --name"
+            told = f"{folder} was written by another version of this code ({error})"
+            raise UserError(f"--resume: {told}; {cure}") from None
         if record["base_model"] != self.fingerprint:
-            raise UserError(
-                f"--resume: the adapter of {folder} was trained on another base model than {self.cfg.model}"
-            )
+            raise UserError(f"--resume: the adapter of {folder} belongs to another base model than {self.cfg.model}")
         try:
             checkpoint.load_adapter(self.model, folder / "adapter")
         except RuntimeError:  # other shapes: with --allow-changes the rank may be another one
-            raise UserError(
-                f"--resume: the adapter of {folder} does not fit --lora-rank {self.cfg.lora_rank}; give the rank in "
-                f"{folder / 'adapter' / 'adapter_config.json'}"
-            ) from None
+            cure = f"give the rank in {folder / 'adapter' / 'adapter_config.json'}"
+            told = f"the adapter of {folder} does not fit --lora-rank {self.cfg.lora_rank}"
+            raise UserError(f"--resume: {told}; {cure}") from None
         checkpoint.load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         for name, length in record["lengths"].items():  # lines written after the checkpoint will be written again
             file = self.folder / name
             present = file.stat().st_size if file.is_file() else 0
             if name == "metrics.jsonl" and present < length:  # the others are only read by people, who may clear them
-                raise UserError(
-                    f"--resume: {file} has lost lines that it had when checkpoint {folder.name} was written; put it "
-                    "back as it was, or start a new run with another --name"
-                )
+                told = f"{file} has lost lines that it had when checkpoint {folder.name} was written"
+                raise UserError(f"--resume: {told}; put it back as it was, or start a new run with another --name")
             file.touch()
             os.truncate(file, min(present, length))  # a longer length would add zeros
         read_lines(self.folder / "metrics.jsonl")  # damaged, it is told now, and not after an epoch
-        before = record.get("per_epoch", self.per_epoch)
         if before != self.per_epoch:  # with --allow-changes: else 2 epochs of 1 batch were over after 1 of 2
             state.step = state.step * self.per_epoch // before
             at = f"epoch {state.step // self.per_epoch + 1}, batch {state.step % self.per_epoch + 1}"
             print(f"an epoch had {before} batches, and has {self.per_epoch} now: going on with {at}")
-        self.earlier_seconds, self.updates, self.saved = record["seconds"], record["updates"], int(folder.name)
         print(f"resumed from checkpoint {folder.name} of {self.folder}")
         return state
 
@@ -189,7 +181,8 @@ class Run(RunLog):
             self.shown = []
             lengths = {name: (self.folder / name).stat().st_size for name in GROWING_FILES}
             record = {"state": dataclasses.asdict(state), "lengths": lengths, "base_model": self.fingerprint}
-            record |= {"seconds": self.seconds, "updates": self.updates, "per_epoch": self.per_epoch}
+            record |= {"updates": self.updates, "bad_updates": self.bad_updates}
+            record |= {"seconds": self.seconds, "per_epoch": self.per_epoch}
             record |= {"memory": memories(self.cfg)}
             checkpoint.save(self.folder / "checkpoints", self.saved + 1, record, write_files)
             self.saved += 1
@@ -226,10 +219,7 @@ class Run(RunLog):
         seed_libraries(self.cfg, step, "sampled")
 
     def journal(self, name: str) -> Callable:
-        """`wrap(name, call)` for calls that are to be answered from a file when they come again; see journaled.
-
-        The file's name tells under which settings and on which inputs: under others the calls are others.
-        """
+        """`wrap(name, call)` of `checkpoint.journaled`, with a file of its own for these settings and inputs."""
         made_under = hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()[:8]
         file = self.folder / f"{name}-{made_under}.journal.jsonl"
         file.parent.mkdir(exist_ok=True)
@@ -237,7 +227,7 @@ class Run(RunLog):
 
     def _identity(self) -> dict:
         """Settings and inputs: what has to be the same for what was computed to count."""
-        return without_places(settings_of(self.cfg, but=PLACES + INPUTS)) | self.inputs
+        return comparable(recorded(self.cfg)) | self.inputs
 
     @property
     def seconds(self) -> float:
@@ -248,25 +238,15 @@ class Run(RunLog):
     def finish(self) -> dict:
         """Adapter and summary; returns the summary."""
         checkpoint.save_adapter(self.model, self.folder / "adapter")
-        epochs = self.logged("epoch")
-        summary = {
-            "method": self.cfg.method,
-            "seed": self.cfg.seed,
-            "accuracy_before": epochs[0]["accuracy"],
-            "accuracy": epochs[-1]["accuracy"],
-            "rollouts": epochs[-1]["rollouts"],
-            "gepa_calls": epochs[-1]["gepa_calls"],
-            "hard_set": epochs[-1]["hard_set"],
-            "seconds": round(self.seconds, 1),
-        }
+        before, *_, last = self.logged("epoch")
+        summary = {"method": self.cfg.method, "seed": self.cfg.seed, "accuracy_before": before["accuracy"]}
+        summary |= {name: last[name] for name in ("accuracy", "rollouts", "gepa_calls", "hard_set")}
+        summary["seconds"] = round(self.seconds, 1)
         self._write("summary.json", summary)
         self.tracker.finish()
         self.lock.release()
         print(f"done in {summary['seconds']:.0f} s: {self.folder}")
         return summary
-
-    def _write(self, name: str, record) -> None:
-        checkpoint.write_whole(self.folder / name, json.dumps(record, indent=1))
 
 
 def recorded(cfg) -> dict:
@@ -281,26 +261,26 @@ def files_of(cfg) -> dict[str, str]:
     return {option: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for option, file in files.items() if file}
 
 
-def settings_of(cfg, but: tuple[str, ...]) -> dict:
-    """The recorded settings as JSON gives them back (lists, not tuples), without some of them."""
-    settings = json.loads(json.dumps(recorded(cfg)))
-    return {name: value for name, value in settings.items() if name not in but}
+def comparable(settings: dict, has_digests: bool = True) -> dict:
+    """The settings that two runs must have in common to be the same run, as JSON gives them back (lists, not tuples).
 
+    Where the run is does not matter, nor where its inputs and files of the user's own are, if inputs.json has digests
+    of what they hold.
 
-def without_places(settings: dict) -> dict:
-    """The settings, but of a file of the user's own only its function: where it is does not matter, and inputs.json
-    knows what it holds.
-
-    >>> without_places({"reward": "my/folder/mine.py:f", "advantage": "rloo", "reflection_prompt": "mine.txt"})
+    >>> comparable({"name": "a", "reward": "folder/mine.py:f", "advantage": "rloo", "reflection_prompt": "mine.txt"})
     {'reward': ':f', 'advantage': 'rloo', 'reflection_prompt': 'a file'}
     """
+    places = PLACES + INPUTS if has_digests else PLACES
+    settings = {name: value for name, value in json.loads(json.dumps(settings)).items() if name not in places}
+    if not has_digests:
+        return settings
     functions = {seam: "".join(settings[seam].rpartition(":")[1:]) for seam in SEAMS if seam in settings}
     prompt = {"reflection_prompt": "a file"} if settings.get("reflection_prompt") else {}
     return settings | functions | prompt
 
 
 def check_folder(cfg) -> None:
-    """No run is written over, nor resumed under other settings without being asked."""
+    """UserError where a run would be written over, or resumed under other settings without --allow-changes."""
     file = cfg.folder / "config.json"
     if not file.exists():
         if (cfg.folder / "checkpoints").exists():  # a new run would empty the old one's files
@@ -310,22 +290,14 @@ def check_folder(cfg) -> None:
         return
     if not cfg.resume:
         raise UserError(f"{cfg.folder}: already holds a run; --resume goes on with it, another --name starts a new one")
-    known = read_record(file)
-    # A folder or a data file that was moved is the same as before.
-    has_digests = (cfg.folder / "inputs.json").exists()
-    present = settings_of(cfg, but=PLACES + (INPUTS if has_digests else ()))
-    same = without_places if has_digests else dict
-    before, now = same(known), same(present)
-    changed = [
-        f"{name} ({known.get(name, 'not recorded')} -> {present[name]})"
-        for name in now
-        if before.get(name) != now[name]
-    ]
+    known, present = read_record(file), recorded(cfg)
+    has_digests = (cfg.folder / "inputs.json").exists()  # no run of tools/p2o_trl.py has
+    before, now = comparable(known, has_digests), comparable(present, has_digests)
+    names = [name for name in now if before.get(name) != now[name]]
+    changed = [f"{name} ({known.get(name, 'not recorded')} -> {present[name]})" for name in names]
     if changed and not cfg.allow_changes:
-        raise UserError(
-            f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. Give the same ones, or add "
-            "--allow-changes"
-        )
+        cure = "Give the same ones, or add --allow-changes"
+        raise UserError(f"--resume: {cfg.folder} was started with other settings: {', '.join(changed)}. {cure}")
 
 
 def read_record(file: Path, cure: str = "mend it, or start a new run with another --name") -> dict:
@@ -334,7 +306,7 @@ def read_record(file: Path, cure: str = "mend it, or start a new run with anothe
         record = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
             raise ValueError("no JSON object")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"--resume: {file} is damaged ({error}); {cure}") from None
     return record
 

@@ -85,6 +85,8 @@ def checked(seam: str, name: str, given, inputs: tuple, at_hand: dict):
     """
     if given is None:
         raise UserError(f"--{seam} {name}: it gave None; does it end with a `return`?")
+    if seam == "advantage":
+        return checked_advantages(name, given, inputs[0])
     wanted, shape = "", getattr(given, "shape", None)
     if seam == "select":
         asked = [getattr(question, "id", None) for question in given] if isinstance(given, list) else []
@@ -233,8 +235,7 @@ def checked_reward(name: str, given, question) -> tuple[float, str, bool]:
     """(reward, feedback, well formed) from what a reward function gave; UserError if that is none."""
     value, feedback, *formed = given if isinstance(given, tuple | list) and len(given) in (2, 3) else (None, None)
     # A bool counts as a number in Python; as a reward it is a function that forgot its feedback, or how much it pays.
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not isinstance(feedback, str):
+    if not is_number(value) or isinstance(value, bool) or not isinstance(feedback, str):
         raise UserError(
             f"--reward {name}: it gave {_shown(given)} for question {question.id}; what is wanted is "
             "(reward, feedback), a finite number and a text"
@@ -248,7 +249,6 @@ def checked_advantages(name: str, given, group: list) -> list[float] | list[list
 
     It may be a list, a tensor or an array: a number for each rollout, or one for each token of each response.
     """
-
     rows = given.tolist() if hasattr(given, "tolist") else given
     rows = list(rows) if isinstance(rows, list | tuple) else []
     found = [plain_numbers(row, len(r.response_ids)) for row, r in zip(rows, group, strict=False)]

@@ -1,9 +1,8 @@
 """--engine vllm: rollouts sampled by vLLM in the same process, on the same card, from the same weights.
 
-grpo.sample hands over to `VllmEngine.sample`, which promises what grpo.sample does: token ids in and out, the trainer's
-temperature and stop tokens and nothing else of the model's generation config, log-probs of the distribution that was
-drawn from. Whether that holds is measured rather than believed: a run computes some of each batch's sampled log-probs
-again with the trainer, and logs the difference.
+`VllmEngine.sample` promises what grpo.sample does: token ids in and out, the trainer's temperature and stop tokens,
+nothing of the model's generation config, log-probs of the distribution that was drawn from. A run measures whether that
+holds: it computes some of each batch's sampled log-probs again with the trainer, and logs the difference.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
 @atexit.register
 def shut_down() -> None:
-    """End what vLLM has begun, in its order: torch warns of a process group that is still there at exit."""
+    """End vLLM's engines, then their process group: torch warns of one that is still there at exit."""
     for engine in list(_engines):
         engine.llm.llm_engine.engine_core.shutdown()
     if VllmEngine.started and torch.distributed.is_initialized():  # left by an engine that is gone
@@ -57,10 +56,8 @@ def import_vllm(on_gpu: bool) -> type:
     try:
         from vllm import LLM
     except ImportError as error:
-        raise UserError(
-            "--engine vllm: vLLM is not installed; pip install -r requirements-gpu.txt "
-            f"(without a GPU: make test-vllm), or use --engine hf ({error})"
-        ) from error
+        cure = "pip install -r requirements-gpu.txt (without a GPU: make test-vllm), or use --engine hf"
+        raise UserError(f"--engine vllm: vLLM is not installed; {cure} ({error})") from error
     return LLM
 
 
@@ -74,27 +71,22 @@ def refuse_what_a_card_cannot_do(dtype: torch.dtype) -> None:
     if not has_bfloat16():
         raise UserError(f"--engine vllm: {card} is older than Ampere, where this was never tried; use --engine hf")
     if dtype == torch.float32:
-        raise UserError(
-            "--engine vllm: on a card, vLLM's kernels for adapters compute in 16 bits only; take --dtype bfloat16 or "
-            "float16, or --engine hf"
-        )
+        told = "on a card, vLLM's kernels for adapters compute in 16 bits only"
+        raise UserError(f"--engine vllm: {told}; take --dtype bfloat16 or float16, or --engine hf")
     if batch_invariant() and torch.cuda.get_device_capability()[0] == 8:
-        raise UserError(
-            f"VLLM_BATCH_INVARIANT=1: on {card} (Ampere or Ada), vLLM replaces torch's linear layers by kernels that "
-            "have no backward pass, and this process trains as well; leave it out, or use --engine hf"
-        )
+        told = f"on {card} (Ampere or Ada), vLLM replaces torch's linear layers by kernels that have no backward pass"
+        cure = "leave it out, or use --engine hf"
+        raise UserError(f"VLLM_BATCH_INVARIANT=1: {told}, and this process trains as well; {cure}")
 
 
 class VllmEngine:
     """vLLM with the weights of a peft model's base; the adapter is handed over when it has changed.
 
-    `max_model_len`: tokens of the longest prompt (reflection's) and its response together. Of the settings (grpo's
-    PolicyConfig) it reads the model, `sample_batch`, and `vllm_memory`, the share of the card that weights and KV cache
-    may take while sampling. Between two calls vLLM sleeps, its weights parked in the host's memory, so that training
-    has the card.
+    `max_model_len`: tokens of the longest prompt and its response together. `cfg`: grpo.PolicyConfig. Between two calls
+    vLLM sleeps, its weights parked in the host's memory, so that training has the card.
     """
 
-    started = False  # any in this process, be it in vain: its process group is there all the same
+    started = False  # in this process, be it in vain: its process group is there all the same
 
     def __init__(
         self, peft_model: torch.nn.Module, tokenizer, cfg, *, max_model_len: int, seed: int = 0,
@@ -103,9 +95,7 @@ class VllmEngine:
         """`enforce_eager` compiles nothing: a faster start, and slower tokens (lab/gpu.py measures both)."""
         adapter = peft_model.peft_config["default"]
         if adapter.peft_type != "LORA":
-            raise UserError(
-                f"--engine vllm: it serves LoRA adapters, and this one is {adapter.peft_type.value}; --engine hf"
-            )
+            raise UserError(f"--engine vllm: it serves LoRA, not {adapter.peft_type.value}; take --engine hf")
         rank = adapter.r
         if rank > RANKS[-1]:
             raise UserError(f"--lora-rank {rank}: vLLM has kernels up to rank {RANKS[-1]}; take less, or --engine hf")
@@ -122,7 +112,7 @@ class VllmEngine:
         if getattr(peft_model.get_base_model(), "is_loaded_in_4bit", False):
             copied = folder_for_copy(peft_model, self._folder.name)
             model = dequantized_copy(peft_model, tokenizer, copied, dtype)
-        # Of a model that also sees, the text's part; and some know no limit.
+        # In the config of the text's part, where a model also sees. Some name no limit.
         positions = getattr(peft_model.config.get_text_config(), "max_position_embeddings", None)
         longest = min(max_model_len, positions or max_model_len)
         overrides = {"head_dtype": "float32"}  # as the trainer's: rounded logits are most of the mismatch
@@ -143,10 +133,8 @@ class VllmEngine:
             )  # fmt: skip
         # No room for the share, or in it for one whole sequence; an assertion says that a process has vLLM already.
         except (ValueError, RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"--engine vllm: vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of {longest} "
-                f"tokens; python p2o.py fit says what needs how much ({error})"
-            ) from error
+            told = f"vLLM did not start with --vllm-memory {cfg.vllm_memory} and sequences of {longest} tokens"
+            raise UserError(f"--engine vllm: {told}; python p2o.py fit says what needs how much ({error})") from error
         finally:
             if copied:
                 shutil.rmtree(copied, ignore_errors=True)  # gigabytes that nobody needs once they are loaded
@@ -157,10 +145,10 @@ class VllmEngine:
         self, contexts: list[list[int]], stop_ids: list[int], seed: int | None, temperature: float, length: int,
         adapter: bool,
     ) -> list[tuple[list[int], list[float], bool]]:  # fmt: skip
-        """(token ids, log-probs, truncated) of each response; greedy ones have NaN for log-probs.
+        """(token ids, log-probs, truncated) of each response. Each has a seed of its own, whatever else is sampled.
 
-        vLLM computes those at temperature 1, and nothing trains on greedy responses; if something ever did, NaN would
-        show at once. Seeds are per response, so a batch's composition does not matter to the draw.
+        Greedy ones have NaN for log-probs: vLLM computes these at temperature 1. Nothing trains on them; if something
+        did, NaN would show at once.
         """
         from vllm import SamplingParams
 
@@ -214,19 +202,19 @@ class VllmEngine:
         if self._sleeps:
             self.llm.sleep(level=1)
 
-    def _wake(self, last_try: bool = False) -> None:
+    def _wake(self) -> None:
         """Take the card back from the trainer. What woke before a failure stays awake: a second try goes on."""
         if not self._sleeps:
             return
-        torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
-        try:
-            self.llm.wake_up()
-        except RuntimeError as error:  # of vLLM's own allocator, which knows no torch.OutOfMemoryError
-            if not last_try:
-                return self._wake(last_try=True)
-            raise UserError(
-                f"vLLM found no room on the card to wake up ({error}): lower --vllm-memory, or end what else runs there"
-            ) from error
+        for last_try in (False, True):
+            torch.cuda.empty_cache()  # what the trainer's allocator holds in reserve is what vLLM wakes up into
+            try:
+                self.llm.wake_up()
+                return
+            except RuntimeError as error:  # of vLLM's own allocator, which knows no torch.OutOfMemoryError
+                if last_try:
+                    cure = "lower --vllm-memory, or end what else runs there"
+                    raise UserError(f"vLLM found no room on the card to wake up ({error}): {cure}") from error
 
     def preemptions(self) -> int:
         """How often a response so far lost its place in the KV cache to another, and was computed again."""
@@ -234,11 +222,10 @@ class VllmEngine:
 
 
 def folder_for_copy(peft_model: torch.nn.Module, otherwise: str) -> Path:
-    """A new folder for the dequantized copy, with the same path whenever it is a copy of the same model.
+    """A new folder for the dequantized copy, with the same path for the same model.
 
-    vLLM keeps what it has compiled, and finds it again by the model's path among others: under a path that nobody has
-    seen, it compiles for a minute once more. Where that folder is in use, or left by a run that was killed, the copy
-    goes into `otherwise`.
+    vLLM keeps what it has compiled, and finds it by the model's path, among others. Under a new path it compiles again,
+    for a minute. Where the folder is in use, or left by a run that was killed, the copy goes into `otherwise`.
     """
     same = Path(tempfile.gettempdir()) / f"p2o-vllm-of-{fingerprint(peft_model)}"
     try:
@@ -250,10 +237,9 @@ def folder_for_copy(peft_model: torch.nn.Module, otherwise: str) -> Path:
 
 
 def dequantized_copy(peft_model: torch.nn.Module, tokenizer, folder: Path, dtype: torch.dtype) -> str:
-    """Write the base weights as the 4-bit trainer sees them, in full width, where vLLM can load them; the folder.
+    """Write the base weights as the 4-bit trainer sees them, in full width, for vLLM to load; returns the folder.
 
-    vLLM no longer reads NF4 itself, and weights that were never quantized would be another policy than the one that is
-    trained. So vLLM serves the rounded weights: 2 bytes each, for the time of sampling.
+    vLLM no longer reads NF4 itself, and weights that were never quantized would be another policy than the trained one.
     """
     from bitsandbytes.functional import dequantize_4bit
     from huggingface_hub import save_torch_state_dict

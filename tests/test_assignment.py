@@ -188,13 +188,17 @@ def test_a_token_that_is_left_at_0_is_named(left_out, grader, tmp_path):
             "bounded = torch.min(-advantages * dual_clip, pessimistic)",
             "bounded = pessimistic.clamp(max=-advantages * dual_clip)",
         ),
+        (  # behind a response nothing counts
+            "return (logprobs - old_logprobs).clamp(-20, 20)",
+            "return ((logprobs - old_logprobs) * mask).clamp(-20, 20)",
+        ),
         (  # the same for every c above 1 + clip_high
             "unclipped = -advantages * rho\n    clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)\n",
             "unclipped = -advantages * rho.clamp(max=dual_clip).where(advantages < 0, rho)\n"
             "    clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)\n",
         ),
     ],
-    ids=["update_size by name", "clamp", "dual clip first"],
+    ids=["update_size by name", "clamp", "masked ratio", "dual clip first"],
 )
 def test_right_code_that_is_written_otherwise_has_all_points(right, otherwise, grader, tmp_path):
     outcomes = grader.grade(submission(tmp_path / "student", changed("grpo.py", right, otherwise)), (2,))
@@ -218,12 +222,14 @@ def test_a_result_of_another_type_is_named(grader, tmp_path):
     files["gepa_loop.py"] = changed(
         "gepa_loop.py", "[evolution.candidates[chosen[i]] for i in picks]", "evolution.candidates[chosen[picks[0]]]"
     )["gepa_loop.py"]
+    files["gepa_loop.py"] = files["gepa_loop.py"].replace("chosen.append(best)", "chosen.append(float(best))")
     files["verify.py"] = changed("verify.py", "correct = same and bool(found)", "correct = int(same) and bool(found)")[
         "verify.py"
     ]
-    outcomes = grader.grade(submission(tmp_path / "student", files), (1, 2, 3, 6, 7))
+    outcomes = grader.grade(submission(tmp_path / "student", files), (1, 2, 3, 5, 6, 7))
     hints = {part: next(c["hint"] for c in checks if not c["passed"]) for part, checks in outcomes.items()}
     assert hints[1].startswith("It gives a list where a tensor is wanted. The check asks: The mean and")
+    assert hints[5].startswith("Indices of type float: a run writes them down as JSON, so make ints of them.")
     assert hints[6].startswith("A question gets a str where a list of G templates is wanted.")
     assert [hints[2], hints[3], hints[7]] == [
         grade.SHAPES[c] for c in ("policy_loss", "template_ratio_weight", "grade_batch")
@@ -242,6 +248,17 @@ def test_what_no_check_has_to_do_with_is_said_instead_of_the_checks_hint(error, 
     case = {"part": 5, "name": "one", "call": "greedy_cover", "hint": "First one on ties."}
     hint = grade.Grader(None, [], None, None).outcome(case, {"error": error})["hint"]
     assert said in hint and case["hint"] not in hint
+
+
+def test_what_an_advantage_may_ask_for_is_handed_on_and_templates_stay_the_callers(grader, tmp_path):
+    asked = [case for case in grader.cases if case["name"] == "rollouts, another advantage"]
+    grader = grade.Grader(grader.process, asked, grader.mistaken, grader.below)
+    files = changed("p2o.py", "batch=rollouts, policy=policy, ", "batch=rollouts, ")
+    (outcome,) = grader.grade(submission(tmp_path / "student", files), (8,))[8]
+    assert not outcome["passed"] and "policy=" in outcome["hint"]
+    files = changed("p2o.py", "templates.get(", "templates.pop(")
+    (outcome,) = grader.grade(submission(tmp_path / "another", files), (8,))[8]
+    assert outcome["hint"].startswith("an input was changed in place")
 
 
 def test_a_report_says_nothing_twice():

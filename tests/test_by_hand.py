@@ -98,11 +98,8 @@ def test_the_mismatch_is_the_mean_and_the_largest_gap(tiny_policy, monkeypatch):
         ([[1, 2], [1, 2]], None, True, False),
     ],
 )
-@pytest.mark.parametrize("name", ["activation", "gradient"])  # transformers' name, and that of older versions
-def test_a_prompt_is_shared_where_that_halves_the_work_and_the_model_can(
-    contexts, layers, checkpointing, expected, name
-):
-    model = SimpleNamespace(config=SimpleNamespace(layer_types=layers), **{f"is_{name}_checkpointing": checkpointing})
+def test_a_prompt_is_shared_where_that_halves_the_work_and_the_model_can(contexts, layers, checkpointing, expected):
+    model = SimpleNamespace(config=SimpleNamespace(layer_types=layers), is_activation_checkpointing=checkpointing)
     assert fast.can_share_prompts(model, contexts) is expected
 
 
@@ -271,12 +268,16 @@ def test_the_optimizer_moves_by_the_learning_rate_and_pulls_nothing_towards_zero
         torch.testing.assert_close(p.detach(), old - 0.25 * (number % 2), atol=1e-4, rtol=1e-4)
 
 
-def test_the_longest_sequence_is_a_reflection_or_a_rollout():
-    """100 of instruction, 3 x (100 + 50) quoted, 60 to answer, 512 around it; or 100 and 5,000."""
+def test_the_longest_sequence_is_a_reflection_or_a_rollout(tmp_path):
+    """100 of instruction, 3 x (100 + 50) quoted, 60 to answer, 512 around it; or 100 and 5,000. A prompt of the user's
+    own is counted, whatever its length."""
     cfg = p2o.Config(max_prompt_tokens=100, max_response_tokens=150, reflection_quote=50, reflection_tokens=60)
     assert longest_sequence(cfg) == 100 + 450 + 60 + 512
     assert longest_sequence(dataclasses.replace(cfg, max_response_tokens=20)) == 100 + 360 + 60 + 512
     assert longest_sequence(dataclasses.replace(cfg, max_response_tokens=5_000)) == 5_100
+    (tmp_path / "own.txt").write_text(f"<side_info>{'é' * 500}", encoding="utf-8")
+    own = dataclasses.replace(cfg, reflection_prompt=str(tmp_path / "own.txt"))
+    assert longest_sequence(own) == longest_sequence(cfg) + len("<side_info>") + 1000
 
 
 def test_as_many_hard_questions_as_there_are_questions_may_be_asked_for(small, capsys):

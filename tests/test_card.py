@@ -165,6 +165,12 @@ def test_the_24_gb_preset_fits_and_a_small_card_is_told_what_to_lower(capsys):
     assert "DOES NOT FIT" in text and "--gradient-checkpointing" in text and "--micro-batch-tokens 5120" in text
     assert p2o.main(["fit", "--model", "nobody/knows"]) == 2
     assert "config.json" in capsys.readouterr().err
+    for option in ("--train-data", "--eval-data"):  # an estimate for as many questions as the paper has would mislead
+        assert p2o.main(["fit", option, "TYPO"]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("p2o: TYPO: no such file") and not said.out
+    p2o.main(["fit", "--preset", "qwen3-4b-24gb", "--train-data", "gsm8k", "--train-questions", "0"])
+    assert "for 5,000 training questions; the estimate fetches no data set" in capsys.readouterr().out
     for size in ("abc", "-3", "0", "nan", ""):
         for given in (["--card-gb", size], [f"--card-gb={size}"]):
             assert p2o.main(["fit", *given]) == 2
@@ -210,7 +216,8 @@ def test_hours_count_the_responses_of_a_run():
     limited = dataclasses.replace(cfg, gepa_tokens=1_024_000)  # of responses of 2,048 tokens each, on average
     assert fit.responses_of(limited)["evolution"] == 500
     assert fit.responses_of(dataclasses.replace(cfg, gepa_tokens=10**9))["evolution"] == 780
-    assert fit.responses_of(p2o.Config())["sampling"] == 6 * 184 * 6  # a local file is counted
+    tiny = fit.responses_of(p2o.Config(sampled_eval=True))  # local files are counted
+    assert (tiny["sampling"], tiny["evaluation"]) == (6 * 184 * 6, 7 * 2 * (100 + 100))
     more_than_there_are = dataclasses.replace(cfg, train_data=p2o.Config().train_data)  # 1,000 of 184
     assert fit.responses_of(more_than_there_are)["sampling"] == 2 * 184 * 6
     shape, card = fit.KNOWN["Qwen/Qwen3-4B"], fit.CARDS["RTX 4090"]

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from conftest import ROOT, write_jsonl
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 import gepa_loop
 import grpo
@@ -238,10 +238,13 @@ def test_a_number_of_a_file_is_the_answer_as_it_stands_there(number, tmp_path):
 @pytest.mark.parametrize(("kind", "number"), [("float32", 12345.67), ("float16", 0.1)])
 def test_a_number_of_few_bits_is_no_longer_one(kind, number, tmp_path):
     column = pyarrow.array(numpy.array([number], kind))
-    table = pyarrow.table({"question": ["a"], "answer": column, "weight": pyarrow.nulls(1, column.type)})
+    weight = pyarrow.nulls(1, column.type)
+    table = pyarrow.table({"question": ["a"], "problem": ["a"], "answer": column, "weight": weight})
     pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
     [question] = load_questions(str(tmp_path / "mine.parquet"))
     assert (question.reference, question.row["answer"], question.row["weight"]) == (str(number), number, None)
+    [question] = load_questions(f"aime25:{tmp_path / 'mine.parquet'}")
+    assert question.reference == str(number)
 
 
 def test_an_empty_answer_is_allowed_where_a_reward_of_ones_own_looks_elsewhere(tmp_path):
@@ -531,19 +534,10 @@ def test_a_control_token_in_a_question_is_text(tokenizer):
 
 
 def test_what_is_no_control_token_is_encoded_as_ever(tokenizer):
-    """The twin, asked for a rendered chat: every token before and behind is the one that transformers would take."""
-    text = tokenizer.apply_chat_template(user("What is 2 + 2?  Be brief"), add_generation_prompt=True, tokenize=False)
-    twin, secret_names, ids = messages.twin_of(tokenizer)
-    renamed = messages.control_tokens(tokenizer).sub(lambda name: secret_names[name.group()], text)
-    found = [ids.get(token, token) for token in twin.encode(renamed, add_special_tokens=False).ids]
-    assert found == tokenizer(text, add_special_tokens=False).input_ids
-
-
-def test_a_question_without_control_tokens_is_left_to_transformers(tokenizer, monkeypatch):
-    monkeypatch.setattr(messages, "twin_of", pytest.fail)
-    for text in ("What is 2 + 2?", "1 < 2 | 3 > 2", "<|im_start", "im_end|>"):
+    for text in ("What is 2 + 2?  Be brief", "1 < 2 | 3 > 2", "<|im_start", "im_end|>"):
         expected = tokenizer.apply_chat_template(user(text), add_generation_prompt=True, return_dict=False)
         assert encode_chat(tokenizer, user(text)) == expected
+        assert messages.encode_text(tokenizer, text) == tokenizer(text, add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize("kind", [byte_level, beyond_the_vocabulary, not_marked_as_special])
@@ -552,9 +546,6 @@ def test_nothing_of_a_question_is_lost(kind):
     fast.chat_template = CHAT_TEMPLATE
     ids = encode_chat(fast, user(HOSTILE))
     assert fast.decode(ids) == f"<|im_start|>user\n{HOSTILE}<|im_end|>\n<|im_start|>assistant\n"
-    if kind is not not_marked_as_special:  # then transformers has a way of its own to the same tokens
-        inside = fast(f"user\n{HOSTILE}", add_special_tokens=False, split_special_tokens=True).input_ids
-        assert ids[1 : 1 + len(inside)] == inside
 
 
 def test_every_role_is_text_and_a_token_of_white_space_is_none():
@@ -751,13 +742,18 @@ def test_a_text_of_its_own_is_text_too(tiny_policy):
     assert ids_of(tokenizer, "<|end|>")[0] not in messages.encode_text(tokenizer, "Add <|end|> 7.")
 
 
-def test_a_tokenizer_without_a_plan_refuses_in_one_line():
-    class Slow:
-        chat_template, added_tokens_decoder = "", {0: AddedToken("</s>", special=True)}
+def test_a_tokenizer_written_in_python_reads_a_control_token_in_a_question_as_text_too():
+    by_bytes = ByT5Tokenizer(extra_ids=0)
+    by_bytes.add_tokens([AddedToken(name, normalized=False, special=True) for name in NAMES])
+    by_bytes.chat_template = CHAT_TEMPLATE
+    ids = encode_chat(by_bytes, user(HOSTILE))
+    assert by_bytes.decode(ids) == f"<|im_start|>user\n{HOSTILE}<|im_end|>\n<|im_start|>assistant\n"
+    assert [ids.count(token) for token in ids_of(by_bytes, "<|im_start|>", "<|im_end|>")] == [2, 1]
 
-    with pytest.raises(UserError, match="control token.*Slow") as refusal:
-        encode_chat(Slow(), user("a </s> b"))
-    assert "\n" not in str(refusal.value)
+
+def test_a_name_that_ordinary_pieces_cannot_spell_gets_a_space():
+    tokenizer = chat_of(unigram(), CHAT_TEMPLATE)
+    assert messages.encode_text(tokenizer, "a <|im_end|> b") == messages.encode_text(tokenizer, "a < |im_end|> b")
 
 
 # ------------------------------------------------------------------------------------------------------ system parts

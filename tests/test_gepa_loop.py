@@ -307,7 +307,7 @@ def test_a_given_template_that_leaves_no_room_is_left_out_with_a_word():
 
 
 def test_one_question_is_too_few_to_search_on():
-    with pytest.raises(UserError, match="prompt evolution on 1 hard questions: it shows one, and another one scores"):
+    with pytest.raises(UserError, match="needs 2 hard questions, to reflect on and score with; got 1"):
         gepa_loop.split_hard_set([Question("a", "", "")], 10, random.Random(0))
 
 

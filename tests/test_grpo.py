@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grpo
-from support.errors import UserError
 
 CASES = json.loads((Path(__file__).parent / "data" / "reference.json").read_text())
 TENSOR = torch.tensor
@@ -380,7 +379,7 @@ def test_an_advantage_for_other_than_all_tokens_is_refused(fresh_policy, change)
     rollouts = rollouts_of(fresh_policy)
     tokens = len(rollouts[0].response_ids)
     rollouts[0].advantage = [1.0] * (tokens + change)
-    with pytest.raises(UserError, match=f"{tokens + change} numbers for a response of {tokens} tokens"):
+    with pytest.raises(ValueError, match=f"{tokens + change} numbers for a response of {tokens} tokens"):
         gradient_of(fresh_policy, rollouts)
 
 

@@ -40,6 +40,7 @@ SHORTER = {
     "1": [
         ("logit=1.0, count=1000)", "logit=1.0, count=50)"),
         ("for _ in range(2000)", "for _ in range(20)"),
+        ("for _ in range(1000)", "for _ in range(20)"),
         ("learn(reinforce, seed) for seed in range(10)", "learn(reinforce, seed) for seed in range(2)"),
         ("dual_clip=1e9, steps=60", "dual_clip=1e9, steps=25"),
         ("    for _ in range(40):\n        logit = (logit", "    for _ in range(5):\n        logit = (logit"),

@@ -56,7 +56,7 @@ def questions():
 def run(small, tiny_policy):
     """An open run on the tiny policy, for what wants to write into its folder."""
     run = Run(small)
-    run.resume(p2o.State(), tiny_policy.model, torch.optim.SGD(tiny_policy.trainable))
+    run.resume(p2o.State(), tiny_policy.model, torch.optim.SGD(tiny_policy.trainable), {"training data": []})
     return run
 
 
@@ -267,11 +267,11 @@ def test_mean_only_advantages_are_not_scaled():
 
 
 def test_a_seam_is_filled_in_by_name_behind_the_star_only(tmp_path):
-    (tmp_path / "own.py").write_text("def mine(group, policy='its own', *, seed):\n    return group, policy, seed\n")
+    (tmp_path / "own.py").write_text("def mine(group, policy='own', *, seed):\n    return [len(policy), seed]\n")
     own = variant(
         "advantage", Config(advantage=f"{tmp_path / 'own.py'}:mine", seed=5), None, policy="the run's", other=1
     )
-    assert own("g") == ("g", "its own", 5)
+    assert own([rollout("a", 1.0), rollout("a", 0.0)]) == [3.0, 5.0]
 
 
 @pytest.mark.parametrize(
@@ -665,6 +665,13 @@ def refused(capsys, *argv):
         (["--teacher-max-calls", "0"], "--teacher-max-calls 0: at least 1"),
         (["--teacher-max-tokens", "0"], "--teacher-max-tokens 0: at least 1"),
         (["--eval-data", "a/test.jsonl", "a/test.jsonl"], "a/test.jsonl: given twice"),
+        (["--eval-data", "a", "--eval_data=b"], "--eval-data is given twice, and the second would replace the first"),
+        (["--name", ".."], "--name ..: leads out of "),
+        (["--name", "."], "--name .: leads out of "),
+        (["--name", "a/../../b"], "--name a/../../b: leads out of "),
+        (["--name", "/tmp/run"], "--name /tmp/run: leads out of "),
+        (["--train-data", str(ROOT / "docs")], "docs: no plain file"),
+        (["--reflection-prompt", str(ROOT / "docs")], "docs: cannot be read"),
         (["--gepa-tokens", "-1"], "--gepa-tokens -1"),
         (["--gepa-seed-template", "Add." * 300], "--gepa-seed-template: it has "),
         (["--soft-clip", "--no-ratio-mask"], "soft clip is a ratio mask"),
@@ -945,6 +952,8 @@ def test_a_demo_that_was_stopped_goes_on_where_it_was(monkeypatch, tmp_path):
     cli.demo(["--runs", str(tmp_path)])
     assert trained[2:] == [("demo-3/grpo", False), ("demo-3/p2o", False)]
     (tmp_path / "m\u00b2-\u00b2").mkdir()  # a digit, and no number to count on from
+    with pytest.raises(UserError, match="--name ../m: leads out of"):
+        cli.demo(["--runs", str(tmp_path / "runs"), "--name", "../m"])
     cli.demo(["--runs", str(tmp_path), "--name", "m\u00b2-\u00b2"])
     assert trained[4:] == [("m\u00b2-\u00b2-2/grpo", False), ("m\u00b2-\u00b2-2/p2o", False)]
 

@@ -1047,7 +1047,7 @@ def test_a_rank_that_vllm_has_no_kernel_for_is_refused(tiny_policy, monkeypatch)
 def test_an_adapter_that_vllm_cannot_serve_is_refused(qwen3, tmp_path, monkeypatch):
     made = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
     policy = load(qwen3, adapter=saved_adapter(qwen3, tmp_path, made))
-    with pytest.raises(UserError, match="it serves LoRA adapters, and this one is IA3; --engine hf"):
+    with pytest.raises(UserError, match="it serves LoRA, not IA3; take --engine hf"):
         started(policy, monkeypatch)
 
 

@@ -93,7 +93,7 @@ def test_tokens_of_transcripts_are_seen_as_their_update_sees_them(trained):
 
 def test_warnings_are_in_the_log_as_well_as_on_the_screen(tmp_path, tiny_policy, capsys):
     run = p2o.Run(p2o.Config(runs=str(tmp_path), name="warned"))
-    run.resume(p2o.State(), tiny_policy.model, None)
+    run.resume(p2o.State(), tiny_policy.model, None, {"training data": []})
     run.log_update(1, {"skipped": 1.0, "loss": float("nan")}, [SimpleNamespace(reward=0.0)])
     run.warn("look here", epoch=2)
     known = [line["text"] for line in run.logged("warning")]
@@ -105,7 +105,7 @@ def test_warnings_are_in_the_log_as_well_as_on_the_screen(tmp_path, tiny_policy,
 def test_a_number_that_is_not_finite_ends_no_epoch_and_is_warned_of(tmp_path, tiny_policy):
     """The trainer's log-probs overflow in one batch: its updates are skipped, and the run goes on."""
     run = p2o.Run(p2o.Config(runs=str(tmp_path), name="overflown"))
-    run.resume(p2o.State(), tiny_policy.model, None)
+    run.resume(p2o.State(), tiny_policy.model, None, {"training data": []})
     batch = dict.fromkeys(("groups", "zero_advantage", "small_contrast", "truncated", "ill_formed", "templated"), 1)
     batch |= {"epoch": 1, "rollouts": 6, "reward": 3.0, "tokens": 40, "entropy": 4.0}
     for gap in (0.01, float("nan")):
@@ -343,11 +343,16 @@ def test_shades_and_numbers_of_many_runs_do_not_hide_what_lies_below_them():
 
 
 def test_curves_differ_by_more_than_their_colour():
-    """About one man in twelve does not tell red from green: those that he may confuse have dashes or dots."""
+    """About one man in twelve does not tell red from green: those that he may confuse have dashes or dots. Nor do the
+    colours suffice for more than eight runs."""
     style = (report.PAGE / "base.html").read_text()
-    for rule in (".curve:is({}) polyline {{ stroke-dasharray", ".legend :is({})::before {{ height"):
-        for group in (".c3, .c5, .c7", ".c4, .c6"):
-            assert rule.format(group) in style
+    for group in (".c3, .c5, .c7", ".c4, .c6"):
+        assert f".curve:is({group}) polyline {{ stroke-dasharray" in style
+    keys = [str(svg.key(run)) for run in range(20)]
+    chart = svg.chart("t", "x", [(f"run {run}", [(0, 0.0), (1, 1.0)]) for run in range(20)])
+    looks = [re.findall('curve (c[0-9]).*?"/?>', text) + re.findall('stroke-dasharray: [^"]*', text) for text in keys]
+    assert len({*map(tuple, looks)}) == 20
+    assert re.findall('stroke-dasharray: [^"]*', chart) == [look[1] for look in looks if len(look) > 1]
 
 
 def test_templated_epochs_are_shaded_and_the_rewards_jump_is_marked(tmp_path):
@@ -422,10 +427,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         ("config.json", '{"preset": "ti', "config.json: damaged"),
         ("config.json", '{"model_type": "qwen2"}', "no run is there"),  # a model's folder
         ("config.json", '{"method": "p2o"}', "no run is there"),
+        ("config.json", "[]", "config.json: damaged, no JSON object is there"),
+        ("config.json", None, "config.json: cannot be opened as a file (Is a directory)"),
         ("summary.json", "{", "summary.json: damaged"),
         ("summary.json", "{}", "summary.json: it has no 'seconds'"),
         ("metrics.jsonl", '{"kind": "x"}\ngarbage\n', "metrics.jsonl, line 2: damaged"),
         ("metrics.jsonl", '{"kidn": "x"}\n', "metrics.jsonl, line 1: it has no 'kind'"),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": 1}\n', "metrics.jsonl, line 1: it has no 'rollouts'"),
         ("transcripts.jsonl", "12\n", "transcripts.jsonl, line 1: damaged"),
         ("transcripts.jsonl", '{"epoch": 1}\n', "transcripts.jsonl, line 1: it has no 'id'"),
         ("templates/epoch-1.json", "{}", "epoch-1.json: it has no 'candidates'"),
@@ -433,7 +441,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     ],
 )
 def test_a_damaged_run_gets_one_line_that_names_the_file(name, text, complaint, tmp_path, capsys):
-    (made_up(tmp_path / "run") / name).write_text(text)
+    file = made_up(tmp_path / "run") / name
+    file.unlink()
+    file.mkdir() if text is None else file.write_text(text)
     assert p2o.main(["report", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert complaint in said and len(said.splitlines()) == 1
@@ -449,7 +459,7 @@ def test_runs_called_alike_are_told_apart_by_as_many_folders_as_it_takes(tmp_pat
     assert p2o.main(["report", str(folders[0]), "--out", str(folders[0] / "config.json")]) == 2
     assert "config.json: a file; name a folder" in capsys.readouterr().err
     assert p2o.main(["report", str(folders[0]), "--out", str(folders[0] / "config.json" / "below")]) == 2
-    assert "no file can be called so (Not a directory)" in capsys.readouterr().err
+    assert "cannot be opened as a file (Not a directory)" in capsys.readouterr().err
 
 
 def test_a_page_holds_so_many_transcripts_and_no_more(tmp_path):
@@ -863,6 +873,21 @@ def test_eval_scores_two_files_of_one_name_and_says_what_cannot_be_parsed(tmp_pa
     assert f"{files[0]}  greedy" in said  # a long name keeps its distance
 
 
+def test_eval_refuses_a_file_of_too_long_questions_before_it_has_measured_another(capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "measure", pytest.fail)
+    files = ["--data", *(str(ROOT / "tiny" / name) for name in ("hard.jsonl", "ood.jsonl"))]
+    assert "ood: no question fits into --max-prompt-tokens 18" in refused(capsys, *files, "--max-prompt-tokens", "18")
+
+
+def test_eval_that_is_stopped_has_told_what_it_had_measured(tmp_path, capsys, monkeypatch):
+    row = {"metric": "greedy", "value": 0.5, "low": 0.4, "high": 0.6, "questions": 100, "truncated": 0.0}
+    monkeypatch.setattr(evaluate, "measure", Mock(side_effect=[[row], KeyboardInterrupt]))
+    files = ["--data", *(str(ROOT / "tiny" / name) for name in ("hard.jsonl", "ood.jsonl"))]
+    assert p2o.main(["eval", "--model", MODEL, *files, "--out", str(tmp_path / "out.json")]) == 130
+    assert "hard        greedy        0.500   0.400 - 0.600" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["results"] == [{"data": "hard"} | row]
+
+
 def test_eval_grades_as_training_does(tiny_policy, monkeypatch):
     """A puzzle by its own scorer, and a copy of the question as no answer."""
     puzzle = Question("puzzle", "Name a word that rhymes with cat.", "hat", score=lambda answer: float(answer == "bat"))
@@ -886,7 +911,8 @@ MODEL = str(ROOT / "tiny" / "united" / "model")
 
 def refused(capsys, *argv):
     capsys.readouterr()
-    assert p2o.main(["eval", "--model", MODEL, "--data", str(ROOT / "tiny" / "hard.jsonl"), *argv]) == 2
+    data = [] if "--data" in argv else ["--data", str(ROOT / "tiny" / "hard.jsonl")]
+    assert p2o.main(["eval", "--model", MODEL, *data, *argv]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
@@ -901,13 +927,16 @@ def test_eval_refuses_what_it_cannot_do_before_the_model_is_loaded(tmp_path, cap
     for argv, complaint in [
         (["--data", own, "--out", str(tmp_path / "empty" / ".." / "own.jsonl")], "which it would write over"),
         (["--out", str(tmp_path / "no" / "such" / "out.json")], "there is no folder"),
-        (["--data", "a text where a file is wanted " * 10], "no file can be called so (File name too long)"),
+        (["--data", "a text where a file is wanted " * 10], "cannot be opened as a file (File name too long)"),
         (["--data"], "--data: name at least one file"),
         (["--out", str(tmp_path)], "cannot be written"),
         (["--adapter", str(tmp_path / "run")], f"no adapter is there, but one is in {tmp_path / 'run' / 'adapter'}"),
         (["--adapter", str(tmp_path / "nowhere")], "no adapter is there"),
         (["--adapter", str(tmp_path / "empty")], "no adapter is there"),
-        (["--samples", "-1"], "--samples -1"),
+        (["--samples", "-1"], "--samples -1: from 0 to 10000"),
+        (["--samples", str(10**11)], "--samples 100000000000: from 0 to 10000 for each question; all are held in"),
+        (["--data", MODEL], f"{MODEL}: no plain file"),
+        (["--data", own, "--data", own], "--data is given twice, and the second would replace the first"),
         (["--temperature", "nan"], "--temperature nan"),
         (["--sample-batch", "0"], "--sample-batch 0"),
         (["--seed", str(2**70)], "--seed"),

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -24,7 +25,7 @@ from lab import chaos, gpu
 from support import checkpoint, log
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
-from support.run import Run
+from support.run import Run, check_folder, recorded
 from tools import cli
 
 # --------------------------------------------------------------------------------------------- checkpoint and journal
@@ -37,13 +38,13 @@ def write(text):
 def test_the_newest_whole_checkpoint_is_found_and_the_oldest_dropped(tmp_path):
     for n in range(1, 5):
         checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
-    path, state = checkpoint.newest(tmp_path, print)
+    path, state = checkpoint.newest(tmp_path)
     assert state["n"] == 4 and (path / "data").read_text() == "4"
     assert [p.name for p in checkpoint.numbered(tmp_path)] == ["000003", "000004"]
 
 
 @pytest.mark.parametrize("damage", ["data changed", "data gone", "state cut", "state gone", "state foreign"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, damage):
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, damage, capsys):
     for n in (1, 2):
         checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
     newest = tmp_path / "000002"
@@ -57,9 +58,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(tmp_path, damage):
         (newest / "state.json").unlink()
     else:
         (newest / "state.json").write_text("[]")
-    said = []
-    assert checkpoint.newest(tmp_path, said.append)[1]["n"] == 1
-    assert len(said) == 1 and "000002 is damaged" in said[0]
+    assert checkpoint.newest(tmp_path)[1]["n"] == 1
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "000002 is damaged" in said
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_good(tmp_path):
@@ -71,7 +72,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_good(tmp_path):
 
     with pytest.raises(OSError):
         checkpoint.save(tmp_path, 2, {"n": 2}, full)
-    assert checkpoint.newest(tmp_path, print)[1]["n"] == 1
+    assert checkpoint.newest(tmp_path)[1]["n"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["000001"]
 
 
@@ -109,7 +110,7 @@ def test_a_copy_that_somebody_has_made_of_a_checkpoint_is_neither_loaded_nor_dro
         shutil.copytree(tmp_path / "000001", tmp_path / name)
     for n in (2, 3, 4):
         checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
-    assert checkpoint.newest(tmp_path, print)[1]["n"] == 4
+    assert checkpoint.newest(tmp_path)[1]["n"] == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000001 copy", "000003", "000004", "000009-backup"]
 
 
@@ -118,7 +119,7 @@ def test_a_run_that_begins_anew_since_all_checkpoints_are_damaged_keeps_its_new_
         checkpoint.save(tmp_path, n, {"n": n}, write(str(n)))
         (tmp_path / f"{n:06d}" / "data").unlink()
     checkpoint.save(tmp_path, 1, {"n": 1}, write("1"))
-    assert checkpoint.newest(tmp_path, print)[1]["n"] == 1
+    assert checkpoint.newest(tmp_path)[1]["n"] == 1
 
 
 def test_an_old_checkpoint_that_somebody_else_has_removed_is_no_error(tmp_path, monkeypatch):
@@ -320,7 +321,7 @@ def test_what_a_users_file_keeps_in_its_memory_is_kept_in_the_checkpoint(cfg, tm
         patch.setattr(grpo, "mismatch", Mock(side_effect=[(0.0, 0.0), KeyboardInterrupt]))
         p2o.train(mine)  # in the same process: its memory is empty at first
     p2o.train(dataclasses.replace(mine, resume=True))
-    found = [checkpoint.newest(run.folder / "checkpoints", print)[1]["memory"] for run in (whole, mine)]
+    found = [checkpoint.newest(run.folder / "checkpoints")[1]["memory"] for run in (whole, mine)]
     assert found[0] == found[1] and found[0]["advantage"]["groups"] == 4 * cfg.questions_per_batch
     adapters = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (whole, mine)]
     assert adapters[0] == adapters[1]
@@ -367,13 +368,13 @@ def test_a_run_and_its_data_may_move(interrupted, tmp_path, undisturbed):
 def test_a_journal_of_other_settings_is_left_alone(cfg):
     """A search that was stopped, and goes on with another budget: its calls are others, and none is asked of it."""
     run, calls = Run(cfg), []
-    run.resume(p2o.State(), *tiny_model_and_optimizer())
+    run.resume(p2o.State(), *inputs_of_a_run())
     ask = run.journal("templates/epoch-1")("ask", lambda inputs, number: calls.append(inputs) or inputs)
     ask(["a"]), ask(["b"])
     for settings, expected in [({}, []), ({"gepa_budget": "70"}, [["b"]])]:
         calls.clear()
         again = Run(dataclasses.replace(cfg, resume=True, allow_changes=True, **settings))
-        again.resume(p2o.State(), *tiny_model_and_optimizer())
+        again.resume(p2o.State(), *inputs_of_a_run())
         ask = again.journal("templates/epoch-1")("ask", lambda inputs, number: calls.append(inputs) or inputs)
         if not settings:
             ask(["a"])
@@ -381,9 +382,40 @@ def test_a_journal_of_other_settings_is_left_alone(cfg):
         assert calls == expected
 
 
-def tiny_model_and_optimizer():
+def test_a_run_without_digests_of_its_inputs_is_compared_by_their_names(cfg):
+    """tools/p2o_trl.py writes config.json, and no inputs.json."""
+    cfg.folder.mkdir(parents=True)
+    (cfg.folder / "config.json").write_text(json.dumps(recorded(cfg)))
+    check_folder(dataclasses.replace(cfg, resume=True, name=cfg.name, runs=str(cfg.folder.parent)))
+    with pytest.raises(UserError, match="started with other settings: train_data .*mine.jsonl"):
+        check_folder(dataclasses.replace(cfg, resume=True, train_data="mine.jsonl"))
+    with pytest.raises(UserError, match="started with other settings: reward .*mine.py:f"):
+        check_folder(dataclasses.replace(cfg, resume=True, reward="mine.py:f"))
+
+
+def test_a_run_whose_digests_are_gone_is_not_resumed(half):
+    (half.folder / "inputs.json").unlink()
+    with pytest.raises(UserError, match="inputs.json is damaged .*No such file"):
+        p2o.train(half)
+
+
+def test_updates_without_a_finite_gradient_are_counted_on_after_a_stop(cfg):
+    """The third in a row ends a run, wherever it was stopped in between."""
+    bad = {"skipped": 1.0, "loss": math.nan}
+    run = Run(cfg)
+    state = run.resume(p2o.State(), *inputs_of_a_run())
+    for _ in range(2):
+        run.log_update(1, bad, [SimpleNamespace(reward=0.0)])
+    run.save(state)
+    again = Run(resumed(cfg))
+    again.resume(p2o.State(), *inputs_of_a_run())
+    with pytest.raises(UserError, match="3 updates in a row had no finite loss"):
+        again.log_update(1, bad, [])
+
+
+def inputs_of_a_run():
     policy = load_tiny()
-    return policy.model, torch.optim.SGD(policy.trainable)
+    return policy.model, torch.optim.SGD(policy.trainable), {"training data": []}
 
 
 # ------------------------------------------------------------------------------------------- two runs at once, no room
@@ -391,7 +423,7 @@ def tiny_model_and_optimizer():
 
 def hold_a_run(cfg, held, done):
     run = Run(cfg)
-    run.resume(p2o.State(), *tiny_model_and_optimizer())
+    run.resume(p2o.State(), *inputs_of_a_run())
     held.set()
     done.wait(60)
 
@@ -405,7 +437,7 @@ def test_two_runs_in_one_folder_are_refused(cfg):
     try:
         assert held.wait(60)
         kept = {file: file.read_bytes() for file in cfg.folder.rglob("*") if file.is_file()}
-        for second in (lambda: looked.resume(p2o.State(), *tiny_model_and_optimizer()), lambda: Run(resumed(cfg))):
+        for second in (lambda: looked.resume(p2o.State(), *inputs_of_a_run()), lambda: Run(resumed(cfg))):
             with pytest.raises(UserError, match="a run is going on in it.*--name"):
                 second()
         assert {file: file.read_bytes() for file in cfg.folder.rglob("*") if file.is_file()} == kept
@@ -422,10 +454,10 @@ def resumed(cfg):
 def test_a_run_that_began_meanwhile_is_not_written_over(cfg):
     looked = Run(cfg)
     first = Run(cfg)
-    first.resume(p2o.State(), *tiny_model_and_optimizer())
+    first.resume(p2o.State(), *inputs_of_a_run())
     first.lock.release()  # and it is over
     with pytest.raises(UserError, match="already holds a run"):
-        looked.resume(p2o.State(), *tiny_model_and_optimizer())
+        looked.resume(p2o.State(), *inputs_of_a_run())
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(cfg, monkeypatch):
@@ -443,7 +475,7 @@ def test_a_folder_that_cannot_be_made_gets_one_line(cfg, monkeypatch):
     def read_only(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    run, inputs = Run(cfg), tiny_model_and_optimizer()
+    run, inputs = Run(cfg), inputs_of_a_run()
     monkeypatch.setattr("pathlib.Path.mkdir", read_only)
     with pytest.raises(UserError, match="Read-only file system.*--runs"):
         run.resume(p2o.State(), *inputs)
@@ -504,9 +536,12 @@ def test_a_log_that_somebody_has_cleared_gets_no_zeros(half):
 def test_a_checkpoint_of_another_version_gets_one_line(half):
     file = half.folder / "checkpoints" / "000001" / "state.json"
     record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"state": record["state"] | {"curriculum": 3}}))
-    with pytest.raises(UserError, match="000001 was written by another version of this code .*'curriculum'"):
-        p2o.train(half)
+    later = record | {"state": record["state"] | {"curriculum": 3}}
+    earlier = {name: value for name, value in record.items() if name != "bad_updates"}
+    for other, unknown in ((later, "curriculum"), (earlier, "bad_updates")):
+        file.write_text(json.dumps(other))
+        with pytest.raises(UserError, match=f"000001 was written by another version of this code .*'{unknown}'"):
+            p2o.train(half)
 
 
 def test_resume_without_a_run_is_refused(cfg):
@@ -696,8 +731,9 @@ def test_questions_longer_than_the_context_are_counted_and_never_cut(cfg, capsys
     with pytest.raises(UserError, match="no question fits"):
         p2o.prepare(dataclasses.replace(cfg, max_prompt_tokens=5, name="other"))
     few = dataclasses.replace(cfg, max_prompt_tokens=18)
-    with pytest.raises(UserError, match="questions fit into --max-prompt-tokens 18, and below --hard-set-min 12"):
+    with pytest.raises(UserError, match="--hard-set-min 12: no template is ever evolved on . questions"):
         p2o.prepare(few)
+    assert "questions are longer than --max-prompt-tokens 18 and left out" in capsys.readouterr().out
     p2o.prepare(dataclasses.replace(few, method="grpo"))
 
 

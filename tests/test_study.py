@@ -104,7 +104,9 @@ def test_a_study_runs_what_is_missing_and_writes_tables_figure_and_raw_results(
 
     capsys.readouterr()
     assert p2o.main(["study", str(small_study), "--runs", str(tmp_path / "elsewhere"), "--kept"]) == 0
-    assert "4 runs, 4 are done" in capsys.readouterr().out and not (tmp_path / "elsewhere").exists()
+    said = capsys.readouterr().out
+    assert f"--kept: 4 runs come from {results / 'studies.json'}. Only their options" in said
+    assert "4 runs, 4 are done" in said and not (tmp_path / "elsewhere").exists()
 
     inputs = next((tmp_path / "runs").rglob("*-seed1/inputs.json"))
     before = inputs.read_text()
@@ -183,6 +185,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_
         ("seeds = [0]\n[variants.a]\nseed = 4", [], "variant a: `seed` is set by the study itself"),
         ("seeds = [0]\n[variants.a]\nepoch = 4", [], "variant a: Unrecognized options: --epoch, 4"),
         ('seeds = [0]\n[variants.a]\nmethod = "gpro"', [], "invalid choice 'gpro' for argument '--method'"),
+        ("seeds = [0]\neval_data = []\n[variants.a]", [], "variant a: `eval_data` is empty; a study compares held-out"),
         ("seeds = [0]\n[variants.a]\nepochs = 1.5", [], "bad.toml, variant a: "),
         ("seeds = [0]\n[variants.a]\nname = '\udce9'", [], "not TOML"),  # a byte that is no UTF-8
     ],
@@ -269,17 +272,13 @@ def test_a_finished_run_is_told_from_one_with_other_options(tmp_path):
     assert "gepa_budget 60, now 500" in taken_out and "temperature" not in taken_out
 
 
-def test_seeds_that_were_made_on_other_questions_are_told(tmp_path):
-    folders = {("a", seed): tmp_path / f"a-seed{seed}" for seed in range(4)} | {("b", 0): tmp_path / "b-seed0"}
-    for number, folder in enumerate(folders.values()):
-        folder.mkdir()
-        data = {"training data": "1234" if number in (0, 1, 3) else "5678"}
-        (folder / "inputs.json").write_text(json.dumps({"base_model": "9", "data": data, "chat": f"{number}"}))
-        (folder / "summary.json").write_text("{}")
-    [line] = study.mixed(folders, [*folders])
+def test_seeds_that_were_made_on_other_questions_are_told():
+    runs = {("a", seed): {"made_on": {"base_model": "9", "data": {"training data": "1234"}}} for seed in range(4)}
+    runs |= {("a", 2): {"made_on": {"base_model": "9", "data": {"training data": "5678"}}}, ("b", 0): runs["a", 2]}
+    [line] = study.mixed(runs)
     assert line.startswith("a, seed 2: made on other questions, or another model, than seed 0. Remove")
-    (folders["a", 2] / "summary.json").unlink()  # not done
-    assert study.mixed(folders, [*folders]) == []
+    runs["a", 2] = {}  # an older version did not keep that
+    assert study.mixed(runs) == []
 
 
 def test_a_finished_run_that_has_lost_epochs_is_refused(tmp_path):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import tyro
 
 import p2o
 from support.errors import UserError, exit_code_of
+from support.run import folder_below
 
 TOOLS = ("demo", "study", "studies", "eval", "fit", "report")
+LISTS = ("--eval-data", "--data", "--only")  # options that take several values
 # P2O has solved the tiny world after three. An option of the user's own comes later on the command line, and wins.
 EPOCHS = ("--epochs", "4")
 HOW_TO_READ = """\
@@ -41,6 +42,17 @@ def given(argv: list[str], option: str) -> str:
     return found[-1] if found else ""
 
 
+def refuse_lists_given_twice(argv: list[str]) -> None:
+    """Of `--eval-data a --eval-data b` tyro takes b alone, without a word.
+
+    `argv` is what the user typed. (real/demo.py puts options of its own in front, over which the user's are to win.)
+    """
+    names = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    for option in LISTS:
+        if names.count(option) > 1:
+            raise UserError(f"{option} is given twice, and the second would replace the first; write {option} A B")
+
+
 def demo(argv: list[str]) -> None:
     """GRPO and P2O side by side: same seed, same questions, same number of rollouts; then the comparison."""
     side_by_side([*EPOCHS, *argv], "demo")
@@ -51,7 +63,7 @@ def side_by_side(options: list[str], name: str) -> None:
     from tools import report
 
     cfg = parse_config(options)
-    base = newest = Path(cfg.runs) / (cfg.name or name)
+    base = newest = folder_below(cfg.runs, cfg.name or name)
     while base.exists():  # a second demo stands beside the first
         newest = base
         stem, _, number = base.name.rpartition("-")
@@ -89,6 +101,7 @@ def run_tool(name: str, argv: list[str]) -> None:
 
 
 def command(argv: list[str]) -> None:
+    refuse_lists_given_twice(argv)
     if argv and argv[0] in TOOLS:
         run_tool(argv[0], argv[1:])
         return

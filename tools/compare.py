@@ -9,9 +9,11 @@ questions in the same order for every variant, so differences are taken within a
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from textwrap import shorten, wrap
 from typing import NamedTuple
@@ -109,13 +111,20 @@ class Difference:
     def mean(self) -> float:
         return statistics.fmean(self.seeds)
 
-    @property
+    @cached_property  # thousands of draws
     def interval(self) -> tuple[float, float] | None:
         return bootstrap(self.seeds) if len(self.seeds) > 1 else None
 
     @property
     def half(self) -> float | None:
         return student(self.seeds) if len(self.seeds) > 1 else None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval to go by: Student's while seeds are few. Of one seed it has no end."""
+        if self.half is not None:
+            return self.mean - self.half, self.mean + self.half
+        return self.interval or (-math.inf, math.inf)
 
     def text(self, form: str = "+.3f") -> str:
         """
@@ -236,13 +245,18 @@ def reached_cell(of: Comparison) -> Cell:
 
 def markdown(header: list[str], rows: list[list[Cell]]) -> str:
     """
-    >>> print(markdown(["a", "b"], [[Cell("x|y", None), Cell("1", 1)]]))
-    | a | b |
+    >>> print(markdown(["a|b", "c"], [[Cell("x|<b>", None), Cell("1", 1)]]))
+    | a\\|b | c |
     | --- | --- |
-    | x\\|y | 1 |
+    | x\\|\\<b> | 1 |
     """
-    table = [header, ["---"] * len(header), *[[cell.text.replace("|", "\\|") for cell in row] for row in rows]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+    table = [header, ["---"] * len(header), *[[cell.text for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(map(plain, row))} |" for row in table)
+
+
+def plain(text: str) -> str:
+    """A name in Markdown: no new cell begins in it, no HTML, and no new line."""
+    return " ".join(re.sub(r"[|<]", r"\\\g<0>", text).split())
 
 
 # ------------------------------------------------------------------------------------------------ the figure of a study
@@ -272,17 +286,18 @@ def draw_study(results: dict[str, list[dict]], baselines: dict[str, str], file: 
 
 
 def draw_forest(axis, compared: dict[str, Comparison], baselines: dict[str, str], title: str) -> None:
-    """The paired difference of each variant's area, coloured where its interval (see bounds) leaves 0 out."""
+    """The paired difference of each variant's area, coloured where its interval (its bounds) leaves 0 out."""
     for row, (name, of) in enumerate(compared.items()):
         difference = of.against.get("areas")
         if not difference:
             if name == baselines[name]:
                 axis.annotate("baseline", (0, row), xytext=(5, 0), textcoords="offset points", va="center", color=OPEN)
             continue
-        colour = verdict(difference.mean, *bounds(difference))
+        low, high = difference.bounds
+        colour = OPEN if low <= 0 <= high else GAIN if difference.mean > 0 else LOSS
         axis.plot(difference.seeds, [row] * len(difference.seeds), "o", color=BASE, markersize=3, zorder=1)
         if difference.interval:
-            axis.plot(bounds(difference), [row, row], color=colour, linewidth=1.2)
+            axis.plot([low, high], [row, row], color=colour, linewidth=1.2)
             axis.plot(difference.interval, [row, row], color=colour, linewidth=4, solid_capstyle="butt")
         axis.plot(difference.mean, row, "D", color=colour, markersize=6, markeredgecolor="white")
     axis.axvline(0, color="black", linewidth=0.8, zorder=0)
@@ -298,17 +313,6 @@ def draw_forest(axis, compared: dict[str, Comparison], baselines: dict[str, str]
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
-
-
-def bounds(difference) -> tuple[float, float]:
-    """The interval to go by: Student's while seeds are few."""
-    if difference.half is not None:
-        return difference.mean - difference.half, difference.mean + difference.half
-    return difference.interval or (-math.inf, math.inf)
-
-
-def verdict(mean: float, low: float, high: float) -> str:
-    return OPEN if low <= 0 <= high else GAIN if mean > 0 else LOSS
 
 
 def draw_curves(

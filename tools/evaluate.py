@@ -18,7 +18,7 @@ import tyro
 import grpo
 import verify
 from gepa_loop import apply_template
-from support.data import Question, labelled, load_questions
+from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError
 from support.seams import as_option
 from tools.cli import given
@@ -27,6 +27,7 @@ from tools.report import read_json
 # The settings of a run that decide what is measured. The others decide how fast.
 TRAINED_AS = ("model", "system_prompt", "enable_thinking", "question_suffix", "reward", "temperature",
               "max_prompt_tokens", "max_response_tokens", "load_in_4bit", "dtype")  # fmt: skip
+MOST_SAMPLES = 10_000  # of a question
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -154,8 +155,10 @@ def evaluate(
     }
     for questions in files.values():
         verify.judge_of(reward)(["\\boxed{0}"], questions[:1], [False])
-    if samples < 0:
-        raise UserError(f"--samples {samples}: at least 0")
+    if not 0 <= samples <= MOST_SAMPLES:
+        raise UserError(
+            f"--samples {samples}: from 0 to {MOST_SAMPLES} for each question; all are held in memory to be counted"
+        )
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: from 0 to 4294967295 (2^32 - 1)")
     cfg = grpo.PolicyConfig(
@@ -164,32 +167,40 @@ def evaluate(
         dtype=dtype, engine=engine, vllm_memory=vllm_memory, sample_batch=sample_batch, threads=threads,
     )  # fmt: skip
     policy = grpo.load_policy(cfg, adapter=adapter or None)
-    results = []
-    for name, questions in files.items():
-        contexts = [grpo.chat_ids(policy, apply_template(template, question.text)) for question in questions]
-        kept = [i for i, context in enumerate(contexts) if len(context) <= max_prompt_tokens]
-        if len(kept) < len(contexts):
-            print(f"{name}: {len(contexts) - len(kept)} questions are longer than {max_prompt_tokens} tokens: left out")
-        if not kept:
-            raise UserError(f"{name}: no question fits into --max-prompt-tokens {max_prompt_tokens}")
-        contexts, questions = [contexts[i] for i in kept], [questions[i] for i in kept]
-        results += [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed, reward)]
-    print_table(results)
-    if out:
-        settings = {name: getattr(cfg, name) for name in TRAINED_AS if hasattr(cfg, name)}
-        settings |= {"adapter": adapter, "template": template, "question_suffix": question_suffix, "reward": reward}
-        settings |= {"samples": samples, "seed": seed}
-        Path(out).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+
+    def prompt(question: Question) -> list[int]:
+        return grpo.chat_ids(policy, apply_template(template, question.text))
+
+    # All files, before the first is measured: one without a question that fits shows at once.
+    files = {
+        name: that_fit(name, questions, lambda question: len(prompt(question)), max_prompt_tokens)
+        for name, questions in files.items()
+    }
+    settings = {name: getattr(cfg, name) for name in TRAINED_AS if hasattr(cfg, name)}
+    settings |= {"adapter": adapter, "template": template, "question_suffix": question_suffix, "reward": reward}
+    settings |= {"samples": samples, "seed": seed}
+    results, width = [], max(12, *[len(name) + 2 for name in files])
+    print(f"{'data':<{width}}{'metric':<12}{'value':>7}   {'95 % interval':<16}{'questions':>9}{'cut off':>9}")
+    for name, questions in files.items():  # each file's numbers as soon as they are there: the next may take hours
+        contexts = [prompt(question) for question in questions]
+        rows = [{"data": name} | row for row in measure(policy, contexts, questions, samples, seed, reward)]
+        print_rows(rows, width)
+        results += rows
+        if out:
+            record = json.dumps({"settings": settings, "results": results}, indent=1)
+            Path(out).write_text(record + "\n", encoding="utf-8")
 
 
 def check_out(out: str, data: tuple[str, ...]) -> None:
     """Refuse a file that cannot be written, before hours of sampling for it; and the questions themselves."""
-    if out and Path(out).resolve() in [Path(path).resolve() for path in data]:
+    if not out:
+        return
+    if Path(out).resolve() in [Path(path).resolve() for path in data]:
         raise UserError(f"--out {out}: one of the files of --data, which it would write over; name another file")
-    folder = Path(out or ".").absolute().parent
-    if out and not folder.is_dir():
+    folder = Path(out).absolute().parent
+    if not folder.is_dir():
         raise UserError(f"--out {out}: there is no folder {folder}; make it first")
-    if out and (Path(out).is_dir() or not os.access(folder, os.W_OK)):
+    if Path(out).is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"--out {out}: cannot be written; name a file in a folder of yours")
 
 
@@ -235,12 +246,10 @@ def measure(
     return rows
 
 
-def print_table(rows: list[dict]) -> None:
-    width = max(12, *[len(r["data"]) + 2 for r in rows])
-    print(f"{'data':<{width}}{'metric':<12}{'value':>7}   {'95 % interval':<16}{'questions':>9}{'cut off':>9}")
+def print_rows(rows: list[dict], width: int) -> None:
     for r in rows:
         span, name = f"{r['low']:.3f} - {r['high']:.3f}", f"{r['data']:<{width}}{r['metric']:<12}"
-        print(f"{name}{r['value']:>7.3f}   {span:<16}{r['questions']:>9}{r['truncated']:>9.1%}")
+        print(f"{name}{r['value']:>7.3f}   {span:<16}{r['questions']:>9}{r['truncated']:>9.1%}", flush=True)
 
 
 def trained_as(adapter: str) -> dict[str, object]:

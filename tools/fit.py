@@ -9,6 +9,7 @@ them is imported where it is used.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from dataclasses import dataclass
@@ -148,28 +149,37 @@ def layer_bytes(cfg, model: Architecture, width: int) -> tuple[int, int]:
 def responses_of(cfg) -> dict[str, float]:
     """How many responses a run samples, by what for."""
     import gepa_loop
-    from support.data import PAPER_SIZES, label, load_questions
+    from support.data import PAPER_SIZES, label
 
-    if Path(cfg.train_data).is_file():
-        known = len(load_questions(cfg.train_data, empty_answers=True))
-    else:  # what is to be fetched first is taken for as large as the paper's
-        known = cfg.train_questions or PAPER_SIZES[0]
+    known = questions_in(cfg.train_data, unfetched=cfg.train_questions or PAPER_SIZES[0])
     calls = gepa_loop.metric_call_budget(cfg.gepa_budget, cfg.gepa_dev_size)
     if cfg.gepa_tokens:
         calls = min(calls, round(cfg.gepa_tokens / (RESPONSE_SHARE * cfg.max_response_tokens)))
+    held_out = sum(questions_in(path, unfetched=HELD_OUT.get(label(path), 200)) for path in cfg.eval_data)
     return {
         "sampling": cfg.epochs * min(known, cfg.train_questions or known) * cfg.group_size,
         "evolution": (cfg.epochs - 1) * calls if cfg.method == "p2o" else 0,
-        "evaluation": (cfg.epochs + 1) * sum(HELD_OUT.get(label(name), 200) for name in cfg.eval_data),
+        "evaluation": (cfg.epochs + 1) * (1 + cfg.sampled_eval) * held_out,
     }
 
 
-def hours(cfg, model: Architecture, speed: tuple[float, float], room: float) -> dict[str, float]:
+def questions_in(path: str, unfetched: int) -> int:
+    """The number of questions in a file. A data set is not fetched to be counted: `unfetched` is taken for it."""
+    from support.data import SOURCES, load_questions
+
+    if path.partition(":")[0] in SOURCES and not Path(path).is_file():
+        return unfetched
+    return len(load_questions(path, empty_answers=True))  # UserError if there is no such file
+
+
+def hours(
+    cfg, model: Architecture, speed: tuple[float, float], room: float, responses: dict[str, float] | None = None
+) -> dict[str, float]:
     """Hours of a run by part; `speed`: a card of CARDS; `room`: bytes of KV cache. A coarse estimate."""
     bandwidth, arithmetic = speed[0] * 1e9 * BANDWIDTH_USED, speed[1] * 1e12 * ARITHMETIC_USED
     weights = model.layers * sum(a * b for a, b in model.linear) + model.vocabulary * model.hidden
     response = RESPONSE_SHARE * cfg.max_response_tokens
-    responses = responses_of(cfg)
+    responses = responses or responses_of(cfg)
     # Sampling reads the weights once for each token of all sequences together, and each one's keys and values.
     kv = 4 * model.layers * model.kv_heads * model.head_dim * (PROMPT_TOKENS + response)  # of one sequence, in bf16
     together = max(1.0, min(cfg.sample_batch, room / kv))
@@ -234,24 +244,22 @@ def fitting_batch(cfg, parts: dict[str, float], over: float) -> int:
 
 def main(argv: list[str]) -> None:
     """`p2o.py fit`: a run's options, and `--card-gb 16` for another card than the one at hand (24 if there is none)."""
-    card = None
-    argv = [part for text in argv for part in (text.split("=", 1) if text.startswith("--card-gb=") else [text])]
-    if "--card-gb" in argv:
-        i = argv.index("--card-gb")
-        size, argv = "".join(argv[i + 1 : i + 2]), argv[:i] + argv[i + 2 :]
-        if not re.fullmatch(r"\d*\.?\d+", size) or not float(size):
-            raise UserError(f"--card-gb {size}: the GiB of a card's memory, for instance 24")
-        card = float(size) * GIB
     from tools import cli
 
-    say(cli.parse_config(argv), card)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--card-gb", nargs="?", const="")
+    ours, others = parser.parse_known_args(argv)
+    size = ours.card_gb
+    if size is not None and not (re.fullmatch(r"\d*\.?\d+", size) and float(size)):
+        raise UserError(f"--card-gb {size}: the GiB of a card's memory, for instance 24")
+    say(cli.parse_config(others), float(size) * GIB if size else None)
 
 
 def say(cfg, card: float | None = None) -> None:
     """So many GiB, so many hours, and what to lower."""
     present = torch.cuda.is_available()
     card = card or (torch.cuda.get_device_properties(0).total_memory if present else 24 * GIB)
-    model = architecture(cfg.model)
+    model, responses = architecture(cfg.model), responses_of(cfg)
     parts = estimate(cfg, model, card)
     print(f"{cfg.model}, estimated for a card of {card / GIB:.1f} GiB (GiB):")
     for name, value in parts.items():
@@ -263,7 +271,7 @@ def say(cfg, card: float | None = None) -> None:
     name = torch.cuda.get_device_name() if present else ""
     cards = {key: speed for key, speed in CARDS.items() if cfg.engine == "hf" or key != "T4"}  # vLLM is refused there
     known = [key for key in cards if re.search(rf"{key}(?!\d)", name)] or ["RTX 4090"]  # an L40S is no L4
-    by_card = {key: hours(cfg, model, speed, parts["KV cache"]) for key, speed in cards.items()}
+    by_card = {key: hours(cfg, model, speed, parts["KV cache"], responses) for key, speed in cards.items()}
     totals = {key: sum(by_part.values()) for key, by_part in by_card.items()}
     if totals[known[-1]] < 0.1:
         print(
@@ -272,6 +280,8 @@ def say(cfg, card: float | None = None) -> None:
         return
     told = ", ".join(f"{part} {value:.1f}" for part, value in by_card[known[-1]].items())
     print(f"estimated hours on an {known[-1]}: {totals[known[-1]]:.1f} ({told})")
+    questions = responses["sampling"] // (cfg.epochs * cfg.group_size)
+    print(f"  for {questions:,} training questions; the estimate fetches no data set")
     print("  from the rates of an H200, scaled by data sheets")
     print("  with as much memory on: " + ", ".join(f"{key} {total:.0f}" for key, total in totals.items()))
     if totals[known[-1]] > 24:

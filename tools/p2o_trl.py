@@ -41,9 +41,9 @@ from support.data import Question, labelled, load_questions, that_fit
 from support.errors import UserError, exit_code_of
 from support.memory import longest_sequence
 from support.pretrained import load_tokenizer, silence_libraries
-from support.run import check_folder, recorded, seed_for
+from support.run import check_folder, folder_below, recorded, seed_for
 from support.settings import QWEN3, require
-from tools.cli import given
+from tools.cli import given, refuse_lists_given_twice
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental: the version is pinned
 # Options of p2o.py that TRL's trainer has no place for: those at their defaults are no loss.
@@ -81,7 +81,7 @@ class Config(p2o.Config):
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs) / (self.name or f"trl-{self.preset}-{self.method}-seed{self.seed}")
+        return folder_below(self.runs, self.name or f"trl-{self.preset}-{self.method}-seed{self.seed}")
 
 
 class Earned(NamedTuple):
@@ -372,6 +372,7 @@ def train(cfg: Config) -> None:
 
 def parse_config(argv: list[str]) -> Config:
     """The presets are those of one card, without what only p2o.py has, and without the base policy."""
+    refuse_lists_given_twice(argv)
     preset = named if (named := given(argv, "preset")) in QWEN3 else "tiny"
     absent = {name: getattr(p2o.Config, name) for name in ABSENT} | {"reflection": "policy"} if preset in QWEN3 else {}
     default = Config(preset=preset, **QWEN3.get(preset, {}) | absent)

@@ -34,6 +34,7 @@ PAGE = Path(__file__).resolve().parent / "page"
 MAX_TRANSCRIPTS = 240  # of a run in the page; transcripts.jsonl has them all
 RELOAD_SECONDS = 20  # a browser loads the page of a run that goes on anew so often
 EVOLUTION = ("candidates", "parents", "chosen", "dev_scores", "metric_calls", "stopped_early")  # what the page shows
+EPOCH = ("epoch", "rollouts", "gepa_calls", "accuracy")
 TRANSCRIPT = ("epoch", "id", "question", "reference", "template", "response", "reward")
 MIN_CHANGE = 0.05  # of an accuracy, for the verdict to say that it rose or fell
 
@@ -65,16 +66,17 @@ def read_run(folder: Path) -> dict:
 
 
 def read_json(file: Path, needed: Sequence[str] = ()) -> dict:
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    return parsed(text, str(file), needed)
+    return parsed(text_of(file), str(file), needed)
 
 
 def whole_lines(file: Path, needed: Sequence[str]) -> list[dict]:
     """The lines of a file that may be growing: a last one without its end is not there yet."""
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    return [
-        parsed(line, f"{file}, line {number}", needed) for number, line in enumerate(text.split("\n")[:-1], start=1)
-    ]
+    lines = enumerate(text_of(file).split("\n")[:-1], start=1)
+    return [parsed(line, f"{file}, line {number}", needed) for number, line in lines]
+
+
+def text_of(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 def parsed(text: str, where: str, needed: Sequence[str]) -> dict:
@@ -85,6 +87,7 @@ def parsed(text: str, where: str, needed: Sequence[str]) -> dict:
         found = None
     if not isinstance(found, dict):
         raise UserError(f"{where}: damaged, no JSON object is there; mend or remove it, or leave this run out")
+    needed = [*needed, *(EPOCH if found.get("kind") == "epoch" else ())]
     if lacking := [name for name in needed if name not in found]:
         raise UserError(f"{where}: it has no {lacking[0]!r}; mend or remove it, or leave this run out")
     return found
@@ -255,13 +258,13 @@ AXES = {"epoch": "epoch", "updates": "updates", "responses": "responses sampled,
 def draw(runs: list[dict], title: str, kind: str, value: Callable, x: str, **more) -> Markup:
     """A value of all lines of a kind, a curve for each run. Epochs that were sampled under templates are shaded."""
 
-    def said(line: dict) -> float | None:
+    def number_in(line: dict) -> float | None:
         try:
             return value(line)
         except (KeyError, TypeError):
             return None  # an older version did not write that down, or it was not finite, for which null stands
 
-    curves = [(run["name"], [(at[x], said(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
+    curves = [(run["name"], [(at[x], number_in(at)) for at in run["lines"] if at["kind"] == kind]) for run in runs]
     bands = [
         (i, a[x], b[x], f"{run['name']}, epoch {b['epoch']}: {b['templated']:.0%} of the rollouts had templates")
         for i, run in enumerate(runs)
@@ -455,7 +458,7 @@ def sha256(text: str) -> str:
 def write_page(file: Path, **fields) -> Path:
     """tools/page/NAME of the file's name, filled in with the fields, which are escaped."""
     pages = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    pages.filters |= {"said": said, "sha256": sha256}
+    pages.filters |= {"said": said, "sha256": sha256, "key": svg.key}
     html = pages.get_template(file.name).render(**fields)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(html, encoding="utf-8", errors="replace")  # a lone surrogate, which JSON can hold, has no UTF-8

@@ -14,7 +14,6 @@ from tools.compare import (
     NOTE,
     Cell,
     Comparison,
-    bounds,
     caption,
     compare,
     comparison_rows,
@@ -72,8 +71,8 @@ def forest_of(compared: dict[str, Comparison]) -> list[Markup]:
     """The difference of each variant's area with its interval, all on one axis; empty where there is no interval."""
     differences = [of.against.get("areas") for of in compared.values()]
     known = [d if d and d.interval else None for d in differences]
-    span = max((abs(end) for d in known if d for end in bounds(d)), default=1)
-    return [svg.interval(d.mean, *bounds(d), span) if d else Markup("") for d in known]
+    span = max((abs(end) for d in known if d for end in d.bounds), default=1)
+    return [svg.interval(d.mean, *d.bounds, span) if d else Markup("") for d in known]
 
 
 def charts_of(results: dict[str, list[dict]], file: str, baselines: dict[str, str]) -> list[Markup]:

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from support.checkpoint import write_whole
 from support.errors import UserError
-from support.run import INPUTS, PLACES, files_of, settings_of, without_places
+from support.run import comparable, files_of, recorded
 from support.seams import SEAMS
 from tools import cli, compare
 from tools.compare import Cell
@@ -96,11 +96,13 @@ def check_options(file: Path, study: Study, names: list[str]) -> None:
                 raise UserError(f"{file}, variant {name}: `{ours}` is set by the study itself; leave it away")
         try:
             with contextlib.redirect_stderr(io.StringIO()) as said:
-                cli.parse_config(as_arguments(study.variants[name]))
+                cfg = cli.parse_config(as_arguments(study.variants[name]))
         except SystemExit:  # of tyro
             raise UserError(f"{file}, variant {name}: {first_words(said.getvalue())}") from None
         except UserError:
-            pass  # told by the run itself, beside which the others go on
+            continue  # its runs say so and fail; those of the other variants go on
+        if not cfg.eval_data:
+            raise UserError(f"{file}, variant {name}: `eval_data` is empty; a study compares held-out accuracies")
 
 
 def first_words(said: str) -> str:
@@ -199,6 +201,11 @@ def run_study(
         }
         return write_results(file, study, results, failures)
 
+    if gone := [key for key in asked if key in known and not is_done(folders[key])]:
+        print(
+            f"--kept: {len(gone)} runs come from {results_of(file) / 'studies.json'}. Only their options are compared "
+            "with those of now: questions and model may have changed since"
+        )
     print("\n".join([*failures, plan(asked, done(), jobs)]))
     try:
         # Written after every run: a study that takes days is stopped more than once, and its machine may be gone then.
@@ -209,9 +216,10 @@ def run_study(
         count = len(done().keys() & set(asked))
         print(f"\np2o: stopped; {count} of {len(asked)} runs are done, the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
-    unlike = mixed(folders, asked)
+    gave = done()
+    unlike = mixed({key: gave[key] for key in asked if key in gave})
     failures += unlike
-    print("\n".join([*unlike, write(done(), failures)]))
+    print("\n".join([*unlike, write(gave, failures)]))
     if failures:
         raise SystemExit(1)
 
@@ -224,18 +232,16 @@ def is_done(folder: Path) -> bool:
     return (folder / "summary.json").exists()
 
 
-def mixed(folders: dict[Key, Path], keys: list[Key]) -> list[str]:
-    """Lines about finished runs on other questions, or another model, than the earlier seeds of their variant: a file
-    was edited in between, and the mean over the seeds would be of two things."""
+def mixed(done: dict[Key, dict]) -> list[str]:
+    """Lines about runs on other questions, or another model, than the earlier seeds of their variant: a file was edited
+    in between, and the mean over the seeds would be of two things."""
     first, lines = {}, []
-    for variant, seed in keys:
-        file = folders[variant, seed] / "inputs.json"
-        if is_done(file.parent) and file.exists():
-            made_on = {name: read_json(file).get(name) for name in ("data", "base_model")}
-            earlier, theirs = first.setdefault(variant, (seed, made_on))
-            if made_on != theirs:
-                line = f"{variant}, seed {seed}: made on other questions, or another model, than seed {earlier}. "
-                lines.append(line + "Remove the older folder to run it again")
+    for (variant, seed), run in done.items():
+        made_on = run.get("made_on")  # of an older version nothing is known
+        earlier, theirs = first.setdefault(variant, (seed, made_on)) if made_on else (seed, made_on)
+        if made_on != theirs:
+            line = f"{variant}, seed {seed}: made on other questions, or another model, than seed {earlier}. "
+            lines.append(line + "Remove the older folder, or leave --kept away, to run it again")
     return lines
 
 
@@ -244,11 +250,11 @@ def other_options(folder: Path, options: dict) -> str:
     empty text."""
     if not is_done(folder):
         return ""  # to be resumed, which refuses other options by itself
-    recorded = read_json(folder / "config.json")
+    made_with = read_json(folder / "config.json")
     changed = [
-        f"{name} {recorded[name]}, now {value}"
+        f"{name} {made_with[name]}, now {value}"
         for name, value in options.items()
-        if name in recorded and value != recorded[name] and str(value) != str(recorded[name])
+        if name in made_with and value != made_with[name] and str(value) != str(made_with[name])
     ]
     inputs = folder / "inputs.json"
     files = read_json(inputs).get("files", {}) if inputs.exists() else {}
@@ -259,7 +265,7 @@ def other_options(folder: Path, options: dict) -> str:
         ]
     # An option that was taken out of the study file means its default again.
     means = settings_meant(json.dumps(options, default=str))
-    before = without_places({name: recorded[name] for name in means if name in recorded})
+    before = comparable({name: made_with[name] for name in means if name in made_with})
     changed += [
         f"{name} {value}, now {means[name]}"
         for name, value in before.items()
@@ -276,7 +282,7 @@ def settings_meant(options: str) -> dict:
             cfg = cli.parse_config(as_arguments({"threads": 1} | json.loads(options)))
     except (SystemExit, UserError):
         return {}
-    return without_places(settings_of(cfg, but=(*PLACES, *INPUTS, "seed")))
+    return comparable({name: value for name, value in recorded(cfg).items() if name != "seed"})
 
 
 def command_of(options: dict, seed: int, folder: Path) -> list[str]:
@@ -384,7 +390,7 @@ def about(seconds: float) -> str:
 
 
 def result_of(folder: Path) -> dict:
-    """What a study keeps of one run: what it cost, and after each epoch accuracy and hard set."""
+    """What a study keeps of one run: what it cost, accuracy and hard set after each epoch, digests of its inputs."""
     kept = ("seed", "rollouts", "gepa_calls", "hard_set", "seconds")
     summary = read_json(folder / "summary.json", (*kept, "accuracy"))
     epochs = read_run(folder)["epochs"]
@@ -395,7 +401,11 @@ def result_of(folder: Path) -> dict:
             f"{folder}: metrics.jsonl has lost epochs that summary.json knows; put it back, or remove the folder, and "
             "the run is done again"
         )
-    return {name: summary[name] for name in kept} | {"curve": curve}
+    result = {name: summary[name] for name in kept} | {"curve": curve}
+    inputs = folder / "inputs.json"
+    if inputs.exists():
+        result["made_on"] = {name: read_json(inputs).get(name) for name in ("data", "base_model")}
+    return result
 
 
 def results_of(study_file: Path) -> Path:
@@ -465,10 +475,10 @@ def write_results(file: Path, study: Study, results: dict[str, list[dict]], fail
 
 def comparisons(results: dict[str, list[dict]], baselines: dict[str, str]) -> list[str]:
     """Paragraphs of Markdown: what is compared, then a heading and a table for each held-out file."""
-    parts = [compare.caption(compare.shared_budget(results), baselines)]
+    parts = [compare.plain(compare.caption(compare.shared_budget(results), baselines))]
     for name in compare.files_of(results):
         rows = compare.comparison_rows(compare.compare(results, name, baselines))
-        parts += [f"## Held out: {name}", compare.markdown(compare.HEADER, rows)]
+        parts += [f"## Held out: {compare.plain(name)}", compare.markdown(compare.HEADER, rows)]
     return parts
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 MOST_NUMBERS = 4  # beside jumps; more would hide each other
 LONGEST_TITLE = 34  # letters that have room above a chart
-COLOURS = 8  # classes c0, c1, ... of the style sheet; a ninth run begins again
+COLOURS = 8  # classes c0, c1, ... of the style sheet; a ninth run begins again, in dashes (see polyline)
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 322, 26, 174  # the frame inside
 
@@ -93,7 +93,7 @@ def chart(
         right = LEFT + (RIGHT - LEFT) * (x - across[0]) / (across[-1] - across[0])
         return f"{right:.1f}", f"{BOTTOM + (TOP - BOTTOM) * (y - up[0]) / (up[-1] - up[0]):.1f}"
 
-    # The bands of several runs lie upon each other. Together they must not hide the curves; nor numbers each other.
+    # The bands of several runs lie upon each other: the more runs, the fainter, or they would hide the curves.
     bands, jumps = list(bands), list(jumps)
     opacity = min(0.13, 0.26 / max(1, len({i for i, *_ in bands})))
     shaded = []
@@ -122,10 +122,11 @@ def chart(
             )
             for x, y in points
         ]
-        line = " ".join(",".join(place(x, y)) for x, y in points)
         many = "many" if len(points) > 30 else ""
         drawn.append(
-            Markup('<g class="curve c{} {}"><polyline points="{}"/>{}</g>').format(i % COLOURS, many, line, join(dots))
+            Markup('<g class="curve c{} {}">{}{}</g>').format(
+                i % COLOURS, many, polyline(i, (place(x, y) for x, y in points)), join(dots)
+            )
         )
     for i, x, before, after in jumps:
         (at, start), (_, stop), (_, middle) = (place(x, y) for y in (before, after, (before + after) / 2))
@@ -142,6 +143,20 @@ def chart(
         WIDTH, HEIGHT, title, LEFT, elided(title), title, join(shaded + grid),
         (LEFT + RIGHT) / 2, HEIGHT - 4, x_label, join(drawn),
     )  # fmt: skip
+
+
+def polyline(run: int, points: Iterable[tuple[str, str]]) -> Markup:
+    """A run's curve. Its colour is its class's; from the ninth run on it has dashes with a dot between, or two, ..."""
+    dots = " 2 3" * (run // COLOURS)
+    style = Markup(' style="stroke-dasharray: 9 3{}"').format(dots) if dots else ""
+    return Markup('<polyline points="{}"{}/>').format(" ".join(map(",".join, points)), style)
+
+
+def key(run: int) -> Markup:
+    """What a run's curve looks like, for the legend."""
+    return Markup('<svg class="key curve c{}" viewBox="0 0 36 8">{}</svg>').format(
+        run % COLOURS, polyline(run, [("0", "4"), ("36", "4")])
+    )
 
 
 def sparkline(shares: list[float], colour: int) -> Markup:

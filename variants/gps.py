@@ -15,8 +15,6 @@ predictor is a small latent-variable model; a Gaussian process with the same inp
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import torch
 
@@ -178,5 +176,4 @@ def main(
 if __name__ == "__main__":
     import tyro
 
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     tyro.cli(main, prog="python -m variants.gps")

@@ -29,7 +29,7 @@ def gspo(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor)
 def sampler(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor, *, sampled_logprobs: torch.Tensor
 ) -> torch.Tensor:
-    r"""The true importance ratio instead of P2O's mask. rho_t = pi(y_t | x) / pi_old(y_t | T(x, z)).
+    r"""The true importance ratio. rho_t = pi(y_t | x) / pi_old(y_t | T(x, z)), in place of P2O's mask.
 
     Against GRPO: a token is weighed by how likely the bare policy is to write it, and clipped; unbiased token by token,
     but the lesson (rho = 0.08 for a step that only the template takes) counts a thirteenth. The authors' code has it as

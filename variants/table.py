@@ -37,7 +37,7 @@ def described(function) -> tuple[str, str]:
     text = " ".join(inspect.getdoc(function).split())
     method = re.match(r"(.*?(?:\(arXiv:[^)]*\))|[^.]*)", text).group(1)
     change = re.search(r"Against GRPO: (.*?)[.:](?= |$)", text).group(1)
-    return method.removesuffix(" instead of P2O's mask"), change
+    return method, change
 
 
 def code_lines(function) -> int:
