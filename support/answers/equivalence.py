@@ -118,7 +118,7 @@ _ONLY_WORDS = re.compile(  # four letters, HTH, IV, and short words (nobody call
 )
 
 
-_ARTICLE = re.compile(r"\b(?:an?|An?|[Tt]he) (?=(?!and\b|or\b)[a-zA-Z]{3,})")
+_ARTICLE = re.compile(r"(?:\b(?:an?|An?|[Tt]he)|^[Aa]ll) (?=(?!and\b|or\b)[a-zA-Z]{3,})")
 _ONE_TEXT = re.compile(r"\\text ?\{[^{}]*\}")
 
 
@@ -208,8 +208,10 @@ _WORK = re.compile(
 )
 _SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
 _MODULUS = re.compile(r" ?\\([pb])mod ?\{([^{}]*)\}$")
+_INTEGER = re.compile(r"(?:(?<=[=,])|(?<=equiv)|(?<![^ ])) ?-?[0-9]+(?= ?(?:,|\\pmod))")
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
+_DENIED = re.compile(r"\\(?:not|neg)|\b(?:not|never|false|wrong|than|twice)\b")  # such a text names no value
 _INNER = re.compile(  # the conditions of cases, what braces hold, and the event in P(X = 4)
     r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}|(?<=[A-Zf-hp-w}])\([^()]*\)"
 )
@@ -227,7 +229,7 @@ def _named(text: str) -> tuple[str, str]:
     several = (
         _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
     )
-    if not sign or several or RELATION.search(_INNER.sub("", hidden)):
+    if not sign or several or RELATION.search(_INNER.sub("", hidden)) or _DENIED.search(name):
         return "", text
     *members, value = value.split(r"\approx")[0].split("=")
     name = next((m.strip() for m in (name, *members) if not re.search("[0-9]", _ATTACHED.sub("", m))), name)
@@ -299,6 +301,9 @@ def unnamed(answer: str, reference: str) -> tuple[str, str]:
     one, other = _MODULUS.search(answer), _MODULUS.search(reference)
     if one and other:
         drop_modulus = canonical(one[2]) == canonical(other[2])
+        if drop_modulus and re.fullmatch(" ?[1-9][0-9]* ?", one[2]):  # -1 is 3 modulo 4
+            least = lambda match: str(int(match[0]) % int(one[2]))  # noqa: E731
+            answer, reference = (_INTEGER.sub(least, text) for text in (answer, reference))
     else:  # 17 \bmod 5 may be a number that nobody worked out
         drop_modulus = any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other))
     if drop_modulus:

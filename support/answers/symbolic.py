@@ -193,12 +193,25 @@ def parse(text: str):
         text = ";".join(parts)  # x = 1, y = 2 or x = 3, y = 4
     if _NO_PRODUCT.search(text):
         raise ValueError("the parser would take the colon for a division and E for a factor")
-    measured = split(
-        _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
-    )
+    return _plain(_read(_without_units(text)))
+
+
+def _without_units(text: str) -> str:
+    text = _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
+    measured = split(text)
     if measured.scale != 1:
         raise ValueError("numbers of tens or tenths are not for sympy")
-    return _plain(_read(measured.value if measured.unit is not None else text))
+    return measured.value if measured.unit is not None else text
+
+
+_WORD = re.compile(r"\\text ?\{ ?[^{}]*[a-zA-Z]{2}[^{}]*\}|(?<![\\a-zA-Z_{])[a-zA-Z]{3,}")
+
+
+def _has_other_words(answer: str, reference: str) -> bool:
+    """The parser takes words for letters, and 0 times a letter is 0: `0 or more` would be 0."""
+    ours, theirs = (set(_WORD.findall(_without_units(text))) for text in (answer, reference))
+    has_letters = re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", reference))
+    return any(word.startswith("\\") or not has_letters for word in ours - theirs)
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -217,6 +230,8 @@ def same(answer: str, reference: str) -> bool:
     cases = [_CASES.fullmatch(text) for text in pair]
     if all(cases):
         return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
+    if _has_other_words(*pair):
+        return False
     pair = _in_one_letter(*_in_one_logarithm(*pair), reference)
     if all(map(_ADDED.search, pair)):
         pair = [_ADDED.sub(f"+{_NUMBER}", text) for text in pair]
@@ -570,10 +585,12 @@ def _samples(x, y) -> Iterator[tuple]:
     bars = x.has(sympy.Abs) != y.has(sympy.Abs)
     real, elsewhere = 0, []
     unknowns = x.free_symbols | y.free_symbols
-    enough = 4 * max(3, len(unknowns)) if any(parts) else 4  # points; more where few of them are real
-    whole = _whole_points(unknowns) if x.has(sympy.floor, sympy.ceiling) or y.has(sympy.floor, sympy.ceiling) else []
-    for index, point in enumerate(itertools.chain(whole, _test_points(unknowns))):
-        if real >= 4 and index >= enough + len(whole):
+    whole, far = _own_points(x, y, partial=any(parts))
+    counts = whole and {str(letter) for letter in unknowns} in ({"k"}, {"m"}, {"n"})  # no other numbers are meant
+    # points; more where few of them are real
+    enough = len(whole) + len(far) + (4 * max(3, len(unknowns)) if any(parts) else 4)
+    for index, point in enumerate(itertools.chain(whole, far, () if counts else _test_points(unknowns))):
+        if real >= 4 and index >= enough:
             return
         is_whole = index < len(whole)
         a, b = (_value(side, point, exact=is_whole or not own) for side, own in zip((x, y), parts, strict=True))
@@ -620,10 +637,19 @@ def _test_points(symbols) -> Iterator[dict]:
         }
 
 
-def _whole_points(symbols) -> list[dict]:
-    r"""Whole numbers with all remainders: \lfloor n \rfloor + 1 is \lceil n \rceil between them only."""
-    letters = sorted(symbols, key=str)
-    return [{letter: sympy.Integer(n + 5 * rank) for rank, letter in enumerate(letters)} for n in range(-2, 14)]
+def _own_points(x, y, partial: bool) -> tuple[list[dict], list[dict]]:
+    r"""Points that the numbers in the formulas ask for: |x - 2024| is not 2024 - x, but only far off.
+
+    If there is a floor or a ceiling, also whole numbers, and all remainders: between them \lfloor x \rfloor + 1 is
+    \lceil x \rceil.
+    """
+    letters = list(enumerate(sorted(x.free_symbols | y.free_symbols, key=str)))
+    own = sorted({n for number in x.atoms(Rational) | y.atoms(Rational) for n in (abs(number.p), number.q) if n > 13})
+    jumps = any(thing.has(sympy.floor, sympy.ceiling) for thing in (x, y))
+    numbers = [*range(-2, 14), *(n for n in own if n < 3000)] if jumps else []
+    whole = [{letter: sympy.Integer(n + 5 * rank) for rank, letter in letters} for n in numbers]
+    ends = [times * own[-1] for times in (2, -2, 3, -3)] if letters and partial and own and own[-1] > 40 else []
+    return whole, [{letter: sympy.Integer(end * (rank + 1)) for rank, letter in letters} for end in ends]
 
 
 def _value(thing, point: dict, exact: bool):
