@@ -79,8 +79,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from support.answers.places import boxes_in
-from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
+from support.answers.places import boxes_in, find_answer, unboxed
+from support.answers.verdicts import MAX_ANSWER, is_copied, readable, same_answers
 from support.data import Question
 from support.seams import checked_reward, find
 

@@ -292,22 +292,33 @@ def _same_name(one: str, other: str) -> bool:
     return one == other or re.sub(r"\([a-z]\)$", "", one) == other or re.sub(r"\([a-z]\)$", "", other) == one
 
 
+def _without_modulus(answer: str, reference: str) -> tuple[str, str]:
+    r"""Both without their modulus, if it is the same one or only one side has it.
+
+    >>> _without_modulus(r"x \equiv -1\pmod{4}", r"3\pmod{4}"), _without_modulus(r"3\pmod{4}", r"3\pmod{5}")
+    (('x \\equiv3', '3'), ('3\\pmod{4}', '3\\pmod{5}'))
+    """
+    one, other = _MODULUS.search(answer), _MODULUS.search(reference)
+    if one and other:
+        if canonical(one[2]) != canonical(other[2]):
+            return answer, reference
+        if re.fullmatch(" ?[1-9][0-9]* ?", one[2]):
+            modulus = int(one[2])
+            answer, reference = (
+                _INTEGER.sub(lambda match: str(int(match[0]) % modulus), text) for text in (answer, reference)
+            )
+    elif not any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other)):
+        return answer, reference  # 17 \bmod 5 may be a number that nobody worked out
+    return _MODULUS.sub("", answer), _MODULUS.sub("", reference)
+
+
 def unnamed(answer: str, reference: str) -> tuple[str, str]:
     r"""Both without what stands left of `=`, where only one has a name or both have the same.
 
     >>> unnamed("x=5", "5"), unnamed("x=5", "x = 5.0"), unnamed("x=5", "y=5"), unnamed("5", "2x+z=5")
     (('5', '5'), ('5', '5.0'), ('x=5', 'y=5'), ('5', '2x+z=5'))
     """
-    one, other = _MODULUS.search(answer), _MODULUS.search(reference)
-    if one and other:
-        drop_modulus = canonical(one[2]) == canonical(other[2])
-        if drop_modulus and re.fullmatch(" ?[1-9][0-9]* ?", one[2]):  # -1 is 3 modulo 4
-            least = lambda match: str(int(match[0]) % int(one[2]))  # noqa: E731
-            answer, reference = (_INTEGER.sub(least, text) for text in (answer, reference))
-    else:  # 17 \bmod 5 may be a number that nobody worked out
-        drop_modulus = any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other))
-    if drop_modulus:
-        answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
+    answer, reference = _without_modulus(answer, reference)
     answer, reference = _name_first(answer), _name_first(reference)
     answer, reference = _exact_part(answer, reference), _asked_part(answer, reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)

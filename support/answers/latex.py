@@ -199,7 +199,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      lambda match: rf"\text{{ {'or' if match[1] == '或' else 'and'} }}", "x=1或x=2", r"x=1\text{ or }x=2"),
     (r"^ ?(?:\\text ?\{ ?)?(?i:about|approximately|approx\.?|exactly) ?\}? ?(?=[-\d\\$])", "",
      r"\text{about }7", "7"),
-    (r"^ ?\\text ?\{ ?(?i:minus|negative) ?\} ?(?=\d)", "-", r"\text{minus }7", "-7"),
+    (r"^ ?\\text ?\{ ?(?i:minus|negative) ?\} ?(?=\d|\\[dt]?frac|\\sqrt)", "-", r"\text{minus }7", "-7"),
     (r"\\text ?\{ ?([€£¥₹¢]) ?\}|^ ?(?:\\text ?\{ ?)?(?:Rs\.?|USD?) ?\}? ?(?=[\d ])", r"\1", r"\text{€}5", "€5"),
     (r"\\AA(?![a-zA-Z])", r"\\text{Å}", r"7.5\ \AA", r"7.5\ \text{Å}"),
     (r"^ ?(\\text ?\{ ?)?(?:(?i:option|choice|answer) |故?选项?)(?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
@@ -212,13 +212,11 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      lambda match: r"12\text{ pm}" if match[1] == "noon" else r"12\text{ am}", r"12\text{ noon}", r"12\text{ pm}"),
     (r" ?(?:\\text ?\{ ?)?o'clock ?\}?$", "", r"9\text{ o'clock}", "9"),
     (r"(con|di)vergent\b", r"\1verges", "convergent", "converges"),
-    (r"^ ?(\d+)(?:st|nd|rd|th)$", r"\1", "6th", "6"),
+    (r"^ ?(?:\\text ?\{ ?)?(\d+)(?:st|nd|rd|th) ?\}?$", r"\1", r"\text{6th}", "6"),
     (r"(?<=\d)(?: ?\^ ?\{ ?)?\\text ?\{ ?(?:st|nd|rd|th) ?\}(?: ?\})?", "", r"5^{\text{th}}", "5"),
-    (r"\\text ?\{ ?(\d+)(?:st|nd|rd|th) ?\}", r"\1", r"\text{5th}", "5"),
-    (r"\\text ?\{ ?(-?\d[\d.,]*) ?\}", r"\1", r"\text{101}_2", "101_2"),
+    (r"\\text ?\{ ?(-?\d[\d.,]*|[0-9A-F]+(?= ?\} ?_)) ?\}", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,]*),? (and|or|to) (-?\d[\d.,]*) ?\}", r"\1\\text{ \2 }\3", r"\text{3 and 7}",
      r"3\text{ and }7"),
-    (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
     (r"(:\d\d|\d(?= |\\)|^\d\d?(?=[ap]m$)) ?(?:\\text ?\{ ?)?(?:([ap])(?:\. ?)?m|([AP])(?:\. ?)?M)\.?(?![a-zA-Z]) ?\}?",
      lambda match: rf"{match[1]}\text{{ {(match[2] or match[3]).lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
@@ -356,7 +354,6 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"\\angle ?(?:\{ ?)?([A-Z]) ?([A-Z]) ?([A-Z])(?![A-Z]) ?\}?",
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
     (r"\\vec ?\{(\w)\} ?\\times ?\\vec ?\{(\w)\}", r"b_{\1x\2}", r"\vec{a}\times\vec{b}", "b_{axb}"),  # not b x a
-    (r"\\ne ?\\pm ?([^,;=]+)$", r"\\ne \1,-(\1)", r"x\ne \pm 5", r"x\ne 5,-(5)"),
     (r"^(?!.*\\int).*d ?\\[a-zA-Z].*",
      lambda match: re.sub(r"(\\[a-zA-Z]+)|d ?(?=\\[a-zA-Z])", lambda part: part[1] or "{d}", match[0]),
      r"2d\sin x", r"2{d}\sin x"),  # a distance; the parser knows differentials
@@ -364,7 +361,7 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"([0-9)}]) ?'", r"\1 b_{q}", "5'", "5 b_{q}"),
     (r"([a-zA-Z]) ?''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
     (r"([a-zA-Z]) ?'", r"\1_{q}", "f'(x)", "f_{q}(x)"),
-    (r"(?<!matrix\}) ?\^ ?\{? ?(?:T|\\top)(?![a-zA-Z]) ?\}?", "^{1T}", "2^{T}", "2^{1T}"),  # 2 would be its transpose
+    (r"(?<!matrix\}) ?\^ ?(?:\{ ?T ?\}|\\top(?![a-zA-Z]))", "^{1T}", "2^{T}", "2^{1T}"),  # 2 would be its transpose
     (r"\\gamma(?![a-zA-Z])(?: ?_ ?\{ ?(\w+) ?\})?", r"\\lambda_{g\1}", r"\gamma_{1}", r"\lambda_{g1}"),  # no function
     (r"I(?!m|ff)", r"\\iota ", "I_{1}", r"\iota _{1}"),  # no imaginary unit
     (r"(E|(?<![a-zA-Z\\])e) ?_ ?\{([\w +-]*)\}", lambda match: f"b_{{q{match[1]}{match[2].translate(_IN_A_NAME)}}}",
