@@ -112,11 +112,9 @@ def _same_number(one: Number, other: Number) -> bool:
 
 # --- words, names, and what is not worked out -------------------------------------------------------------------------
 
-
 _ONLY_WORDS = re.compile(  # four letters, HTH, IV, and short words (nobody calls an unknown o): no is not on, ab is ba
     r"[a-zA-Z]{4}|^[A-Z]{3,}$|^[IVXL]{2,}$|(?i:\b(?:[a-z]?o[a-z]|[a-z]{1,2}o|yes|up|all|any|six|ten|net|end|den|man|men|day|was|saw)\b)"
 )
-
 
 _ARTICLE = re.compile(r"(?:\b(?:an?|An?|[Tt]he)|^[Aa]ll) (?=(?!and\b|or\b)[a-zA-Z]{3,})")
 _ONE_TEXT = re.compile(r"\\text ?\{[^{}]*\}")

@@ -197,8 +197,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"\text{Total: }5", r" \text{Total}=5"),
     (r"(?<=[0-9a-zA-Z)}\]]) ?(?:\\text ?\{ ?)?([或且和与])(?: ?\})? ?(?=[-+0-9a-zA-Z(\[\\])",
      lambda match: rf"\text{{ {'or' if match[1] == '或' else 'and'} }}", "x=1或x=2", r"x=1\text{ or }x=2"),
-    (r"^ ?(?:\\text ?\{ ?)?(?i:about|approximately|approx\.?|exactly) ?\}? ?(?=[-\d\\$])", "",
-     r"\text{about }7", "7"),
+    (r"^ ?(?:\\text ?\{ ?)?(?i:about|approximately|approx\.?|exactly) ?\}? ?(?=[-\d\\$])", "", r"\text{about }7", "7"),
     (r"^ ?\\text ?\{ ?(?i:minus|negative) ?\} ?(?=\d|\\[dt]?frac|\\sqrt)", "-", r"\text{minus }7", "-7"),
     (r"\\text ?\{ ?([€£¥₹¢]) ?\}|^ ?(?:\\text ?\{ ?)?(?:Rs\.?|USD?) ?\}? ?(?=[\d ])", r"\1", r"\text{€}5", "€5"),
     (r"\\AA(?![a-zA-Z])", r"\\text{Å}", r"7.5\ \AA", r"7.5\ \text{Å}"),
@@ -279,12 +278,10 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"(?<=[,}]) ?\([a-z](?:, ?[a-z])+\) ?= ?(?=\()", "", "(x,y)=(1,2),(x,y)=(3,4)", "(x,y)=(1,2),(3,4)"),
     (r"^ ?\((?:a|1|i)\) [-\w(\\].+\((?:b|2|ii)\) [-\w(\\].*$", _parts, "(a) 5; (b) 7", "(5,7)"),
     (r"^ ?((?:\( ?\d\d? ?\) ?){2,})$", lambda match: ", ".join(re.findall(r"\d+", match[1])), "(1)(3)", "1, 3"),
-    (r"^ ?\[([^][;,]+,[^][;]*(?:;[^][;,]+,[^][;]*)+)\]$",
-     lambda match: _matrix(match[1], ";"),
+    (r"^ ?\[([^][;,]+,[^][;]*(?:;[^][;,]+,[^][;]*)+)\]$", lambda match: _matrix(match[1], ";"),
      "[1,2;3,4]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"([][(])([^][(),;]+);([^][(),;]+)([][)])", r"\1\2,\3\4", "[0;1]", "[0,1]"),
-    (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$",
-     lambda match: _matrix(match[1][1:-1], "] ?, ?."),
+    (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$", lambda match: _matrix(match[1][1:-1], "] ?, ?."),
      "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
     (r"(\[|\() ?([^][(),]+),([^][(),]+)(?<!sqrt)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
@@ -346,10 +343,8 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      _improper, r"2\frac{1}{3}x", r"\frac{7}{3}x"),
     (r"(?<![\w.}/^])(?:(\d+(?:\.\d+)?) ?/ ?(\d+(?:\.\d+)?)(?![\d.]| ?[_^!])|\((\d+)\) ?/ ?\((\d+)\)(?! ?[_^!]))",
      lambda match: rf"\frac{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", r"4/3\pi", r"\frac{4}{3}\pi"),
-    (r"^([^=<>,;]*(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])[^=<>,;]*)\\approx(?![a-zA-Z])", r"\1=",
-     r"2x\approx 5", "2x= 5"),  # the parser would drop what stands left of it
-    (r"(^|[,;]) ?([a-zA-Z](?: ?_ ?\{\w+\})?) ?\\approx(?![a-zA-Z])", r"\1\2=",
-     r"x\approx 5, y\approx 6", r"x= 5,y= 6"),
+    (r"(^|[,;])([^=<>,;]*(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])[^=<>,;]*)\\approx(?![a-zA-Z])", r"\1\2=",
+     r"2x\approx 5, y\approx 6", "2x= 5, y= 6"),  # the parser would drop what stands left of it
     (r"(\\pi|(?<![a-zA-Z\\])[ie]) ?\(", r"\1\\cdot (", r"\pi(x+1)", r"\pi\cdot (x+1)"),  # no functions
     (r"\\angle ?(?:\{ ?)?([A-Z]) ?([A-Z]) ?([A-Z])(?![A-Z]) ?\}?",
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
@@ -373,8 +368,7 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"(\^ ?\{[^{}]*)\} ?(\^ ?\{[^{}]*\})", r"\1\2}", "2^{3}^{2}", "2^{3^{2}}"),  # a tower, from the top
     (r"(?<![\d.!])(\d{1,3})!!(?!!)", lambda match: str(math.prod(range(int(match[1]), 1, -2))), "5!!", "15"),
     (r"(\d+|[a-zA-Z]|\([\w +-]*\)) ?!!(?!!)",  # no factorial of a factorial
-     lambda match: f"b_{{qf{match[1].translate(_IN_A_NAME)}}}",
-     "(2n-1)!!", "b_{qf2nm1}"),
+     lambda match: f"b_{{qf{match[1].translate(_IN_A_NAME)}}}", "(2n-1)!!", "b_{qf2nm1}"),
     (r"(\d+|[a-zA-Z]|\([^()]*\)) ?!(?= ?\^)", r"(\1!)", "n!^{2}", "(n!)^{2}"),
 ]  # fmt: skip
 

@@ -172,7 +172,6 @@ _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
     r"(?<=[0-9}]) ?\\text ?\{[^{}]*\}(?: ?\^ ?\{[23]\})?(?= ?(?:[,;)\]]|\\\}|\\text ?\{ ?(?:and|or)))"
 )
 
-
 _NO_PRODUCT = re.compile(r"\\\{[^{}]*(?::|\\mid(?![a-zA-Z]))|E\}? ?(?:\[|\( ?[XYZ])")  # \{x : x > 1\} and E[X^2]
 
 
@@ -559,7 +558,6 @@ RULES = [  # in this order; an example for each
     (_sets, r"x<1 \text{ or } x>\sqrt4 | (-\infty,1)\cup(2,\infty)"),
     (_expressions, r"\sin^2 x | 1-\cos^2 x"),
 ]
-
 
 _WHOLE_LINE = (
     *(sympy.sin, sympy.cos, sympy.tan, sympy.cot, sympy.sec, sympy.csc, sympy.sinh, sympy.cosh, sympy.tanh),

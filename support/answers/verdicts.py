@@ -23,7 +23,6 @@ _HOSTILE = re.compile(
 
 # --- multiple choice --------------------------------------------------------------------------------------------------
 
-
 _OPTION = re.compile(  # (A) in any font, or A. at the start of a line
     r"(?:\\[a-z]+ ?\{ ?)?\(([A-H])\)(?: ?\})?|^[ \t]*([A-H])[.):](?=[ \t])", re.MULTILINE
 )
@@ -80,7 +79,6 @@ def _letter(text: str) -> str | None:
 
 
 # --- what an answer is ------------------------------------------------------------------------------------------------
-
 
 _FORMULA = rf"{FORMULA}|\d[\d.]*(?: ?[-+*/^×] ?\d[\d.]*)+"  # also 17 + 25 in plain text
 
