@@ -196,6 +196,7 @@ def parse(text: str):
 
 
 def _without_units(text: str) -> str:
+    """A tidy text as the parser is given it."""
     text = _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
     measured = split(text)
     if measured.scale != 1:
@@ -207,7 +208,11 @@ _WORD = re.compile(r"\\text ?\{ ?[^{}]*[a-zA-Z]{2}[^{}]*\}|(?<![\\a-zA-Z_{])[a-z
 
 
 def _has_other_words(answer: str, reference: str) -> bool:
-    """The parser takes words for letters, and 0 times a letter is 0: `0 or more` would be 0."""
+    r"""Has it words that the reference does not have? The parser takes them for letters, and 0 times a letter is 0.
+
+    >>> _has_other_words(r"\text{not }0", "0"), _has_other_words(r"0\text{ cm}", "0"), _has_other_words("0x", "0")
+    (True, False, False)
+    """
     ours, theirs = (set(_WORD.findall(_without_units(text))) for text in (answer, reference))
     has_letters = re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", reference))
     return any(word.startswith("\\") or not has_letters for word in ours - theirs)
@@ -296,7 +301,7 @@ def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
     return answer, reference
 
 
-_NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?$")  # a constant of integration takes in any number
+_NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?(?=$|,)")  # a constant of integration takes in any number
 _CONSTANT = re.compile(r"\+ ?[cC] ?$|(?<![a-zA-Z\\])[cC] ?(?:_|e ?\^)")
 _ARBITRARY = re.compile(r"(?<![a-zA-Z\\])(?:[cC] ?_ ?\{ ?\d ?\}|[cCABDK](?![a-df-zA-Z_]))")
 
@@ -584,10 +589,10 @@ def _samples(x, y) -> Iterator[tuple]:
     real, elsewhere = 0, []
     unknowns = x.free_symbols | y.free_symbols
     whole, far = _own_points(x, y, partial=any(parts))
-    counts = whole and {str(letter) for letter in unknowns} in ({"k"}, {"m"}, {"n"})  # no other numbers are meant
-    # points; more where few of them are real
-    enough = len(whole) + len(far) + (4 * max(3, len(unknowns)) if any(parts) else 4)
-    for index, point in enumerate(itertools.chain(whole, far, () if counts else _test_points(unknowns))):
+    is_counter = {str(letter) for letter in unknowns} in ({"k"}, {"m"}, {"n"})  # with a floor it is a whole number
+    others = () if whole and is_counter else _test_points(unknowns)
+    enough = len(whole) + len(far) + (4 * max(3, len(unknowns)) if any(parts) else 4)  # more where few are real
+    for index, point in enumerate(itertools.chain(whole, far, others)):
         if real >= 4 and index >= enough:
             return
         is_whole = index < len(whole)
