@@ -33,7 +33,7 @@ What counts as an answer, and by whose convention:
   answer with such words equals only one with the same words: `10 below zero` is not `10`, a loss no profit, `44 BC` not
   `44 AD`, `5 or more` not `5`. `5 million` is `5000000`, and `7 tenths` is `0.7`. `3:30 PM` is `15:30`, not
   `3:30 a.m.`; `5 ft 3 in` is `3 in 5 ft`, not `3 ft 5 in`.
-- `3 \pmod 7` is `3`, not `3 \pmod 5`.
+- `3 \pmod 7` is `3`, and `-4 \pmod 7`, not `3 \pmod 5`.
 - A reference may be a float as programs print it: `3.3000000000000003` is `3.3`, if 16 or 17 digits say no more, and so
   is `3.299999952316284`, a float of 32 bits.
 - `1\frac{1}{2}` and `1 1/2` are mixed numbers (MATH), `7:32` is the ratio 7/32 (math-verify), `1:2:3` is `2:4:6`,
@@ -58,8 +58,9 @@ What counts as an answer, and by whose convention:
 - Formulas are equal where both sides are real, with each root and logarithm in them: `\sqrt{x^2}` is `|x|`, not `x`;
   `\log x^2` is `2 \log x`; `\sqrt{a/b}` is `\sqrt a/\sqrt b`, whatever the letters are called. `\sqrt[3]{-8}` is -2. A
   `\log` without base is `\ln` where the other side has that, else decimal. `\ln 3/2` is half of `\ln 3`, but
-  `\sin\pi/4` is `\sin(\pi/4)`. `\lfloor n \rfloor + 1` is not `\lceil n \rceil`: at 3 they differ. `for all real x` may
-  stand behind a formula; `for all x > 0` may not.
+  `\sin\pi/4` is `\sin(\pi/4)`. `\lfloor n \rfloor + 1` is not `\lceil n \rceil`: at 3 they differ. In a formula with a
+  floor `n`, `m` or `k` is a whole number. `for all real x` may stand behind a formula, and `for n \ge 1` behind `a_n =
+  2n`; `for all x > 0` may not.
 - `k\pi` is `n\pi`: any whole number. If the reference says `k \in Z`, `2k-1` is `2k+1`. A constant of integration has
   any name and takes in any number: `x^2 + c` is `x^2 + 1 + C`. Those that stand once each may change places.
 - What cannot be known has no value: sums and limits of `a_n` and `f(x)` are equal only where they are written alike.
@@ -78,8 +79,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from support.answers.places import boxes_in
-from support.answers.verdicts import MAX_ANSWER, find_answer, is_copied, readable, same_answers, unboxed
+from support.answers.places import boxes_in, find_answer, unboxed
+from support.answers.verdicts import MAX_ANSWER, is_copied, readable, same_answers
 from support.data import Question
 from support.seams import checked_rewards, find
 

@@ -112,13 +112,11 @@ def _same_number(one: Number, other: Number) -> bool:
 
 # --- words, names, and what is not worked out -------------------------------------------------------------------------
 
-
 _ONLY_WORDS = re.compile(  # four letters, HTH, IV, and short words (nobody calls an unknown o): no is not on, ab is ba
     r"[a-zA-Z]{4}|^[A-Z]{3,}$|^[IVXL]{2,}$|(?i:\b(?:[a-z]?o[a-z]|[a-z]{1,2}o|yes|up|all|any|six|ten|net|end|den|man|men|day|was|saw)\b)"
 )
 
-
-_ARTICLE = re.compile(r"\b(?:an?|An?|[Tt]he) (?=(?!and\b|or\b)[a-zA-Z]{3,})")
+_ARTICLE = re.compile(r"(?:\b(?:an?|An?|[Tt]he)|^[Aa]ll) (?=(?!and\b|or\b)[a-zA-Z]{3,})")
 _ONE_TEXT = re.compile(r"\\text ?\{[^{}]*\}")
 
 
@@ -208,8 +206,10 @@ _WORK = re.compile(
 )
 _SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
 _MODULUS = re.compile(r" ?\\([pb])mod ?\{([^{}]*)\}$")
+_INTEGER = re.compile(r"(?:(?<=[=,])|(?<=equiv)|(?<![^ ])) ?-?[0-9]+(?= ?(?:,|\\pmod))")
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
+_DENIED = re.compile(r"\\(?:not|neg)|\b(?:not|never|false|wrong|than|twice)\b")  # such a text names no value
 _INNER = re.compile(  # the conditions of cases, what braces hold, and the event in P(X = 4)
     r"\\begin.*\\end|\{(?:[^{}]|\{[^{}]*\})*\}|(?<=[A-Zf-hp-w}])\([^()]*\)"
 )
@@ -227,7 +227,7 @@ def _named(text: str) -> tuple[str, str]:
     several = (
         _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
     )
-    if not sign or several or RELATION.search(_INNER.sub("", hidden)):
+    if not sign or several or RELATION.search(_INNER.sub("", hidden)) or _DENIED.search(name):
         return "", text
     *members, value = value.split(r"\approx")[0].split("=")
     name = next((m.strip() for m in (name, *members) if not re.search("[0-9]", _ATTACHED.sub("", m))), name)
@@ -290,19 +290,33 @@ def _same_name(one: str, other: str) -> bool:
     return one == other or re.sub(r"\([a-z]\)$", "", one) == other or re.sub(r"\([a-z]\)$", "", other) == one
 
 
+def _without_modulus(answer: str, reference: str) -> tuple[str, str]:
+    r"""Both without their modulus, if it is the same one or only one side has it.
+
+    >>> _without_modulus(r"x \equiv -1\pmod{4}", r"3\pmod{4}"), _without_modulus(r"3\pmod{4}", r"3\pmod{5}")
+    (('x \\equiv3', '3'), ('3\\pmod{4}', '3\\pmod{5}'))
+    """
+    one, other = _MODULUS.search(answer), _MODULUS.search(reference)
+    if one and other:
+        if canonical(one[2]) != canonical(other[2]):
+            return answer, reference
+        if re.fullmatch(" ?[1-9][0-9]* ?", one[2]):
+            modulus = int(one[2])
+            answer, reference = (
+                _INTEGER.sub(lambda match: str(int(match[0]) % modulus), text) for text in (answer, reference)
+            )
+    elif not any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other)):
+        return answer, reference  # 17 \bmod 5 may be a number that nobody worked out
+    return _MODULUS.sub("", answer), _MODULUS.sub("", reference)
+
+
 def unnamed(answer: str, reference: str) -> tuple[str, str]:
     r"""Both without what stands left of `=`, where only one has a name or both have the same.
 
     >>> unnamed("x=5", "5"), unnamed("x=5", "x = 5.0"), unnamed("x=5", "y=5"), unnamed("5", "2x+z=5")
     (('5', '5'), ('5', '5.0'), ('x=5', 'y=5'), ('5', '2x+z=5'))
     """
-    one, other = _MODULUS.search(answer), _MODULUS.search(reference)
-    if one and other:
-        drop_modulus = canonical(one[2]) == canonical(other[2])
-    else:  # 17 \bmod 5 may be a number that nobody worked out
-        drop_modulus = any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other))
-    if drop_modulus:
-        answer, reference = _MODULUS.sub("", answer), _MODULUS.sub("", reference)
+    answer, reference = _without_modulus(answer, reference)
     answer, reference = _name_first(answer), _name_first(reference)
     answer, reference = _exact_part(answer, reference), _asked_part(answer, reference)
     (name, value), (target_name, target) = _named(answer), _named(reference)

@@ -17,7 +17,7 @@ import unicodedata
 _ARG = r"((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})+?)"  # what may stand between a pair of braces
 _WORD, _END = r"(?<![\\a-zA-Z])", r"(?![a-zA-Z])"
 _DEGREE = r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-zA-Z]))"
-_TEXT_OPEN, _TEXT_CLOSE = r"(?i:^(?:\\text ?\{)? ?", r" ?\}? ?$)"
+_TEXT_OPEN, _TEXT_CLOSE = r"(?i:^ ?(?:\\text ?\{)? ?", r" ?\}? ?$)"
 _SAID = r"(?i:(?:the )?(?:(?:final|correct) )?(?:answer|ans|solution|result|option|choice)\.?|答案?)"
 _SWITCHES = (  # commands that change what follows them
     r"[bB]igg?[lrm]?|displaystyle|textstyle|script(?:script)?style|(?:no)?limits|bf(?:series)?|it(?:shape)?|rm|sf|tt|sc"
@@ -40,13 +40,14 @@ _IN_A_NAME = str.maketrans({"+": "p", "-": "m", "(": "", ")": "", " ": ""})
 _GAP = r"(?:[ }]|\\text ?\{)*"  # between two words, one of which may stand in \text
 _WHOLE = (  # where k is an integer; for any integer k; k \in Z; k = 0, \pm 1, \ldots
     rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?(?:"
-    rf"(?:an?|any|all|every|each|some)?{_GAP}integers?{_GAP}[a-z]|[a-z]{_GAP}(?:(?:is|an|any|arbitrary){_GAP})*integer"
+    rf"(?:an?|any|all|every|each|some)?{_GAP}integers?{_GAP}{_WORD}[a-z]|{_WORD}[a-z]{_GAP}(?:(?:is|an|any|arbitrary){_GAP})*integer"
     rf"|[a-z]{_GAP}\\in ?(?:\\mathbb ?)?\{{? ?Z|[a-z] ?= ?0(?: ?, ?\\pm ?\d)+ ?, ?\\ldots)"
 )
-_CONSTANTS = rf"(?:[cC](?: ?_ ?(?:\{{ ?\d ?\}}|\d))?(?:, ?|{_GAP}and{_GAP})?)+"
-_ARBITRARY = (  # where C_1 and C_2 are arbitrary constants; C \in R
-    rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?{_CONSTANTS}{_GAP}"
-    rf"(?:\\in ?(?:\\mathbb ?)?\{{? ?R|(?:is|are){_GAP}(?:(?:an?|any|the|arbitrary|real){_GAP})*constants?)"
+_LETTERS = rf"((?:{_WORD}[a-zA-Z]{_END}(?: ?_ ?(?:\{{ ?\d ?\}}|\d))?(?:, ?|{_GAP}and{_GAP})?)+)"
+_ANY, _REAL = rf"(?:(?:an?|any|all|every|each|some|the|arbitrary|real){_GAP})*", r"\\in ?(?:\\mathbb ?)?\{? ?R"
+_ARBITRARY = (  # where C_1 and C_2 are arbitrary constants; for any constant k; C \in R
+    rf"(?:\\text ?\{{ ?)?(?:(?:where|for|with|and){_GAP})?{_ANY}(?:constants?{_GAP}{_LETTERS}(?:{_GAP}{_REAL})?"
+    rf"|{_LETTERS}{_GAP}(?:{_REAL}|(?:is|are){_GAP}{_ANY}(?:constants?|numbers?)))"
 )
 _VALUE = r"-?(?:[\d./]+|\\frac ?\{[^{}]*\} ?\{[^{}]*\})"
 _COUNT = r"\{? ?(\d+) ?\}?"
@@ -129,9 +130,16 @@ def _line(match: re.Match) -> str:
     return "(" + ",".join(rf"{a}+{match[2] or match[3]}\cdot({b})" for a, b in zip(start, direction, strict=True)) + ")"
 
 
+def _without_tail(match: re.Match) -> str:
+    r"""What a formula says of its own letters goes: k \in R. But x = 1, y \in R says more than x = 1."""
+    formula = re.sub(r"\\[a-zA-Z]+", "", match.string[: match.start()])
+    letters = re.findall(rf"{_WORD}[a-zA-Z]{_END}", match[1] or match[2])
+    return "" if all(letter in formula for letter in letters) else match[0]
+
+
 def _parts(match: re.Match) -> str:
     """(a) 5; (b) 7 as a point: its parts have an order."""
-    parts = re.split(r"[,;.]? ?\((?:[a-e]|[1-5]|i{1,3}|iv|v)\) ", match[0])[1:]
+    parts = re.split(r"[,;.]? ?\((?:[a-e]|[1-5]|i{1,3}|iv|v)\) ", match[0].rstrip(" .\\"))[1:]
     return match[0] if "," in "".join(parts) else f"({','.join(parts)})"
 
 
@@ -189,9 +197,8 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"\text{Total: }5", r" \text{Total}=5"),
     (r"(?<=[0-9a-zA-Z)}\]]) ?(?:\\text ?\{ ?)?([或且和与])(?: ?\})? ?(?=[-+0-9a-zA-Z(\[\\])",
      lambda match: rf"\text{{ {'or' if match[1] == '或' else 'and'} }}", "x=1或x=2", r"x=1\text{ or }x=2"),
-    (r"^ ?(?:\\text ?\{ ?)?(?i:about|approximately|approx\.?|exactly) ?\}? ?(?=[-\d\\$])", "",
-     r"\text{about }7", "7"),
-    (r"^ ?\\text ?\{ ?(?i:minus|negative) ?\} ?(?=\d)", "-", r"\text{minus }7", "-7"),
+    (r"^ ?(?:\\text ?\{ ?)?(?i:about|approximately|approx\.?|exactly) ?\}? ?(?=[-\d\\$])", "", r"\text{about }7", "7"),
+    (r"^ ?\\text ?\{ ?(?i:minus|negative) ?\} ?(?=\d|\\[dt]?frac|\\sqrt)", "-", r"\text{minus }7", "-7"),
     (r"\\text ?\{ ?([€£¥₹¢]) ?\}|^ ?(?:\\text ?\{ ?)?(?:Rs\.?|USD?) ?\}? ?(?=[\d ])", r"\1", r"\text{€}5", "€5"),
     (r"\\AA(?![a-zA-Z])", r"\\text{Å}", r"7.5\ \AA", r"7.5\ \text{Å}"),
     (r"^ ?(\\text ?\{ ?)?(?:(?i:option|choice|answer) |故?选项?)(?=\(?[a-hA-H](?![a-zA-Z]))", r"\1", "Option C", "C"),
@@ -204,13 +211,11 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      lambda match: r"12\text{ pm}" if match[1] == "noon" else r"12\text{ am}", r"12\text{ noon}", r"12\text{ pm}"),
     (r" ?(?:\\text ?\{ ?)?o'clock ?\}?$", "", r"9\text{ o'clock}", "9"),
     (r"(con|di)vergent\b", r"\1verges", "convergent", "converges"),
-    (r"^ ?(\d+)(?:st|nd|rd|th)$", r"\1", "6th", "6"),
+    (r"^ ?(?:\\text ?\{ ?)?(\d+)(?:st|nd|rd|th) ?\}?$", r"\1", r"\text{6th}", "6"),
     (r"(?<=\d)(?: ?\^ ?\{ ?)?\\text ?\{ ?(?:st|nd|rd|th) ?\}(?: ?\})?", "", r"5^{\text{th}}", "5"),
-    (r"\\text ?\{ ?(\d+)(?:st|nd|rd|th) ?\}", r"\1", r"\text{5th}", "5"),
-    (r"\\text ?\{ ?(-?\d[\d.,]*) ?\}", r"\1", r"\text{101}_2", "101_2"),
+    (r"\\text ?\{ ?(-?\d[\d.,]*|[0-9A-F]+(?= ?\} ?_)) ?\}", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,]*),? (and|or|to) (-?\d[\d.,]*) ?\}", r"\1\\text{ \2 }\3", r"\text{3 and 7}",
      r"3\text{ and }7"),
-    (r"\\text ?\{ ?([0-9A-F]+) ?\}(?= ?_)", r"\1", r"\text{A1}_{16}", "A1_{16}"),
     (r"\\text ?\{ ?(-?\d[\d.,:]*) ", r"\1\\text{", r"\text{5 apples}", r"5\text{apples}"),
     (r"(:\d\d|\d(?= |\\)|^\d\d?(?=[ap]m$)) ?(?:\\text ?\{ ?)?(?:([ap])(?:\. ?)?m|([AP])(?:\. ?)?M)\.?(?![a-zA-Z]) ?\}?",
      lambda match: rf"{match[1]}\text{{ {(match[2] or match[3]).lower()}m}}", "3:30 P.M.", r"3:30\text{ pm}"),
@@ -224,7 +229,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (rf"(?<![\w}}])(?:\{{ ?\}} ?)?[_^] ?{_COUNT} ?C ?_ ?{_COUNT}|{_WORD}C ?_ ?{_COUNT} ?\^ ?{_COUNT}",
      lambda match: rf"\binom{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}"
      if int(match[2] or match[4]) <= int(match[1] or match[3]) else match[0], "{}_{10}C_4", r"\binom{10}{4}"),
-    (r"\\text ?\{ ?(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
+    (r"\\text ?\{ ?(arc(?:sin|cos|tan|cot|csc)|sinh?|cosh?|tanh?|cot|csc|ln|log|exp|gcd|lcm|det) ?\}", r"\\\1 ",
      r"\text{sin}x", r"\sin x"),
     (r"\\text ?\{ ?([ie]) ?\}", r"\1 ", r"\text{e}^2", "e ^2"),
     (r"\\text ?\{ ?d ?\} ?(?=[a-z](?![a-z])|\})", "d", r"\text{d}x", "dx"),
@@ -247,6 +252,9 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (rf",? ?{_FOR_ALL}(?:[ }}]*{_EVERY})*[ }}]*[a-z]"
      r"(?: ?\\in ?\\mathbb ?\{? ?[RQZNC] ?\}?)?(?: ?\^ ?\{? ?\+ ?\}?| ?_ ?\{ ?> ?0 ?\})?[ }]*$", "",
      r"f(x)=2x\text{ for all real }x", "f(x)=2x"),
+    (rf"^ ?([a-zA-Z] ?[_(] ?\{{? ?([kmn]) ?[}})]? ?=.*?)[ ,(]*(?:\\text ?\{{ ?)?(?:(?:for|where|all|integers?){_GAP})*"
+     r"\2 ?(?:\\geq? ?[01]|\\in ?\\mathbb ?\{? ?[NZ][^a-zA-Z\\]*)[ })]*$", r"\1", r"a_{n}=2n, n\ge 1", r"a_{n}=2n"),
+    (r"^ ?(?:\\text ?\{ ?)?all (?:integers )?\}? ?(?=[kmn] ?(?:[<>]|\\[lg]e))", "", r"\text{all }n>2", "n>2"),
     (r"^ ?(?:[a-zA-Z] ?: ?)?\(?[a-z]\)? ?\\mapsto(?![a-zA-Z])", "", r"f:x\mapsto 2x", " 2x"),
     (r"\\text ?\{ ?\( ?mod ([^{}()]*)\) ?\}", r"\\pmod{\1}", r"3\text{ (mod 7)}", r"3\pmod{7}"),
     (r"\( ?(?:\\text ?\{ ?)?\\?b?mod(?![a-zA-Z]) ?\}? ?([^(){}]*)\)|\\pmod ?(\d+|[a-zA-Z])(?![a-zA-Z])",
@@ -259,22 +267,21 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"\b(p)er (?=cent(?:age)?\b)", r"\1er", "5 per cent", "5 percent"),
     (r"\\([lgn]e)(?:q|qslant|qq)(?![a-zA-Z])", r"\\\1", r"x \leq 2", r"x \le 2"),
     (r"(?<!\d)!=|\\not ?=", r"\\ne ", "x!=2", r"x\ne 2"),  # 5!=120 has a factorial
+    (r"\\not ?\\in(?![a-zA-Z])", r"\\notin", r"x\not\in A", r"x\notin A"),
+    (r"\\(min|max|gcd|lcm) ?\\\{([^{}]*)\\\}", r"\\\1(\2)", r"\min\{a,b\}", r"\min(a,b)"),
     (r"([=<>][^=<>]*?)\\(?:land|wedge)(?![a-zA-Z])", r"\1\\text{ and }", r"x=1\land y=2", r"x=1\text{ and } y=2"),
     (r"([=<>][^=<>]*?)\\(?:lor|vee)(?![a-zA-Z])", r"\1\\text{ or }", r"x=1\lor x=2", r"x=1\text{ or } x=2"),
     (r"^ ?(\*\*?|__)([^*_]+)\1 ?$", r"\2", "**5**", "5"),  # bold, in Markdown
     (r"\*\*", "^", "x**2", "x^2"),
     (r"\\\*", "*", r"2\*x", "2*x"),
     (r"(?<![a-zA-Z])(?:np|numpy|math)\.(?=[a-z\\])", "", "np.arcsin(x)", "arcsin(x)"),
-    (r"^ ?(\([a-z](?:, ?[a-z])+\)) ?= ?(.*)$", lambda match: f"{match[1]}={match[2].replace(match[1] + '=', '')}",
-     "(x,y)=(1,2),(x,y)=(3,4)", "(x,y)=(1,2),(3,4)"),
+    (r"(?<=[,}]) ?\([a-z](?:, ?[a-z])+\) ?= ?(?=\()", "", "(x,y)=(1,2),(x,y)=(3,4)", "(x,y)=(1,2),(3,4)"),
     (r"^ ?\((?:a|1|i)\) [-\w(\\].+\((?:b|2|ii)\) [-\w(\\].*$", _parts, "(a) 5; (b) 7", "(5,7)"),
     (r"^ ?((?:\( ?\d\d? ?\) ?){2,})$", lambda match: ", ".join(re.findall(r"\d+", match[1])), "(1)(3)", "1, 3"),
-    (r"^ ?\[([^][;,]+,[^][;]*(?:;[^][;,]+,[^][;]*)+)\]$",
-     lambda match: _matrix(match[1], ";"),
+    (r"^ ?\[([^][;,]+,[^][;]*(?:;[^][;,]+,[^][;]*)+)\]$", lambda match: _matrix(match[1], ";"),
      "[1,2;3,4]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"([][(])([^][(),;]+);([^][(),;]+)([][)])", r"\1\2,\3\4", "[0;1]", "[0,1]"),
-    (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$",
-     lambda match: _matrix(match[1][1:-1], "] ?, ?."),
+    (r"^\[ ?(\[[^][]*\](?:, ?\[[^][]*\])+) ?\]$", lambda match: _matrix(match[1][1:-1], "] ?, ?."),
      "[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"\\(hat|vec|bar|tilde|widehat|mathbb) ([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", r"\hat i", r"\hat{i}"),
     (r"(\[|\() ?([^][(),]+),([^][(),]+)(?<!sqrt)\[", r"\1\2,\3)", "[1,2[", "[1,2)"),  # open ends as in France
@@ -302,7 +309,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
     (r"^\\\{(.*)(?:\\mid(?![a-zA-Z])|\||:) ?[a-z] ?\\in ?(?:\\mathbb ?)?\{? ?Z ?\}? ?\\\}$", r"\1",
      r"\{2k\pi\mid k\in\mathbb Z\}", r"2k\pi"),
     (rf"(?:(?<=[^ ,(])[ ,(]+|(?<=[^ ])(?=\\text)){_WHOLE}[ }})]*$", "", r"n\pi, n\text{ is an integer}", r"n\pi"),
-    (rf"(?:(?<=[^ ,(])[ ,(]+|(?<=[^ ])(?=\\text)){_ARBITRARY}[ }})]*$", "", r"x+C, C\in\mathbb R", "x+C"),
+    (rf"(?:(?<=[^ ,(=])[ ,(]+|(?<=[^ ])(?=\\text)){_ARBITRARY}[ }})]*$", _without_tail, r"x+C, C\in\mathbb R", "x+C"),
     (r"^ ?([a-z]) ?(?:\\mid(?![a-zA-Z])|\||:)(?=[^|:]*\1)(?=[^|:]*(?:[<>]|\\[lg]e))", "", r"x \mid -1<x<2", " -1<x<2"),
     (r"^ ?((?:[-+\d., /{}]|\\frac)+)(?:>|\\gt)((?:[-+\d., /{}]|\\frac)+)$", r"\2<\1", r"\frac{1}{2}>\frac{1}{3}",
      r"\frac{1}{3}<\frac{1}{2}"),  # two numbers compared
@@ -336,23 +343,20 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
      _improper, r"2\frac{1}{3}x", r"\frac{7}{3}x"),
     (r"(?<![\w.}/^])(?:(\d+(?:\.\d+)?) ?/ ?(\d+(?:\.\d+)?)(?![\d.]| ?[_^!])|\((\d+)\) ?/ ?\((\d+)\)(?! ?[_^!]))",
      lambda match: rf"\frac{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", r"4/3\pi", r"\frac{4}{3}\pi"),
-    (r"^([^=<>,;]*(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])[^=<>,;]*)\\approx(?![a-zA-Z])", r"\1=",
-     r"2x\approx 5", "2x= 5"),  # the parser would drop what stands left of it
-    (r"(^|[,;]) ?([a-zA-Z](?: ?_ ?\{\w+\})?) ?\\approx(?![a-zA-Z])", r"\1\2=",
-     r"x\approx 5, y\approx 6", r"x= 5,y= 6"),
+    (r"(^|[,;])([^=<>,;]*(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])[^=<>,;]*)\\approx(?![a-zA-Z])", r"\1\2=",
+     r"2x\approx 5, y\approx 6", "2x= 5, y= 6"),  # the parser would drop what stands left of it
     (r"(\\pi|(?<![a-zA-Z\\])[ie]) ?\(", r"\1\\cdot (", r"\pi(x+1)", r"\pi\cdot (x+1)"),  # no functions
-    (r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Z])",
+    (r"\\angle ?(?:\{ ?)?([A-Z]) ?([A-Z]) ?([A-Z])(?![A-Z]) ?\}?",
      lambda match: f"b_{{{min(match[1], match[3])}{match[2]}{max(match[1], match[3])}}}", r"\angle CBA", "b_{ABC}"),
     (r"\\vec ?\{(\w)\} ?\\times ?\\vec ?\{(\w)\}", r"b_{\1x\2}", r"\vec{a}\times\vec{b}", "b_{axb}"),  # not b x a
-    (r"\\ne ?\\pm ?([^,;=]+)$", r"\\ne \1,-(\1)", r"x\ne \pm 5", r"x\ne 5,-(5)"),
     (r"^(?!.*\\int).*d ?\\[a-zA-Z].*",
      lambda match: re.sub(r"(\\[a-zA-Z]+)|d ?(?=\\[a-zA-Z])", lambda part: part[1] or "{d}", match[0]),
      r"2d\sin x", r"2{d}\sin x"),  # a distance; the parser knows differentials
-    (r"([0-9)}])''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
-    (r"([0-9)}])'", r"\1 b_{q}", "5'", "5 b_{q}"),
-    (r"([a-zA-Z])''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
-    (r"([a-zA-Z])(?:'|\^ ?\{ ?\\prime ?\}|\^ ?\\prime)", r"\1_{q}", "f'(x)", "f_{q}(x)"),
-    (r"([A-Za-z])\^ ?(?:T(?![a-zA-Z])|\{ ?T ?\}|\\top)", r"\1_{T}", "A^T", "A_{T}"),
+    (r"([0-9)}]) ?''", r"\1 b_{qq}", "5''", "5 b_{qq}"),  # inches; all these would be dropped
+    (r"([0-9)}]) ?'", r"\1 b_{q}", "5'", "5 b_{q}"),
+    (r"([a-zA-Z]) ?''", r"\1_{qq}", "f''(x)", "f_{qq}(x)"),
+    (r"([a-zA-Z]) ?'", r"\1_{q}", "f'(x)", "f_{q}(x)"),
+    (r"(?<!matrix\}) ?\^ ?(?:\{ ?T ?\}|\\top(?![a-zA-Z]))", "^{1T}", "2^{T}", "2^{1T}"),  # 2 would be its transpose
     (r"\\gamma(?![a-zA-Z])(?: ?_ ?\{ ?(\w+) ?\})?", r"\\lambda_{g\1}", r"\gamma_{1}", r"\lambda_{g1}"),  # no function
     (r"I(?!m|ff)", r"\\iota ", "I_{1}", r"\iota _{1}"),  # no imaginary unit
     (r"(E|(?<![a-zA-Z\\])e) ?_ ?\{([\w +-]*)\}", lambda match: f"b_{{q{match[1]}{match[2].translate(_IN_A_NAME)}}}",
@@ -364,8 +368,7 @@ SPELLING = [  # what the parser would misread: applied to what goes to sympy onl
     (r"(\^ ?\{[^{}]*)\} ?(\^ ?\{[^{}]*\})", r"\1\2}", "2^{3}^{2}", "2^{3^{2}}"),  # a tower, from the top
     (r"(?<![\d.!])(\d{1,3})!!(?!!)", lambda match: str(math.prod(range(int(match[1]), 1, -2))), "5!!", "15"),
     (r"(\d+|[a-zA-Z]|\([\w +-]*\)) ?!!(?!!)",  # no factorial of a factorial
-     lambda match: f"b_{{qf{match[1].translate(_IN_A_NAME)}}}",
-     "(2n-1)!!", "b_{qf2nm1}"),
+     lambda match: f"b_{{qf{match[1].translate(_IN_A_NAME)}}}", "(2n-1)!!", "b_{qf2nm1}"),
     (r"(\d+|[a-zA-Z]|\([^()]*\)) ?!(?= ?\^)", r"(\1!)", "n!^{2}", "(n!)^{2}"),
 ]  # fmt: skip
 

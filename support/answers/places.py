@@ -3,8 +3,8 @@ r"""Where does the answer stand in a text: in a box, or if there is none, in its
 Only boxes earn a reward, so training has no use for the latter; `verify.equivalent` compares whatever it is given, as
 math-verify does.
 
-    >>> locate("So $a=3$, and the area is $12$."), locate("The area is 12 square metres."), locate(r"\frac12")
-    ('$12$', '12', '\\frac12')
+    >>> find_answer("So $a=3$, and the area is $12$."), find_answer("The area is 12 square metres.")
+    ('$12$', '12')
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from support.answers.equivalence import number, words
 from support.answers.latex import tidy
 
+MAX_TEXT = 20_000  # characters of a whole response given to `equivalent`; the end counts
 _BOX_TOKEN = re.compile(r"\\\\?boxed\s*\{|\\.|[{}]", re.DOTALL)  # `\\.` skips the braces in \{ and \}
 FORMULA = r"(?:(?<!\\)\$\$.+?\$\$|(?<!\\)\$(?:[^$\\]|\\.)+\$|(?<!\\)\\\(.+?\\\)|(?<!\\)\\\[.+?\\\])"
 _PLAIN = r"[-+]?[$€£]?(?:\d[\d,. ]*\d|\d|\.\d+)(?:/\d+)?(?:\s?\\?%|\s(?:percent|pct)\b)?"
@@ -40,10 +41,29 @@ def boxes_in(text: str) -> list[tuple[int, int, str]]:
     return boxes
 
 
-def ending(text: str) -> str:
+def _is_list(between: str) -> bool:
+    """Do two boxes belong together, with this between them?"""
+    return len(between) < 10 or len(between) < 70 and bool(re.search(r"\b(?:and|or)\b|[,;]", between))
+
+
+def unboxed(text: str) -> str:
+    r"""What is in the boxes at the end of a text, the text itself if there are none.
+
+    >>> unboxed(r"So \boxed{1} and \boxed{2}."), unboxed("3")
+    ('1, 2', '3')
+    """
+    if not (boxes := boxes_in(text)):
+        return text
+    start = len(boxes) - 1
+    while start and _is_list(text[boxes[start - 1][1] : boxes[start][0]]):
+        start -= 1
+    return ", ".join(dict.fromkeys(contents for _, _, contents in boxes[start:]))
+
+
+def _ending(text: str) -> str:
     """What follows the last "final answer", if that holds a number; else the whole text.
 
-    >>> ending("It is 3. Final Answer: The answer is 4. I hope it is correct."), ending("It is 3.")
+    >>> _ending("It is 3. Final Answer: The answer is 4. I hope it is correct."), _ending("It is 3.")
     ('Answer: The answer is 4. ', 'It is 3.')
     """
     final = _FINALLY.match(text)
@@ -59,8 +79,11 @@ def _is_prose(text: str) -> bool:
     return len(found) > 2 or any(len(word) > 3 for word in found)
 
 
-def locate(text: str) -> str:
-    """The last formula or number of a sentence; all of what is no sentence."""
+def find_answer(text: str) -> str:
+    """What is boxed at the end of a text; else the last formula or number of a sentence; all of what is no sentence."""
+    text = _ending(text[-MAX_TEXT:])
+    if boxes_in(text):
+        return unboxed(text)
     text = re.sub(r"\\+boxed ?\{(?! ?\})", "", text.strip())  # never closed
     if re.search(FORMULA, text, re.DOTALL) or _is_prose(text):
         return (_CANDIDATE.findall(text) or [text])[-1]

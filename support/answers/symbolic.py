@@ -172,7 +172,6 @@ _INNER_UNIT = re.compile(  # of an item of a list: (3 cm, 4 cm)
     r"(?<=[0-9}]) ?\\text ?\{[^{}]*\}(?: ?\^ ?\{[23]\})?(?= ?(?:[,;)\]]|\\\}|\\text ?\{ ?(?:and|or)))"
 )
 
-
 _NO_PRODUCT = re.compile(r"\\\{[^{}]*(?::|\\mid(?![a-zA-Z]))|E\}? ?(?:\[|\( ?[XYZ])")  # \{x : x > 1\} and E[X^2]
 
 
@@ -193,12 +192,30 @@ def parse(text: str):
         text = ";".join(parts)  # x = 1, y = 2 or x = 3, y = 4
     if _NO_PRODUCT.search(text):
         raise ValueError("the parser would take the colon for a division and E for a factor")
-    measured = split(
-        _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
-    )
+    return _plain(_read(_without_units(text)))
+
+
+def _without_units(text: str) -> str:
+    """A tidy text as the parser is given it."""
+    text = _INNER_UNIT.sub(lambda match: match[0] if split("2" + match[0]).unit is None else "", spelled(text))
+    measured = split(text)
     if measured.scale != 1:
         raise ValueError("numbers of tens or tenths are not for sympy")
-    return _plain(_read(measured.value if measured.unit is not None else text))
+    return measured.value if measured.unit is not None else text
+
+
+_WORD = re.compile(r"\\text ?\{ ?[^{}]*[a-zA-Z]{2}[^{}]*\}|(?<![\\a-zA-Z_{])[a-zA-Z]{3,}")
+
+
+def _has_other_words(answer: str, reference: str) -> bool:
+    r"""Has it words that the reference does not have? The parser takes them for letters, and 0 times a letter is 0.
+
+    >>> _has_other_words(r"\text{not }0", "0"), _has_other_words(r"0\text{ cm}", "0"), _has_other_words("0x", "0")
+    (True, False, False)
+    """
+    ours, theirs = (set(_WORD.findall(_without_units(text))) for text in (answer, reference))
+    has_letters = re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", reference))
+    return any(word.startswith("\\") or not has_letters for word in ours - theirs)
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -217,6 +234,8 @@ def same(answer: str, reference: str) -> bool:
     cases = [_CASES.fullmatch(text) for text in pair]
     if all(cases):
         return _same_cases(*([row.split("&") for row in re.split(r" ?\\\\ ?", match[1]) if row] for match in cases))
+    if _has_other_words(*pair):
+        return False
     pair = _in_one_letter(*_in_one_logarithm(*pair), reference)
     if all(map(_ADDED.search, pair)):
         pair = [_ADDED.sub(f"+{_NUMBER}", text) for text in pair]
@@ -282,7 +301,7 @@ def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
     return answer, reference
 
 
-_NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?$")  # a constant of integration takes in any number
+_NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?(?=$|,)")  # a constant of integration takes in any number
 _CONSTANT = re.compile(r"\+ ?[cC] ?$|(?<![a-zA-Z\\])[cC] ?(?:_|e ?\^)")
 _ARBITRARY = re.compile(r"(?<![a-zA-Z\\])(?:[cC] ?_ ?\{ ?\d ?\}|[cCABDK](?![a-df-zA-Z_]))")
 
@@ -545,7 +564,6 @@ RULES = [  # in this order; an example for each
     (_expressions, r"\sin^2 x | 1-\cos^2 x"),
 ]
 
-
 _WHOLE_LINE = (
     *(sympy.sin, sympy.cos, sympy.tan, sympy.cot, sympy.sec, sympy.csc, sympy.sinh, sympy.cosh, sympy.tanh),
     *(sympy.exp, sympy.factorial, sympy.binomial),
@@ -570,10 +588,12 @@ def _samples(x, y) -> Iterator[tuple]:
     bars = x.has(sympy.Abs) != y.has(sympy.Abs)
     real, elsewhere = 0, []
     unknowns = x.free_symbols | y.free_symbols
-    enough = 4 * max(3, len(unknowns)) if any(parts) else 4  # points; more where few of them are real
-    whole = _whole_points(unknowns) if x.has(sympy.floor, sympy.ceiling) or y.has(sympy.floor, sympy.ceiling) else []
-    for index, point in enumerate(itertools.chain(whole, _test_points(unknowns))):
-        if real >= 4 and index >= enough + len(whole):
+    whole, far = _own_points(x, y, partial=any(parts))
+    is_counter = {str(letter) for letter in unknowns} in ({"k"}, {"m"}, {"n"})  # with a floor it is a whole number
+    others = () if whole and is_counter else _test_points(unknowns)
+    enough = len(whole) + len(far) + (4 * max(3, len(unknowns)) if any(parts) else 4)  # more where few are real
+    for index, point in enumerate(itertools.chain(whole, far, others)):
+        if real >= 4 and index >= enough:
             return
         is_whole = index < len(whole)
         a, b = (_value(side, point, exact=is_whole or not own) for side, own in zip((x, y), parts, strict=True))
@@ -620,10 +640,19 @@ def _test_points(symbols) -> Iterator[dict]:
         }
 
 
-def _whole_points(symbols) -> list[dict]:
-    r"""Whole numbers with all remainders: \lfloor n \rfloor + 1 is \lceil n \rceil between them only."""
-    letters = sorted(symbols, key=str)
-    return [{letter: sympy.Integer(n + 5 * rank) for rank, letter in enumerate(letters)} for n in range(-2, 14)]
+def _own_points(x, y, partial: bool) -> tuple[list[dict], list[dict]]:
+    r"""Points that the numbers in the formulas ask for: |x - 2024| is not 2024 - x, but only far off.
+
+    If there is a floor or a ceiling, also whole numbers, and all remainders: between them \lfloor x \rfloor + 1 is
+    \lceil x \rceil.
+    """
+    letters = list(enumerate(sorted(x.free_symbols | y.free_symbols, key=str)))
+    own = sorted({n for number in x.atoms(Rational) | y.atoms(Rational) for n in (abs(number.p), number.q) if n > 13})
+    jumps = any(thing.has(sympy.floor, sympy.ceiling) for thing in (x, y))
+    numbers = [*range(-2, 14), *(n for n in own if n < 3000)] if jumps else []
+    whole = [{letter: sympy.Integer(n + 5 * rank) for rank, letter in letters} for n in numbers]
+    ends = [times * own[-1] for times in (2, -2, 3, -3)] if letters and partial and own and own[-1] > 40 else []
+    return whole, [{letter: sympy.Integer(end * (rank + 1)) for rank, letter in letters} for end in ends]
 
 
 def _value(thing, point: dict, exact: bool):

@@ -37,7 +37,7 @@ _PLAIN += "lb pound|oz ounce|ton tonne|gal gallon|quart|pint|cup|K kelvin|C cels
 _PLAIN += (
     "AU|ly lightyear|arcsec arcsecond|arcmin arcminute|Å angstrom|dB decibel|lux|lumen|dyne|psi|hp horsepower|knot|"
 )
-_PLAIN += "kWh|atm|rpm|unit|dollar USD|cent ¢|euro €|yen|yuan|rupee Rs|people|children|men|women"
+_PLAIN += "kWh|atm|rpm|unit|dollar USD|cent ¢|euro EUR €|yen|yuan|rupee Rs|people|children|men|women"
 _PREFIXES = [("k", "kilo"), ("c", "centi"), ("m", "milli"), ("µ", "micro"), ("d", "deci"), ("n", "nano"), ("M", "mega")]
 
 
@@ -163,7 +163,7 @@ def split(text: str) -> Measured:
     """
     match = None if text[-1:].isdigit() else _TAIL.search(text, max(0, len(text) - 100))
     value, tail = (text[: match.start()].strip(), match[0]) if match else (text, "")
-    if not value or not tail.strip() or _belongs_to(value, tail):
+    if not value or not tail.replace(r"\cdot", "").strip() or _belongs_to(value, tail):
         return Measured(text, Fraction(1), "", "")
     for pattern, replacement in _FLAT:
         tail = pattern.sub(replacement, tail)

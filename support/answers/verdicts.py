@@ -1,6 +1,6 @@
 r"""Are two answers the same? Asked of many pairs at once: most are decided here, the rest in sympy's workers.
 
-Beside it, what has to be known of a text before that: where the answer in it is, and whether it is one at all.
+Beside it: which text has the letter of an option, and is an answer one at all, or empty, hostile or copied?
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import re
 
-from support.answers import places, sandbox
+from support.answers import sandbox
 from support.answers.equivalence import choice, number, quick, same_choice, words
 from support.answers.latex import canonical, tidy
-from support.answers.places import boxes_in
+from support.answers.places import FORMULA, unboxed
 
 MAX_ANSWER = 2_000  # characters; a longer boxed answer is wrong unless it is the reference
-MAX_TEXT = 20_000  # characters of a whole response given to `equivalent`; the end counts
 MAX_DIGITS = 1_000  # in a row
 # null bytes, bidirectional overrides and half characters: no answer has them, and they can look like another one
 _HOSTILE = re.compile(
@@ -22,33 +21,7 @@ _HOSTILE = re.compile(
 )
 
 
-# --- where the answer is ----------------------------------------------------------------------------------------------
-
-
-def _is_list(between: str) -> bool:
-    """Do two boxes belong together, with this between them?"""
-    return len(between) < 10 or len(between) < 70 and bool(re.search(r"\b(?:and|or)\b|[,;]", between))
-
-
-def unboxed(text: str) -> str:
-    r"""What is in the boxes at the end of a text, the text itself if there are none.
-
-    >>> unboxed(r"So \boxed{1} and \boxed{2}."), unboxed("3")
-    ('1, 2', '3')
-    """
-    if not (boxes := boxes_in(text)):
-        return text
-    start = len(boxes) - 1
-    while start and _is_list(text[boxes[start - 1][1] : boxes[start][0]]):
-        start -= 1
-    return ", ".join(dict.fromkeys(contents for _, _, contents in boxes[start:]))
-
-
-def find_answer(text: str) -> str:
-    """The answer in any text: what is boxed at its end, else what `support.answers.places` takes for the answer."""
-    text = places.ending(text[-MAX_TEXT:])
-    return unboxed(text) if boxes_in(text) else places.locate(text)
-
+# --- multiple choice --------------------------------------------------------------------------------------------------
 
 _OPTION = re.compile(  # (A) in any font, or A. at the start of a line
     r"(?:\\[a-z]+ ?\{ ?)?\(([A-H])\)(?: ?\})?|^[ \t]*([A-H])[.):](?=[ \t])", re.MULTILINE
@@ -107,8 +80,7 @@ def _letter(text: str) -> str | None:
 
 # --- what an answer is ------------------------------------------------------------------------------------------------
 
-
-_FORMULA = rf"{places.FORMULA}|\d[\d.]*(?: ?[-+*/^×] ?\d[\d.]*)+"  # also 17 + 25 in plain text
+_FORMULA = rf"{FORMULA}|\d[\d.]*(?: ?[-+*/^×] ?\d[\d.]*)+"  # also 17 + 25 in plain text
 
 
 def is_copied(answer: str, reference: str, question: str) -> bool:
