@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 import grpo
-from lab.gpu import rms
+from lab import gpu
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 pytestmark = pytest.mark.vllm
@@ -181,4 +181,4 @@ def test_in_16_bits_vllm_and_the_trainer_compute_in_the_same_ones(model, dtype, 
     served = load(model, engine="vllm", dtype=dtype)
     train_a_step(served)
     assert str(served.engine.llm.llm_engine.model_config.dtype) == f"torch.{dtype}"
-    assert rms(served, contexts(served)) < limit
+    assert gpu.gap(served, contexts(served)) < limit
