@@ -462,6 +462,15 @@ def test_templates_are_given_instead_of_searched(tmp_path):
     assert uncovered.chosen == [1, 2] and uncovered.weights == [1.0, 1.0] and uncovered.metric_calls == 7
 
 
+def test_templates_from_elsewhere_are_chosen_where_none_earns_more_as_in_a_search(tmp_path):
+    """A little partial credit everywhere is no cover."""
+    (tmp_path / "mine.py").write_text("def f(response, question): return float(response), ''")
+    hard, earned = [Question(name, f"{name}?", "1") for name in "ab"], iter(["0.2", "0.2", "1", "0"])
+    found = evolve.scored(hard, ["Add.", "Count."], lambda asked: [(next(earned), False) for _ in asked],
+                          f"{tmp_path}/mine.py:f")  # fmt: skip
+    assert found.dev_scores[1:] == [[0.2, 0.2], [1.0, 0.0]] and found.chosen == [1, 2]
+
+
 def test_the_list_of_variants_is_whole():
     for seam in NAMES:
         module = importlib.import_module(f"variants.{seam}")

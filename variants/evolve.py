@@ -16,6 +16,7 @@ from pathlib import Path
 import gepa_loop
 import verify
 from support.data import Question
+from support.gepa_glue import best_only
 
 Search = Callable[[list[Question]], gepa_loop.Evolution]
 
@@ -52,7 +53,8 @@ def scored(hard: list[Question], templates: list[str], respond: gepa_loop.Respon
     rewards = [verdict.reward for _, verdict, _ in tried]
     scores = [rewards[start : start + len(hard)] for start in range(0, len(rewards), len(hard))]
     found = given(hard, templates, scores)
-    return dataclasses.replace(found, chosen=gepa_loop.greedy_cover(found.dev_scores), metric_calls=len(pairs))
+    chosen = gepa_loop.greedy_cover(best_only(found.dev_scores))  # as in a search
+    return dataclasses.replace(found, chosen=chosen, metric_calls=len(pairs))
 
 
 def frozen(hard: list[Question], search: Search, *, folder: Path, epoch: int) -> gepa_loop.Evolution:

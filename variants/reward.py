@@ -3,8 +3,8 @@ r"""Rewards of one's own: --reward NAME. (response, question) in, (reward, feedb
 `question.row` is the whole row of the data file, so a task brings along whatever its check needs. The feedback is what
 the reflection model is told of the response: whatever can be verified can be learned, not mathematics alone. Reward 1
 means solved, here as in hard-sample mining, and 0 or less means failed. What lies between 0 and 1 gives contrast, and
-the division by the standard deviation makes the smallest difference as large as any (--no-scale-by-std). A template is
-chosen for a question where no other one earns more, be it 1 or less.
+the division by the standard deviation makes the smallest difference as large as any (--no-scale-by-std). To the greedy
+cover, a template has solved the questions on which no other one earns more, be it 1 or less.
 """
 
 from __future__ import annotations
