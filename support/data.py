@@ -118,6 +118,8 @@ def _several(answers: list[str]) -> str:
     >>> _several(["$2$", " $a_$"])
     '2, a_'
     """
+    if isinstance(answers, str):  # a copy as CSV, say: letter by letter it would be another answer
+        raise ValueError(f"is the text {answers[:60]!r}, where the data set keeps a list of texts")
     return ", ".join(answer.strip().strip("$") for answer in answers)
 
 

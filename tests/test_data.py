@@ -81,6 +81,13 @@ def test_a_local_copy_of_a_known_data_set_is_read_by_its_columns(name, suffix, t
     assert data.label(f"{name}:{tmp_path}/copy.{suffix}") == name
 
 
+def test_a_list_of_answers_that_a_local_copy_holds_as_a_text_is_refused(tmp_path):
+    """Read letter by letter, the answer to "$12$" would be ", 1, 2, "."""
+    row = ROWS["olympiadbench"] | {"final_answer": "['$2$', '$-3$']"}
+    with pytest.raises(UserError, match="olympiadbench, row 1: `final_answer` is the text .* keeps a list of texts"):
+        load_questions(f"olympiadbench:{write(tmp_path / 'copy.jsonl', [row])}")
+
+
 def test_a_file_of_ones_own_may_hold_solutions_as_gsm8k_has_them(tmp_path):
     (question,) = load_questions(write(tmp_path / "own.jsonl", [ROWS["gsm8k-test"]]))
     assert question.reference == "1,001" and verify.grade(r"\boxed{1001}", question.reference).reward == 1
