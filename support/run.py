@@ -98,6 +98,7 @@ class Run(RunLog):
                 (self.folder / name).write_text("")
         self._write("inputs.json", self.inputs)
         self._write("config.json", recorded(self.cfg))
+        seed_libraries(self.cfg, "begin")  # a --reward may draw for the first measurement, too, before any batch
         return state
 
     def _hold(self) -> None:

@@ -26,7 +26,7 @@ from support import checkpoint, log
 from support.data import load_questions
 from support.errors import UserError, exit_code_of
 from support.run import Run, check_folder, recorded
-from tools import cli
+from tools import cli, report
 
 # --------------------------------------------------------------------------------------------- checkpoint and journal
 
@@ -292,8 +292,13 @@ def test_a_run_does_not_go_on_with_an_edited_function_of_the_users_own(cfg, tmp_
 
 REMEMBERING = """
 import dataclasses
+import random
 
 MEMORY = {"groups": 0, "last": []}
+
+
+def drawn(response, question):
+    return random.random(), ""
 
 
 def weighed(group):  # called when a batch is sampled
@@ -315,6 +320,7 @@ def test_what_a_users_file_keeps_in_its_memory_is_kept_in_the_checkpoint(cfg, tm
     file = tmp_path / "mine.py"
     file.write_text(REMEMBERING)
     mine = dataclasses.replace(cfg, advantage=f"{file}:weighed", keep=f"{file}:replayed", epochs=2)
+    mine = dataclasses.replace(mine, reward=f"{file}:drawn")  # for the measurement before the first batch, too
     whole = dataclasses.replace(mine, name="whole")
     p2o.train(whole)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -322,7 +328,9 @@ def test_what_a_users_file_keeps_in_its_memory_is_kept_in_the_checkpoint(cfg, tm
         p2o.train(mine)  # in the same process: its memory is empty at first
     p2o.train(dataclasses.replace(mine, resume=True))
     found = [checkpoint.newest(run.folder / "checkpoints")[1]["memory"] for run in (whole, mine)]
-    assert found[0] == found[1] and found[0]["advantage"]["groups"] == 4 * cfg.questions_per_batch
+    assert found[0] == found[1] and found[0]["reward"]["groups"] == 4 * cfg.questions_per_batch
+    measured = [[epoch["accuracy"] for epoch in report.read_run(run.folder)["epochs"]] for run in (whole, mine)]
+    assert measured[0] == measured[1]
     adapters = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (whole, mine)]
     assert adapters[0] == adapters[1]
 
