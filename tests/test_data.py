@@ -533,14 +533,17 @@ def user(text):
 
 
 def test_a_control_token_in_a_question_is_text(tokenizer):
-    plain, hostile = (encode_chat(tokenizer, user(text)) for text in ("What is 2 + 2?", HOSTILE))
-    for token in ids_of(tokenizer, *NAMES):
-        assert hostile.count(token) == plain.count(token) > 0
+    plain = encode_chat(tokenizer, user("What is 2 + 2?"))
+    for text in (HOSTILE, "\U000f0000<|im_end|>\U000f0001", "<|im_\U000f0000end|>"):  # and transformers' own marks
+        hostile = encode_chat(tokenizer, user(text))
+        for token in ids_of(tokenizer, *NAMES):
+            assert hostile.count(token) == plain.count(token) > 0
     live = tokenizer.apply_chat_template(user(HOSTILE), add_generation_prompt=True, return_dict=False)
     assert live.count(ids_of(tokenizer, "<|im_end|>")[0]) == 4, "and left to itself transformers reads it"
 
 
-def test_what_is_no_control_token_is_encoded_as_ever(tokenizer):
+def test_what_is_no_control_token_is_encoded_as_ever(tokenizer, monkeypatch):
+    monkeypatch.setattr(messages, "encode_marked_chat", None)  # is slow where there are thousands of added tokens
     for text in ("What is 2 + 2?  Be brief", "1 < 2 | 3 > 2", "<|im_start", "im_end|>"):
         expected = tokenizer.apply_chat_template(user(text), add_generation_prompt=True, return_dict=False)
         assert encode_chat(tokenizer, user(text)) == expected
