@@ -187,6 +187,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(small_study, tmp_
         ('seeds = [0]\n[variants.a]\nmethod = "gpro"', [], "invalid choice 'gpro' for argument '--method'"),
         ("seeds = [0]\neval_data = []\n[variants.a]", [], "variant a: `eval_data` is empty; a study compares held-out"),
         ("seeds = [0]\n[variants.a]\nepochs = 1.5", [], "bad.toml, variant a: "),
+        ("seeds = [0]\n[variants.a]\ngroup_size = 2\ngroup-size = 4", [], "`group_size` is given twice in one table"),
         ("seeds = [0]\n[variants.a]\nname = '\udce9'", [], "not TOML"),  # a byte that is no UTF-8
     ],
 )
@@ -270,6 +271,14 @@ def test_a_finished_run_is_told_from_one_with_other_options(tmp_path):
     assert "epochs 2, now 3" in study.other_options(tmp_path, {"epochs": 3})
     taken_out = study.other_options(tmp_path, {"epochs": 2})  # what is no longer said means its default again
     assert "gepa_budget 60, now 500" in taken_out and "temperature" not in taken_out
+
+
+def test_other_data_are_told_if_the_study_writes_its_options_with_dashes(tmp_path):
+    (tmp_path / "config.json").write_text('{"train_data": "old.jsonl"}')
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "s.toml").write_text('seeds = [0]\ntrain-data = "new.jsonl"\n[variants.a]')
+    options = study.read_study(tmp_path / "s.toml").variants["a"]
+    assert "train_data old.jsonl, now new.jsonl" in study.other_options(tmp_path, options)
 
 
 def test_seeds_that_were_made_on_other_questions_are_told():

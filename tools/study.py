@@ -85,7 +85,20 @@ def read_study(file: Path) -> Study:
     for baseline in baselines.values():
         if not isinstance(baseline, str) or baseline not in variants:
             raise UserError(f"{file}: the baseline {baseline!r} is none of its variants")
-    return Study(seeds, {name: study | options for name, options in variants.items()}, baselines)
+    study = by_field(file, study)
+    return Study(seeds, {name: study | by_field(file, options) for name, options in variants.items()}, baselines)
+
+
+def by_field(file: Path, options: dict) -> dict:
+    """The options by the names that config.json has for them. A file may write them with dashes, as a command does.
+
+    >>> by_field(Path("s.toml"), {"train-data": "a.jsonl", "epochs": 2})
+    {'train_data': 'a.jsonl', 'epochs': 2}
+    """
+    names = [name.replace("-", "_") for name in options]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{file}: `{twice[0]}` is given twice in one table, with dashes and without; leave one away")
+    return dict(zip(names, options.values(), strict=True))
 
 
 def check_options(file: Path, study: Study, names: list[str]) -> None:
