@@ -44,8 +44,8 @@ def seed_for(cfg, *what: object) -> int:
 def seed_libraries(cfg, *what: object) -> None:
     """Seed `random`, NumPy and torch for what a function of the user's own draws from them. Our own code draws nothing.
 
-    They are seeded when a batch begins, and again when its rollouts are there, sampled now or read from the disk. So a
-    resumed run gets the draws of the uninterrupted one.
+    They are seeded when the run begins, when a batch begins, and again when its rollouts are there, sampled now or read
+    from the disk. So a resumed run gets the draws of the uninterrupted one.
     """
     seed = seed_for(cfg, "libraries", *what) % 2**32
     random.seed(seed)
