@@ -204,7 +204,9 @@ def _without_units(text: str) -> str:
     return measured.value if measured.unit is not None else text
 
 
-_WORD = re.compile(r"\\text ?\{ ?[^{}]*[a-zA-Z]{2}[^{}]*\}|(?<![\\a-zA-Z_{])[a-zA-Z]{3,}")
+_WORD = re.compile(  # of what is measured, as in \text{mean} = 5, no word counts
+    r"(?:\\text ?\{ ?[^{}]*[a-zA-Z]{2}[^{}]*\}|(?<![\\a-zA-Z_{])[a-zA-Z]{3,}(?![a-zA-Z]))(?![ }]*=)"
+)
 
 
 def _has_other_words(answer: str, reference: str) -> bool:
