@@ -206,7 +206,9 @@ _WORK = re.compile(
 )
 _SIGN = re.compile(r"=|\\(?:approx|equiv|in)(?![a-zA-Z])")
 _MODULUS = re.compile(r" ?\\([pb])mod ?\{([^{}]*)\}$")
-_INTEGER = re.compile(r"(?:(?<=[=,])|(?<=equiv)|(?<![^ ])) ?-?[0-9]+(?= ?(?:,|\\pmod))")
+_REMAINDERS = re.compile(
+    r"((?:[^=,]*(?:=|\\equiv))?)((?: ?-?[0-9]+ ?,(?![0-9]{3}))* ?-?[0-9]+) ?\\[pb]mod ?\{ ?([1-9][0-9]*) ?\}"
+)
 _LIST = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-z])")
 RELATION = re.compile(r"[<>]|\\(?:[lgn]e|[lg]t)(?![a-zA-Z])")
 _DENIED = re.compile(r"\\(?:not|neg)|\b(?:not|never|false|wrong|than|twice)\b")  # such a text names no value
@@ -227,7 +229,7 @@ def _named(text: str) -> tuple[str, str]:
     several = (
         _LIST.search(value) and _SIGN.search(value) or _LIST.search(re.sub(r"\([^()]*\)", "", _ATTACHED.sub("", name)))
     )
-    if not sign or several or RELATION.search(_INNER.sub("", hidden)) or _DENIED.search(name):
+    if not sign or several or RELATION.search(_INNER.sub("", hidden)) or _DENIED.search(_ATTACHED.sub("", name)):
         return "", text
     *members, value = value.split(r"\approx")[0].split("=")
     name = next((m.strip() for m in (name, *members) if not re.search("[0-9]", _ATTACHED.sub("", m))), name)
@@ -300,11 +302,9 @@ def _without_modulus(answer: str, reference: str) -> tuple[str, str]:
     if one and other:
         if canonical(one[2]) != canonical(other[2]):
             return answer, reference
-        if re.fullmatch(" ?[1-9][0-9]* ?", one[2]):
-            modulus = int(one[2])
-            answer, reference = (
-                _INTEGER.sub(lambda match: str(int(match[0]) % modulus), text) for text in (answer, reference)
-            )
+        lists = [_REMAINDERS.fullmatch(text) for text in (answer, reference)]
+        if all(lists):  # 9, 5 is 2, 5
+            answer, reference = (f"{m[1]}{','.join(str(int(n) % int(m[3])) for n in m[2].split(','))}" for m in lists)
     elif not any(m and (m[1] == "p" or r"\equiv" in m.string) for m in (one, other)):
         return answer, reference  # 17 \bmod 5 may be a number that nobody worked out
     return _MODULUS.sub("", answer), _MODULUS.sub("", reference)

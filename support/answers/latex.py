@@ -253,7 +253,7 @@ LAYOUT = [  # what changes the looks of an answer, not the answer
      r"(?: ?\\in ?\\mathbb ?\{? ?[RQZNC] ?\}?)?(?: ?\^ ?\{? ?\+ ?\}?| ?_ ?\{ ?> ?0 ?\})?[ }]*$", "",
      r"f(x)=2x\text{ for all real }x", "f(x)=2x"),
     (rf"^ ?([a-zA-Z] ?[_(] ?\{{? ?([kmn]) ?[}})]? ?=.*?)[ ,(]*(?:\\text ?\{{ ?)?(?:(?:for|where|all|integers?){_GAP})*"
-     r"\2 ?(?:\\geq? ?[01]|\\in ?\\mathbb ?\{? ?[NZ][^a-zA-Z\\]*)[ })]*$", r"\1", r"a_{n}=2n, n\ge 1", r"a_{n}=2n"),
+     r"\2 ?(?:\\geq? ?[01]|\\in ?\\mathbb ?\{? ?[NZ][ {}_^+*>0]*)[ })]*$", r"\1", r"a_{n}=2n, n\ge 1", r"a_{n}=2n"),
     (r"^ ?(?:\\text ?\{ ?)?all (?:integers )?\}? ?(?=[kmn] ?(?:[<>]|\\[lg]e))", "", r"\text{all }n>2", "n>2"),
     (r"^ ?(?:[a-zA-Z] ?: ?)?\(?[a-z]\)? ?\\mapsto(?![a-zA-Z])", "", r"f:x\mapsto 2x", " 2x"),
     (r"\\text ?\{ ?\( ?mod ([^{}()]*)\) ?\}", r"\\pmod{\1}", r"3\text{ (mod 7)}", r"3\pmod{7}"),

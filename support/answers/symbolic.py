@@ -204,7 +204,9 @@ def _without_units(text: str) -> str:
     return measured.value if measured.unit is not None else text
 
 
-_WORD = re.compile(r"\\text ?\{ ?[^{}]*[a-zA-Z]{2}[^{}]*\}|(?<![\\a-zA-Z_{])[a-zA-Z]{3,}")
+_WORD = re.compile(  # of what is measured, as in \text{mean} = 5, no word counts
+    r"(?:\\text ?\{ ?[^{}]*[a-zA-Z]{2}[^{}]*\}|(?<![\\a-zA-Z_{])[a-zA-Z]{3,}(?![a-zA-Z]))(?![ }]*=)"
+)
 
 
 def _has_other_words(answer: str, reference: str) -> bool:
@@ -238,7 +240,10 @@ def same(answer: str, reference: str) -> bool:
         return False
     pair = _in_one_letter(*_in_one_logarithm(*pair), reference)
     if all(map(_ADDED.search, pair)):
-        pair = [_ADDED.sub(f"+{_NUMBER}", text) for text in pair]
+        added = [_ADDED.sub(f"+{_NUMBER}", text) for text in pair]
+        # in b + c, c + a it is a letter as any other
+        if not any("," in text and re.search("[cCK]", re.sub(r"\\[a-zA-Z]+|b_\{qc\}", "", text)) for text in added):
+            pair = added
     if any(_equal(*map(parse, (one, pair[1]))) for one in _with_other_constants(*pair)):
         return True
     # The parser drops the sign: 50\%, 25\% is 50, 25. It is 0.5, 0.25, too.
@@ -301,7 +306,8 @@ def _in_one_logarithm(answer: str, reference: str) -> tuple[str, str]:
     return answer, reference
 
 
-_NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?(?=$|,)")  # a constant of integration takes in any number
+# A constant of integration takes in any number. It stands at the end, or behind items of a list, but in no point.
+_NUMBER, _ADDED = "b_{qc}", re.compile(r"\+ ?[cCK] ?(?=$|,(?![^(\[]*[)\]]))")
 _CONSTANT = re.compile(r"\+ ?[cC] ?$|(?<![a-zA-Z\\])[cC] ?(?:_|e ?\^)")
 _ARBITRARY = re.compile(r"(?<![a-zA-Z\\])(?:[cC] ?_ ?\{ ?\d ?\}|[cCABDK](?![a-df-zA-Z_]))")
 
@@ -573,7 +579,7 @@ _WHOLE_LINE = (
 def _partial_parts(thing) -> list:
     """The roots, logarithms and the like in it: what is real in some places only, or has a case for each sign."""
     powers = [p for p in thing.atoms(sympy.Pow) if not p.exp.is_Integer and not p.base.is_positive]
-    return powers + [f for f in thing.atoms(sympy.Function) if not isinstance(f, _WHOLE_LINE)]
+    return powers + [f for f in thing.atoms(sympy.Function, sympy.Max, sympy.Min) if not isinstance(f, _WHOLE_LINE)]
 
 
 def _samples(x, y) -> Iterator[tuple]:
@@ -649,7 +655,7 @@ def _own_points(x, y, partial: bool) -> tuple[list[dict], list[dict]]:
     letters = list(enumerate(sorted(x.free_symbols | y.free_symbols, key=str)))
     own = sorted({n for number in x.atoms(Rational) | y.atoms(Rational) for n in (abs(number.p), number.q) if n > 13})
     jumps = any(thing.has(sympy.floor, sympy.ceiling) for thing in (x, y))
-    numbers = [*range(-2, 14), *(n for n in own if n < 3000)] if jumps else []
+    numbers = [*range(-2, 14), 27, 50, *(n for n in own if n < 3000)] if jumps else []
     whole = [{letter: sympy.Integer(n + 5 * rank) for rank, letter in letters} for n in numbers]
     ends = [times * own[-1] for times in (2, -2, 3, -3)] if letters and partial and own and own[-1] > 40 else []
     return whole, [{letter: sympy.Integer(end * (rank + 1)) for rank, letter in letters} for end in ends]
